@@ -1,0 +1,44 @@
+"""When each phase of a run began and ended, for the closing table and for the benchmark."""
+
+import json
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+LOG_VARIABLE = "ABDOSEG_PHASE_LOG"
+"""Environment variable naming the file to which phases are appended."""
+
+
+class PhaseTimer:
+    """Times phases, in any thread, and appends each to a log as it ends.
+
+    Args:
+        log: file of JSON lines `{"phase", "case", "start", "end"}`; seconds of CLOCK_MONOTONIC,
+            which every process and container of a host shares. None: no log is kept.
+    """
+
+    def __init__(self, log: Path | None = None) -> None:
+        self._log = log
+        self._lock = threading.Lock()
+        self._seconds: dict[str | None, dict[str, float]] = defaultdict(dict)
+
+    @contextmanager
+    def phase(self, name: str, case: str | None = None) -> Iterator[None]:
+        """Time the block as one phase of a case, or of the whole run."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            end = time.monotonic()
+            self._seconds[case][name] = end - start
+            if self._log is not None:
+                line = json.dumps({"phase": name, "case": case, "start": start, "end": end})
+                with self._lock, self._log.open("a") as file:
+                    file.write(line + "\n")
+
+    def seconds(self, case: str | None) -> dict[str, float]:
+        """Seconds per phase of a case (None: of the run), in the order they ended."""
+        return dict(self._seconds[case])

@@ -1,0 +1,114 @@
+"""Trained weights in safetensors files: fp16 tensors, and in the header all that running needs."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError, safe_open
+
+from inference.labels import LABEL_NAMES
+from inference.volume import ORIENTATION
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DEFAULT_WEIGHTS = Path(__file__).parents[1] / "weights" / "phantom-slim.safetensors"
+"""What `predict.sh` uses unless told otherwise."""
+
+_METADATA_KEY = "abdoseg"
+
+
+class WeightsError(ValueError):
+    """A file that cannot be used as weights; the message is the reason, in one line."""
+
+
+@dataclass(frozen=True)
+class WeightsMetadata:
+    """What must be known of a network besides its weights.
+
+    Attributes:
+        base_channels, num_classes: arguments of `AttentionUNet`.
+        intensity_mean, intensity_std: of the training set's clipped voxels, HU.
+        trained_on: data sets, and anything a user must know before trusting the result.
+        licence: under which the weights may be used.
+        date: when they were exported, YYYY-MM-DD.
+        revision: of the code that trained them.
+        label_names: by label number.
+        percentiles: to which a volume's intensities are clipped.
+        orientation: of the slices that the network was trained on.
+        matrix_reduction: factor by which slices are area-averaged before the network sees them.
+    """
+
+    base_channels: int
+    num_classes: int
+    intensity_mean: float
+    intensity_std: float
+    trained_on: str
+    licence: str
+    date: str
+    revision: str
+    label_names: tuple[str, ...] = LABEL_NAMES
+    percentiles: tuple[float, float] = (1.0, 99.0)
+    orientation: str = ORIENTATION
+    matrix_reduction: int = 1
+
+
+def read_metadata(path: Path) -> WeightsMetadata:
+    """Read a weights file's metadata; torch is not imported and no tensor is read.
+
+    Raises:
+        WeightsError: not a safetensors file, not made by `save_weights`, or for another network.
+        OSError: the file cannot be read.
+    """
+    if not path.is_file():
+        raise WeightsError("no such file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            stored = (file.metadata() or {}).get(_METADATA_KEY)
+    except SafetensorError as error:
+        raise WeightsError(f"not a safetensors file ({error})") from error
+    if stored is None:
+        raise WeightsError("it has no abdoseg metadata: make it with `python -m training export`")
+    fields = json.loads(stored)
+    try:
+        metadata = WeightsMetadata(
+            **{
+                **fields,
+                "label_names": tuple(fields["label_names"]),
+                "percentiles": tuple(fields["percentiles"]),
+            }
+        )
+    except (KeyError, TypeError) as error:
+        raise WeightsError(f"its metadata does not fit this version ({error})") from error
+    if metadata.orientation != ORIENTATION:
+        raise WeightsError(f"its network wants {metadata.orientation} slices, not {ORIENTATION}")
+    return metadata
+
+
+def load_weights(path: Path) -> tuple[dict[str, "Tensor"], WeightsMetadata]:
+    """Load a state dict of `AttentionUNet` (fp16, on the CPU, mapped from the file) and metadata.
+
+    Raises:
+        WeightsError, OSError: as `read_metadata`.
+    """
+    metadata = read_metadata(path)
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+
+
+def save_weights(path: Path, state_dict: dict[str, "Tensor"], metadata: WeightsMetadata) -> None:
+    """Save the state dict of an `AttentionUNet` as fp16, with its metadata.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from safetensors.numpy import save_file  # only training saves
+
+    tensors = {}
+    for name, tensor in state_dict.items():
+        tensors[name] = (tensor.half() if tensor.is_floating_point() else tensor).cpu().numpy()
+    temporary = path.with_name(f".{path.name}.partial")
+    save_file(tensors, temporary, {_METADATA_KEY: json.dumps(dataclasses.asdict(metadata))})
+    temporary.replace(path)

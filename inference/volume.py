@@ -19,6 +19,7 @@ import numpy as np
 from isal import igzip
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 ORIENTATION = "SPL"
 """Where the three array axes point."""
@@ -130,7 +131,7 @@ def read_volume(path: Path) -> Volume:
         image = image_class.from_bytes(content)
         header = image.header
         affine = header.get_best_affine()
-    except (ImageFileError, HeaderDataError, ValueError, OSError, EOFError) as error:
+    except (ImageFileError, HeaderDataError, WrapStructError, ValueError) as error:
         raise VolumeError(f"not a NIfTI file ({error})") from error
 
     shape = header.get_data_shape()

@@ -1,0 +1,94 @@
+"""Small networks and volumes that the tests share."""
+
+import itertools
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from inference.model import AttentionUNet
+from inference.weights import WeightsMetadata, save_weights
+
+torch.set_num_threads(1)  # the tests' networks are too small to be worth a second
+
+SHARED = Path(__file__).parents[2] / "shared"
+"""Real CT and reference scores, beside the project on the machines that have them."""
+
+
+def trained_looking_network(base_channels: int = 8, seed: int = 0) -> AttentionUNet:
+    """A network with non-trivial normalisation statistics, whose labels are all used."""
+    torch.manual_seed(seed)
+    network = AttentionUNet(base_channels=base_channels).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.2, 2)
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.normal_(0, 0.3)
+    with torch.no_grad():
+        slices = torch.randn(2, 3, 64, 64)
+        logits = network(slices).transpose(0, 1).flatten(1)
+        spread = logits.std(dim=1)
+        network.head.weight /= spread[:, None, None, None]
+        network.head.bias.sub_(logits.mean(dim=1)).div_(spread)
+    return network
+
+
+def metadata_of(network: AttentionUNet, **changes) -> WeightsMetadata:
+    fields = {
+        "base_channels": network.head.in_channels,
+        "num_classes": network.head.out_channels,
+        "intensity_mean": 20.0,
+        "intensity_std": 150.0,
+        "trained_on": "nothing: random weights of a test",
+        "licence": "MIT",
+        "date": "2026-01-01",
+        "revision": "test",
+    }
+    return WeightsMetadata(**{**fields, **changes})
+
+
+@pytest.fixture(scope="session")
+def weights_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
+    network = trained_looking_network()
+    save_weights(path, network.state_dict(), metadata_of(network))
+    return path
+
+
+@pytest.fixture
+def ct() -> np.ndarray:
+    """HU, (i, j, k) toward right, anterior, superior; smooth, so that labels form regions."""
+    rng = np.random.default_rng(7)
+    coarse = torch.from_numpy(rng.normal(0, 300, (1, 1, 7, 6, 5)))
+    fine = torch.nn.functional.interpolate(coarse, size=(40, 33, 21), mode="trilinear")
+    return (fine[0, 0].numpy() + rng.normal(0, 20, (40, 33, 21))).astype(np.int16)
+
+
+RAS_AFFINE = np.array([[1.5, 0, 0, -30], [0, 1.25, 0, 12], [0, 0, 4, -700], [0, 0, 0, 1.0]])
+
+ORIENTATIONS = [
+    nibabel.orientations.axcodes2ornt(tuple(codes))
+    for axes in itertools.permutations(("LR", "PA", "IS"))
+    for codes in itertools.product(*axes)
+]
+"""All 48 ways in which a file's axes can run along the patient's."""
+
+
+def save_nifti(path: Path, array: np.ndarray, affine: np.ndarray = RAS_AFFINE) -> Path:
+    image = nibabel.Nifti1Image(array, affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, 1)
+    image.set_qform(affine, 1)
+    nibabel.save(image, path)
+    return path
+
+
+def reoriented(array: np.ndarray, affine: np.ndarray, orientation: np.ndarray):
+    """The same volume with its axes swapped and flipped, by nibabel: array and affine."""
+    start = nibabel.io_orientation(affine)
+    transform = nibabel.orientations.ornt_transform(start, orientation)
+    turned = nibabel.orientations.apply_orientation(array, transform)
+    return turned, affine @ nibabel.orientations.inv_ornt_aff(transform, array.shape)

@@ -1,0 +1,66 @@
+"""Largest components against scikit-image's labelling of one organ at a time."""
+
+import numpy as np
+import pytest
+from skimage.measure import label
+
+from inference.components import keep_largest_components
+
+
+def plain_largest_components(label_map):
+    kept = np.where(label_map == 14, label_map, 0)
+    for organ in range(1, 14):
+        components = label(label_map == organ, connectivity=1)
+        sizes = np.bincount(components.ravel())[1:]
+        if sizes.size:
+            kept[components == np.argmax(sizes) + 1] = organ
+    return kept
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_equal_to_scikit_image(seed):
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 15, (6, 7, 8)) * (rng.random((6, 7, 8)) < 0.6)
+    label_map = np.kron(coarse, np.ones((3, 3, 3))).astype(np.uint8)
+    noise = rng.random(label_map.shape) < 0.05
+    label_map[noise] = rng.integers(0, 15, noise.sum())
+    expected = plain_largest_components(label_map)
+    keep_largest_components(label_map)
+    np.testing.assert_array_equal(label_map, expected)
+
+
+def test_of_two_alike_the_first_stays():
+    label_map = np.zeros((5, 6, 7), np.uint8)
+    label_map[1, 4:6, 0:2] = 3
+    label_map[1, 1:3, 4:6] = 3  # same slice, lower row: first in C order
+    label_map[3, 0:2, 0:2] = 3
+    keep_largest_components(label_map)
+    assert np.argwhere(label_map == 3).tolist() == [[1, 1, 4], [1, 1, 5], [1, 2, 4], [1, 2, 5]]
+
+
+def test_corners_do_not_connect_and_other_labels_divide():
+    label_map = np.zeros((1, 4, 6), np.uint8)
+    label_map[0, 0, :2] = 1
+    label_map[0, 1, 2:5] = 1  # touches the first by a corner only
+    label_map[0, 3] = [2, 2, 5, 2, 2, 2]
+    keep_largest_components(label_map)
+    assert label_map[0].tolist() == [
+        [0, 0, 0, 0, 0, 0],
+        [0, 0, 1, 1, 1, 0],
+        [0, 0, 0, 0, 0, 0],
+        [0, 0, 5, 2, 2, 2],
+    ]
+
+
+def test_every_tumor_stays():
+    label_map = np.zeros((3, 3, 9), np.uint8)
+    label_map[1, 1, ::2] = 14
+    expected = label_map.copy()
+    keep_largest_components(label_map)
+    np.testing.assert_array_equal(label_map, expected)
+
+
+def test_nothing_labelled():
+    label_map = np.zeros((2, 3, 4), np.uint8)
+    keep_largest_components(label_map)
+    assert not label_map.any()

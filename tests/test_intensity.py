@@ -1,0 +1,66 @@
+"""Percentiles against numpy, z-scores against their definition."""
+
+import numpy as np
+import pytest
+import torch
+
+from inference.intensity import normalise, percentiles
+
+PERCENTS = (0.0, 0.37, 1.0, 50.0, 63.1, 99.0, 100.0)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    ["int8", "uint8", "int16", "uint16", ">i2", ">u2", "int32", "uint32", "int64", "<f4", "f8"],
+)
+@pytest.mark.parametrize("size", [1, 2, 99, 4001])
+def test_equal_to_numpy(dtype, size):
+    rng = np.random.default_rng(size)
+    info = np.iinfo(dtype) if np.dtype(dtype).kind in "iu" else np.iinfo("int16")
+    low, high = max(info.min, -40_000), min(info.max, 60_000)
+    voxels = rng.integers(low, high, size, endpoint=True).astype(dtype)
+    # In float, because numpy interpolates integers in their own type, where differences overflow.
+    reference = voxels.astype(float) if voxels.dtype.kind in "iu" else voxels
+    assert percentiles(voxels, PERCENTS) == tuple(np.percentile(reference, PERCENTS))
+
+
+def test_any_memory_order():
+    voxels = np.random.default_rng(0).normal(0, 900, (11, 13, 17)).astype(np.int16)
+    expected = tuple(np.percentile(voxels, PERCENTS))
+    for view in (voxels.T, voxels[::-1], voxels[:, ::-1].transpose(1, 2, 0)):
+        assert percentiles(view, PERCENTS) == expected
+
+
+def test_voxels_that_are_not_finite_do_not_count():
+    voxels = np.array([np.nan, 1, 2, 3, np.inf, -np.inf, 4], np.float32)
+    assert percentiles(voxels, (0.0, 50.0, 100.0)) == (1, 2.5, 4)
+    with pytest.raises(ValueError, match="finite"):
+        percentiles(np.full(3, np.nan))
+
+
+def test_z_scores_of_the_clipped_hu():
+    voxels = np.array([-2048, 0, 100, 500, 3000], np.int16)
+    slope, intercept = 2.0, -1024.0
+    window = (50.0, 600.0)
+    hu = slope * np.clip(voxels.astype(float), *window) + intercept
+    z = normalise(
+        torch.from_numpy(voxels),
+        window=window,
+        slope=slope,
+        intercept=intercept,
+        mean=70,
+        std=141,
+    )
+    np.testing.assert_allclose(z.numpy(), (hu - 70) / 141, rtol=1e-5)
+
+
+def test_nan_becomes_the_lower_end():
+    z = normalise(
+        torch.tensor([float("nan"), float("inf")]),
+        window=(-1.0, 3.0),
+        slope=1,
+        intercept=0,
+        mean=0,
+        std=1,
+    )
+    assert z.tolist() == [-1, 3]

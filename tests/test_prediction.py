@@ -1,0 +1,130 @@
+"""The predictor against the plain network, one slice at a time."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import metadata_of, trained_looking_network
+
+from inference.prediction import Predictor, choose_device
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def network():
+    return trained_looking_network(8, seed=1)
+
+
+def predictor_of(network, *, dtype=torch.float32, batch_size=None, **changes):
+    metadata = metadata_of(network, **changes)
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    return Predictor(state, metadata, CPU, dtype=dtype, batch_size=batch_size)
+
+
+@torch.no_grad()
+def plain_labels(network, hu, low, high):
+    """Paper section 2.1 and 2.2 as they read, in fp32; rows and columns multiples of 16."""
+    z = (np.clip(hu, low, high).astype(np.float32) - 20) / 150
+    labels = [network(torch.from_numpy(s)[None, None].expand(1, 3, -1, -1)).argmax(1)[0] for s in z]
+    return np.stack(labels).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def hu():
+    rng = np.random.default_rng(2)
+    coarse = torch.from_numpy(rng.normal(0, 300, (1, 1, 4, 6, 5)))
+    fine = torch.nn.functional.interpolate(coarse, size=(7, 48, 64), mode="trilinear")
+    return fine[0, 0].numpy().round().astype(np.int16)
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 3, 50])
+def test_labels_are_the_plain_networks(network, hu, batch_size):
+    labels = predictor_of(network, batch_size=batch_size).predict(hu, window=(-400, 500))
+    expected = plain_labels(network, hu, -400, 500)
+    assert labels.dtype == np.uint8
+    assert labels.flags.c_contiguous
+    assert (labels == expected).mean() >= 0.9999
+    assert len(np.unique(expected)) >= 8
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint16", ">i2", "int64", "float16", "float64"])
+def test_every_type_of_voxel(network, hu, dtype):
+    voxels = (hu // 8).clip(-120, 120) + 121 if np.dtype(dtype).kind == "u" else hu // 8
+    voxels = voxels.clip(-128, 127 if dtype == "int8" else 999).astype(dtype)
+    predictor = predictor_of(network)
+    window = (float(voxels.min()) + 5, float(voxels.max()) - 5)
+    labels = predictor.predict(voxels, window=window, slope=8.0, intercept=-20.0)
+    reference = predictor.predict(
+        voxels.astype(np.float32), window=window, slope=8.0, intercept=-20.0
+    )
+    np.testing.assert_array_equal(labels, reference)
+    assert len(np.unique(labels)) > 3
+
+
+def test_slope_and_intercept_are_hu(network, hu):
+    predictor = predictor_of(network)
+    expected = predictor.predict(hu, window=(-400.0, 500.0))
+    stored = (hu.astype(np.int32) + 1024) * 2
+    window = ((-400 + 1024) * 2.0, (500 + 1024) * 2.0)
+    labels = predictor.predict(stored, window=window, slope=0.5, intercept=-1024.0)
+    assert (labels == expected).mean() > 0.999
+
+
+@pytest.mark.parametrize("size", [(48, 50), (37, 64), (1, 1), (97, 31)])
+@torch.no_grad()
+def test_other_sizes_run_padded(network, hu, size):
+    rows, columns = size
+    hu = np.tile(hu, (1, 3, 1))[:2, :rows, :columns]
+    labels = predictor_of(network).predict(hu, window=(-400, 500))
+    assert labels.shape == hu.shape
+    padded = np.pad(hu, ((0, 0), (0, -rows % 16), (0, -columns % 16)), mode="edge")
+    expected = plain_labels(network, padded, -400, 500)[:, :rows, :columns]
+    assert (labels == expected).mean() >= 0.999
+
+
+@torch.no_grad()
+def test_matrix_reduction(network, hu):
+    labels = predictor_of(network, matrix_reduction=2).predict(hu, window=(-400, 500))
+    z = (np.clip(hu, -400, 500).astype(np.float32) - 20) / 150
+    means = z.reshape(7, 24, 2, 32, 2).mean(axis=(2, 4))
+    means = np.pad(means, ((0, 0), (0, 8), (0, 0)), mode="edge")  # 24 rows to 32
+    logits = network(torch.from_numpy(means)[:, None].expand(-1, 3, -1, -1))
+    logits = torch.nn.functional.interpolate(logits, scale_factor=2, mode="bilinear")
+    assert (labels == logits.argmax(1).numpy()[:, :48]).mean() >= 0.999
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(network, hu):
+    predictor = predictor_of(network, batch_size=7)
+    expected = predictor.predict(hu, window=(-400, 500))
+    sizes = []
+
+    def refuse_more_than_two(module, inputs):
+        sizes.append(len(inputs[0]))
+        if len(inputs[0]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    predictor.network.register_forward_pre_hook(refuse_more_than_two)
+    done = []
+    labels = predictor.predict(hu, window=(-400, 500), on_slices=done.append)
+    assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
+    assert sum(done) == 7
+    assert (labels == expected).mean() >= 0.9999
+
+
+def test_one_slice_too_many_is_an_error(network, hu):
+    predictor = predictor_of(network, batch_size=4)
+
+    def refuse(module, inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    predictor.network.register_forward_pre_hook(refuse)
+    with pytest.raises(torch.OutOfMemoryError):
+        predictor.predict(hu, window=(-400, 500))
+
+
+def test_devices():
+    assert choose_device("cpu") == CPU
+    available = torch.cuda.is_available()
+    assert choose_device("auto").type == ("cuda" if available else "cpu")
+    with pytest.raises(ValueError, match="torch sees"):
+        choose_device("cuda:99")

@@ -1,0 +1,64 @@
+"""Weights files: what is saved comes back, and what is not weights is refused."""
+
+import pickle
+
+import pytest
+import torch
+from conftest import metadata_of, trained_looking_network
+from safetensors.torch import save_file
+
+from inference.labels import LABEL_NAMES
+from inference.weights import (
+    DEFAULT_WEIGHTS,
+    WeightsError,
+    load_weights,
+    read_metadata,
+    save_weights,
+)
+
+
+def test_round_trip(tmp_path):
+    network = trained_looking_network()
+    metadata = metadata_of(network, intensity_mean=-12.5, matrix_reduction=2)
+    path = tmp_path / "w.safetensors"
+    save_weights(path, network.state_dict(), metadata)
+    state, loaded = load_weights(path)
+    assert loaded == metadata
+    for name, tensor in network.state_dict().items():
+        expected = tensor.half() if tensor.is_floating_point() else tensor
+        assert torch.equal(state[name], expected), name
+    assert [file.name for file in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_pickle_is_never_loaded(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (pytest.fail, ("a pickle was loaded",))
+
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(WeightsError, match="not a safetensors file"):
+        load_weights(path)
+    torch.save({"weight": torch.ones(2)}, path)
+    with pytest.raises(WeightsError, match="not a safetensors file"):
+        load_weights(path)
+
+
+def test_other_safetensors_are_refused(tmp_path, weights_file):
+    with pytest.raises(WeightsError, match="no such file"):
+        read_metadata(tmp_path / "none.safetensors")
+    save_file({"weight": torch.ones(2)}, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match="no abdoseg metadata"):
+        read_metadata(tmp_path / "w.safetensors")
+    network = trained_looking_network()
+    turned = metadata_of(network, orientation="RAS")
+    save_weights(tmp_path / "w.safetensors", network.state_dict(), turned)
+    with pytest.raises(WeightsError, match="RAS"):
+        read_metadata(tmp_path / "w.safetensors")
+
+
+def test_default_weights_are_shipped_small_and_say_what_they_are():
+    metadata = read_metadata(DEFAULT_WEIGHTS)
+    assert metadata.label_names == LABEL_NAMES
+    assert "synthetic" in metadata.trained_on
+    assert DEFAULT_WEIGHTS.stat().st_size <= 2_000_000

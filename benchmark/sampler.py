@@ -1,11 +1,11 @@
 """Device memory, CPU and RAM against time, read on a schedule that does not drift.
 
-The organisers' sampler sleeps 0.1 s between readings, so that its period is a little longer than the
-0.1 s by which their area is computed. Here tick k falls due at start + k * interval whatever the
-earlier readings cost, every reading carries its own time, and what sampling itself costs is kept.
+The organisers' sampler sleeps 0.1 s between readings, so that its period is a little longer than
+the 0.1 s by which their area is computed. Here tick k falls due at start + k * interval whatever
+the earlier readings cost, every reading carries its own time, and what sampling costs is kept.
 
-Units: seconds, MB (2**20 bytes, as the organisers count), CPU in percent of the whole machine (100 %
-is every core busy, as the organisers count).
+Units: seconds, MB (2**20 bytes, as the organisers count), CPU in percent of the whole machine
+(100 % is every core busy, as the organisers count).
 """
 
 import os
@@ -45,9 +45,7 @@ class Gpu:
         try:
             pynvml.nvmlInit()
         except pynvml.NVMLError as error:
-            raise GpuUnavailable(
-                f"no NVIDIA driver answers on this machine (NVML: {error})"
-            ) from error
+            raise GpuUnavailable(f"no NVIDIA driver on this machine ({error})") from error
         try:
             count = pynvml.nvmlDeviceGetCount()
             if count == 0:
@@ -188,7 +186,7 @@ def _statistics(path: Path) -> dict[str, int]:
 
 
 def find_cgroup(pid: int, proc: Path = Path("/proc")) -> Cgroup | None:
-    """The cgroup that accounts for process `pid`; None where its files are not to be seen from here.
+    """The cgroup that accounts for process `pid`; None where its files are not to be seen.
 
     Args:
         pid: the container's first process, as the host numbers it.
@@ -303,11 +301,9 @@ class Sampler:
         self._gpu = gpu
         self._interval = interval
         self._other_processes = frozenset(other_processes)
-        self._samples = (
-            Samples()
-            if gpu
-            else Samples(time_s=[], gpu_used_mb=None, gpu_reserved_mb=None, gpu_process_mb=None)
-        )
+        self._samples = Samples()
+        if gpu is None:
+            self._leave_gpu_out()
         self._gpu_error: str | None = None
         self._cpu_seconds = 0.0
         self._missed = 0
@@ -386,6 +382,10 @@ class Sampler:
         except OSError:
             return self._cpu_seconds, 0.0
 
+    def _leave_gpu_out(self) -> None:
+        samples = self._samples
+        samples.gpu_used_mb = samples.gpu_reserved_mb = samples.gpu_process_mb = None
+
     def _read_gpu(self) -> None:
         samples = self._samples
         try:
@@ -393,7 +393,7 @@ class Sampler:
         except pynvml.NVMLError as error:
             # A curve with a hole has no peak and no area to be trusted.
             self._gpu_error = str(error)
-            samples.gpu_used_mb = samples.gpu_reserved_mb = samples.gpu_process_mb = None
+            self._leave_gpu_out()
             return
         samples.gpu_used_mb.append(used)
         if samples.gpu_reserved_mb is not None:

@@ -1,0 +1,82 @@
+"""A stand-in for the `docker` command line: the questions and orders that `benchmark` has for it.
+
+DOCKER_STUB names a folder. An image is a folder `images/NAME` with a `predict.sh` in it; a
+container is a process group with that script's copy beside links to the mounted folders. Every
+order is written to `orders`, one JSON list a line.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+stub = Path(os.environ["DOCKER_STUB"])
+arguments = sys.argv[1:]
+with (stub / "orders").open("a") as orders:
+    print(json.dumps(arguments), file=orders)
+
+
+def image_folder(image: str) -> Path:
+    return stub / "images" / image.removesuffix(":latest")
+
+
+def run_container() -> int:
+    image = arguments[arguments.index("/bin/bash") - 1]
+    if (image_folder(image) / "refused").exists():
+        print("docker: Error response from daemon: could not select device driver.")
+        return 125
+    name = arguments[arguments.index("--name") + 1]
+    mounts = [arguments[n + 1] for n, word in enumerate(arguments) if word == "-v"]
+    place = Path(tempfile.mkdtemp())
+    shutil.copy(image_folder(image) / "predict.sh", place)
+    for mount in mounts:
+        host, _, inside = mount.partition(":")
+        (place / Path(inside).name).symlink_to(host)
+    container = subprocess.Popen(
+        arguments[arguments.index("/bin/bash") :], cwd=place, start_new_session=True
+    )
+    pid_file = stub / f"{name}.pid"
+    pid_file.write_text(str(container.pid))
+    code = container.wait()
+    pid_file.unlink(missing_ok=True)
+    return code if code >= 0 else 128 - code
+
+
+def remove_container() -> int:
+    pid_file = stub / f"{arguments[-1]}.pid"
+    if not pid_file.exists():
+        return 1
+    os.killpg(int(pid_file.read_text()), signal.SIGKILL)
+    pid_file.unlink()
+    return 0
+
+
+match arguments:
+    case ["image", "inspect", *_, image]:
+        if not image_folder(image).is_dir():
+            sys.exit("Error: No such image: " + image)
+        print("sha256:" + "0" * 64)
+    case ["version", *_]:
+        print("stand-in")
+    case ["load", "-i", archive]:
+        print("Loaded image: " + Path(archive).read_text())
+    case ["container", "run", *_]:
+        sys.exit(run_container())
+    case ["container", "inspect", *_, name]:
+        pid_file = stub / f"{name}.pid"
+        if not pid_file.exists():
+            sys.exit("Error: No such container: " + name)
+        print(pid_file.read_text())
+    case ["container", "rm", "-f", _]:
+        sys.exit(remove_container())
+    case ["container", "ls", *_]:
+        for pid_file in stub.glob("*.pid"):
+            print(pid_file.stem)
+    case ["events", *_]:
+        pass
+    case _:
+        sys.exit(f"docker stand-in: {arguments}?")

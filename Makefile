@@ -5,7 +5,6 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 IMAGE := abdoseg:latest
-DEMO_SEED := 2023
 
 .PHONY: setup demo test docker test-docker clean
 
@@ -17,11 +16,7 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt
 	touch $@
 
 demo: setup
-	rm -rf demo
-	$(PYTHON) -m benchmark.phantom --output demo --cases 1 --seed $(DEMO_SEED)
-	PYTHON=$(CURDIR)/$(PYTHON) sh predict.sh --input $(CURDIR)/demo/images \
-		--output $(CURDIR)/demo/predictions --weights $(CURDIR)/weights/phantom-slim.safetensors --preview
-	$(PYTHON) -m benchmark.demo demo
+	$(PYTHON) -m benchmark.demo
 
 test: setup
 	$(VENV)/bin/ruff check .

@@ -124,7 +124,7 @@ class Predictor:
             torch.OutOfMemoryError: not even one slice fits the device's memory.
         """
         label_map = np.empty(voxels.shape, np.uint8)
-        batch_size = self.batch_size or self._fitting_batch_size(voxels.shape[1:])
+        batch_size = self.batch_size or self.fitting_batch_size(voxels.shape[1:])
         start = 0
         while start < len(voxels):
             stop = min(start + batch_size, len(voxels))
@@ -172,7 +172,7 @@ class Predictor:
             )
         return logits[..., :rows, :columns].argmax(dim=1).to(torch.uint8)
 
-    def _fitting_batch_size(self, size: tuple[int, int]) -> int:
+    def fitting_batch_size(self, size: tuple[int, int]) -> int:
         """Slices of this size (rows, columns) that fit the memory budget."""
         if self.device.type == "cpu":
             return 1

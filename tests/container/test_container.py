@@ -1,0 +1,107 @@
+"""The image in a real Docker engine, run as the organisers run it, and hardened.
+
+`make test-docker` runs these: they need an engine and the image that `make docker` builds.
+"""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from benchmark.phantom import draw_phantom, write_nifti
+
+IMAGE = os.environ.get("IMAGE", "abdoseg:latest")
+SHARED = Path(__file__).parents[3] / "shared"
+
+AS_ORGANISERS = ["--shm-size=28gb", "-m", "28G"]
+HARDENED = [
+    *("--user", "1000:1000", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
+    *("--network", "none", "--read-only", "--tmpfs", "/tmp"),
+]
+
+
+def docker(*arguments):
+    return subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Inputs and outputs below a folder that any user may enter."""
+    for folder in [*reversed(tmp_path.parents)][-3:]:
+        folder.chmod(0o755)
+    tmp_path.chmod(0o755)
+    inputs, outputs = tmp_path / "inputs", tmp_path / "outputs"
+    inputs.mkdir()
+    outputs.mkdir()
+    return inputs, outputs
+
+
+def predict(folders, options, command="sh predict.sh"):
+    inputs, outputs = folders
+    mounts = ["-v", f"{inputs}:/workspace/inputs/", "-v", f"{outputs}:/workspace/outputs/"]
+    return docker(
+        *("container", "run", "--rm", *options, *mounts, IMAGE, "/bin/bash", "-c", command)
+    )
+
+
+def assert_same_grid(inputs, outputs):
+    for path in inputs.iterdir():
+        before = nibabel.load(path)
+        after = nibabel.load(outputs / path.name.replace("_0000", ""))
+        assert after.shape == before.shape
+        assert after.get_data_dtype() == np.uint8
+        np.testing.assert_array_equal(after.affine, before.affine)
+        for code in ("sform_code", "qform_code", "xyzt_units"):
+            assert after.header[code] == before.header[code]
+        assert set(np.unique(np.asanyarray(after.dataobj))) <= set(range(15))
+
+
+@pytest.mark.parametrize("options", [AS_ORGANISERS, HARDENED], ids=["organisers", "hardened"])
+def test_a_case_from_volume_to_label_map(folders, options):
+    inputs, outputs = folders
+    spacing = (5.0, 2.5, 2.5)
+    write_nifti(
+        inputs / "case_0000.nii.gz", draw_phantom((40, 160, 160), spacing, 1).volume, spacing
+    )
+    if "--user" in options:
+        shutil.chown(outputs, 1000, 1000)
+    ended = predict(folders, options)
+    assert ended.returncode == 0, ended.stderr
+    assert [path.name for path in outputs.iterdir()] == ["case.nii.gz"]
+    assert_same_grid(inputs, outputs)
+
+
+def test_every_real_ct_keeps_its_geometry(folders):
+    images = SHARED / "ct" / "images"
+    if not images.is_dir():
+        pytest.fail("real CT is needed beside the project: ../shared/ct/images")
+    inputs, outputs = folders
+    for path in images.iterdir():
+        shutil.copy(path, inputs)
+    ended = predict(folders, AS_ORGANISERS)
+    assert ended.returncode == 0, ended.stderr
+    assert_same_grid(inputs, outputs)
+
+
+def test_a_bad_case_and_wrong_usage_have_their_exit_codes(folders):
+    inputs, outputs = folders
+    (inputs / "bad_0000.nii.gz").write_bytes(b"nothing")
+    ended = predict(folders, AS_ORGANISERS)
+    assert ended.returncode == 1
+    assert "bad_0000.nii.gz" in ended.stderr
+    assert list(outputs.iterdir()) == []
+    assert predict(folders, AS_ORGANISERS, "sh predict.sh --device abacus").returncode == 2
+
+
+def test_the_image_holds_what_it_needs_and_no_more():
+    listed = docker("run", "--rm", IMAGE, "sh", "-c", "ls && python3 -m pip list")
+    assert listed.returncode == 0, listed.stderr
+    assert {"inference", "predict.sh", "requirements.txt", "weights"} <= set(listed.stdout.split())
+    for stranger in ("benchmark", "training", "tests", "torchvision", "scikit-image", "pytest"):
+        assert stranger not in listed.stdout.split()
+    compiled = docker("run", "--rm", IMAGE, "sh", "-c", "ls inference/__pycache__")
+    assert "prediction.cpython" in compiled.stdout

@@ -6,9 +6,9 @@ chooses the patient. It stands in for real CT where truth must be known and no d
 (demonstration, tests, timings); it is a cartoon of an abdomen, and no accuracy measured on it says
 anything about patients.
 
-Axes are (slices, rows, columns), toward (superior, posterior, left), as everywhere in memory. Points
-are (superior, posterior, left) in mm from the first lumbar vertebra (superior) and the middle of
-the body (posterior, left).
+Axes are (slices, rows, columns), toward (superior, posterior, left), as everywhere in memory.
+Points are (superior, posterior, left) in mm from the first lumbar vertebra (superior) and the
+middle of the body (posterior, left).
 
     python -m benchmark.phantom --output DIR
 """
@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,7 +73,7 @@ STRUCTURES = (
     Structure("stomach", ((30, 42), (55, 85), (70, 95), (60, 80)), 5),
     Structure("duodenum", ((18, 36), (40, 70), (50, 80), (45, 70)), 9),
     Structure("left kidney", _KIDNEY, 5),
-    Structure("tumor", ((5, 20), (20, 50), (25, 70), (25, 55)), 5),
+    Structure("tumor", ((2, 18), (18, 42), (25, 70), (25, 55)), 5),
     Structure("skin", _same(0, 40), 5),
     Structure("subcutaneous fat", _same(-115, -95), 5),
     Structure("muscle", ((45, 60), (50, 65), (55, 70), (55, 70)), 8),
@@ -98,8 +99,8 @@ STRUCTURES = (
 )
 """Every number of an anatomy: 0 air, 1 to 14 the challenge's labels, from 15 the surroundings.
 
-The ranges are what radiology textbooks give for each tissue, widened; those of tumor keep off those of
-liver, kidneys and pancreas, so that a lesion always differs from its host.
+The ranges are typical attenuation values of each tissue and phase, widened; those of tumor keep off
+those of liver, kidneys and pancreas, so that a lesion always differs from its host.
 """
 
 NUMBERS = {structure.name: number for number, structure in enumerate(STRUCTURES)}
@@ -274,10 +275,7 @@ def _tube(
         linear, square, cube = c - a, 2 * a - 5 * b + 4 * c - d, 3 * b - a - 3 * c + d
         curve.append(b + 0.5 * (t * linear + t**2 * square + t**3 * cube))
     curve = np.vstack([*curve, knots[-1:]])
-    return [
-        Capsule(a[:3], b[:3], (float(a[3]), float(b[3])))
-        for a, b in zip(curve, curve[1:], strict=False)
-    ]
+    return [Capsule(a[:3], b[:3], (float(a[3]), float(b[3]))) for a, b in pairwise(curve)]
 
 
 def _ellipsoid(
@@ -303,6 +301,7 @@ def _skeleton() -> list[Layer]:
     column = range(-250, 320, 15)
     discs += _tube([(s, _spine(s), 0) for s in column], [17 if s < 60 else 14 for s in column])
     canal += _tube([(s, _spine(s) + 26, 0) for s in column if s > -210], [7.5] * 35)
+    muscles += _tube([(s, min(_spine(s) + 42, 80), 0) for s in column], [20 for _ in column])
     for side in (-1, 1):
         muscles += _tube(
             [(s, min(_spine(s) + 50, 84), side * 34) for s in column],
@@ -380,15 +379,16 @@ def _skeleton() -> list[Layer]:
     ]
 
 
-def _bowel(rng: np.random.Generator) -> list[Layer]:
-    """Loops of small bowel and the frame of the colon."""
+def _bowel(near: Callable[..., np.ndarray], rng: np.random.Generator) -> list[Layer]:
+    """Loops of small bowel and the frame of the colon; `near` shakes a point."""
     fat = _numbers("visceral fat")
     loops = []
     for row, s in enumerate(range(-45, -250, -27)):
         columns = np.arange(-78, 79, 26)[:: 1 if row % 2 else -1]
         loops += [
-            (s + rng.uniform(-8, 8), (-38, -74)[k % 2] + rng.uniform(-9, 9), c + rng.uniform(-7, 7))
-            for k, c in enumerate(columns)
+            near((s, p, column), 7)
+            for k, column in enumerate(columns)
+            for p in (-28, -54, -80)[:: 1 if k % 2 else -1]
         ]
     radii = rng.uniform(9.5, 13.5, len(loops))
     small = _tube(loops, radii)
@@ -455,32 +455,35 @@ def _draw_patient(rng: np.random.Generator) -> _Patient:
 
     # Liver: what fills the right dome and reaches over to the left, cut by its visceral surface.
     right_lobe = _ellipsoid(
-        near((14, -6, -70)), np.array((right_top - 1, 92, 78)) * size(0.05), angles(0, 0, 0)
+        near((14, -12, -72)), np.array((right_top - 2, 81, 67)) * size(0.05), angles(0, 0, 0)
     )
-    left_lobe = _ellipsoid(near((48, -58, 8)), np.array((32, 40, 66)) * size(), angles(0, 0.1, 0))
-    visceral = ((-1.0, 0.35, 0.62), 0.62 * -60 + 30 + rng.uniform(-6, 6))
-    liver = [replace(lobe, planes=(visceral,)) for lobe in (right_lobe, left_lobe)]
+    left_lobe = _ellipsoid(near((48, -58, 8)), np.array((27, 33, 60)) * size(), angles(0, 0.1, 0))
+    visceral = ((-1.0, 0.35, 0.62), 0.62 * -60 + 19 + rng.uniform(-6, 6))
+    posterior = ((-0.6, 1.0, 0.6), rng.uniform(-3, 7))  # it lies in front of the kidney
+    liver = [replace(lobe, planes=(visceral, posterior)) for lobe in (right_lobe, left_lobe)]
 
     kidneys = {}
     for side, s in ((-1, -36), (1, -20)):
-        middle = near((s, 26, side * 69), 3.5)
-        turn = angles(0, side * 0.22, 0.12, by=0.07)
+        middle = near((s, 30, side * 69), 3.5)
+        turn = angles(0, side * -0.22, 0.12, by=0.07)
         kidneys[side] = (
-            _ellipsoid(middle, np.array((52, 26, 28)) * size(), turn),
-            _ellipsoid(middle + (0, -7, -side * 21), np.array((19, 9, 15)) * size(), turn),
+            _ellipsoid(middle, np.array((53, 27, 28)) * size(), turn),
+            _ellipsoid(
+                middle + np.array((0, -7, -side * 21)), np.array((19, 9, 15)) * size(), turn
+            ),
         )
 
     spleen = _ellipsoid(
-        near((26, 40, 103), 4), np.array((50, 50, 23)) * size(0.12), angles(0.62, 0, 0.1)
+        near((28, 36, 101), 4), np.array((52, 52, 24)) * size(0.12), angles(-0.62, 0, 0.1)
     )
 
     stomach_path = path([(62, 14, 66), (35, -25, 78), (0, -58, 66), (-24, -70, 30), (-22, -64, -8)])
     pylorus = near((-17, -57, -31), 2)
-    stomach = _tube([*stomach_path, pylorus], np.array((29, 30, 27, 21, 15, 9)) * size(0.12))
+    stomach = _tube([*stomach_path, pylorus], np.array((28, 28, 25, 20, 14, 9)) * size(0.12))
 
     duodenum = _tube(
         [
-            pylorus + (0, 3, -3),
+            pylorus + np.array((0, 3, -3)),
             *path(
                 [
                     (-14, -42, -50), (-42, -34, -57), (-66, -38, -48), (-76, -46, -20),
@@ -495,7 +498,7 @@ def _draw_patient(rng: np.random.Generator) -> _Patient:
     head = near((-40, -40, -27), 2)
     pancreas_path = [head, *path([(-20, -42, -20), (-4, -44, 4), (4, -30, 34)], 2)]
     pancreas_path += path([(12, -14, 62), (20, -2, 84)], 2)
-    pancreas = _tube(pancreas_path, np.array((14, 14, 9, 10, 11, 8)) * size(0.1))
+    pancreas = _tube(pancreas_path, np.array((14.5, 14.5, 9.5, 10.5, 11.5, 8.5)) * size(0.1))
 
     gallbladder = _tube(
         path([(-8, -38, -56), (-20, -54, -66), (-32, -72, -74)]), np.array((6, 13, 14)) * size(0.2)
@@ -517,7 +520,7 @@ def _draw_patient(rng: np.random.Generator) -> _Patient:
     bifurcation = near((-105, _spine(-105) - 27, 5), 1.5)
     aorta = _tube(
         [
-            near((150, -45, -4), 1), near((195, -35, -4), 1), near((216, -8, 8), 1),
+            near((180, -42, -4), 1), near((202, -33, -4), 1), near((218, -8, 8), 1),
             *[
                 near((s, _spine(s) - 29 + max(0, s - 70) * 0.08, 11 + max(0, s - 30) * 0.06), 1)
                 for s in aorta_levels[:-1]
@@ -555,7 +558,7 @@ def _draw_patient(rng: np.random.Generator) -> _Patient:
         iliac = ((-150, 12, side * 26), (-210, 2, side * 58), (-280, -28, side * 82))
         arteries += _tube([bifurcation, *iliac], [7, 5.5, 5, 4.5])
         veins += _tube(
-            [confluence, *(np.array(x) + (0, 12, -4 * side) for x in iliac)], [8, 7, 6, 6]
+            [confluence, *((s, p + 12, left - 4 * side) for s, p, left in iliac)], [8, 7, 6, 6]
         )
         renal = kidneys[side][1].centre
         veins += _tube([renal, (renal[0] + 8, -10, side * 30), (-14, -22, -14)], [5, 5, 4.5])
@@ -574,7 +577,7 @@ def _draw_patient(rng: np.random.Generator) -> _Patient:
             away = rng.uniform(-0.55, 0.55, 3) * right_lobe.semi_axes
             place, radius = np.array((32, -10, -78)) + away * (0.5, 1, 0.75), rng.uniform(7, 24)
         elif host == "pancreas":
-            place, radius = head + (-4, -3, 0), rng.uniform(6, 9)
+            place, radius = head - np.array((4, 3, 0)), rng.uniform(6, 9)
         else:
             kidney = kidneys[-1 if host == "right kidney" else 1][0]
             pole = rng.choice((-1, 1)) * 0.68 * kidney.semi_axes[0]
@@ -598,7 +601,7 @@ def _draw_patient(rng: np.random.Generator) -> _Patient:
             _numbers("lung", "visceral fat"),
         ),
         *_skeleton(),
-        *_bowel(rng),
+        *_bowel(near, rng),
         Layer(
             NUMBERS["urinary bladder"],
             [_ellipsoid((-248, -15, 0), (32, 32, 42))],
@@ -663,7 +666,7 @@ def _check(shape: Sequence[int], spacing: Sequence[float]) -> None:
 def _torso(
     patient: _Patient, slices: np.ndarray, p: np.ndarray, left: np.ndarray, s: np.ndarray
 ) -> np.ndarray:
-    """Skin, fat, muscle, lungs and the abdominal cavity (uint8); `slices` in mm, the rest (n, P, L)."""
+    """Skin, fat, muscle, lungs and abdominal cavity (uint8); `slices` in mm, the rest (n, P, L)."""
 
     def inside(centre: Sequence[float], axes: Sequence[float], taper: np.ndarray) -> np.ndarray:
         taper = np.maximum(taper, 1e-3).astype(np.float32)[:, None, None]
@@ -696,17 +699,30 @@ def _torso(
     return torso
 
 
-def _window(
-    bounds: tuple[np.ndarray, np.ndarray], grid: Sequence[np.ndarray], margin: np.ndarray
-) -> tuple[slice, ...] | None:
-    """Where on the undeformed grid (mm) a box can lie if points move by `margin` mm at most."""
-    window = []
-    for low, high, points, reach in zip(*bounds, grid, margin, strict=True):
-        start, stop = np.searchsorted(points, (low - reach, high + reach))
-        if start == stop:
-            return None
-        window.append(slice(int(start), int(stop)))
-    return tuple(window)
+class _Slab(NamedTuple):
+    """Some slices of an anatomy while they are drawn."""
+
+    numbers: np.ndarray  # uint8 (slices, rows, columns), drawn in place
+    points: list[
+        np.ndarray
+    ]  # where the patient is at each voxel, mm: three (slices, rows, columns)
+    grid: list[np.ndarray]  # voxel positions along each axis before deformation, mm
+    margin: np.ndarray  # the farthest that the deformation moves a point along each axis, mm
+
+    def paint(self, solid: Solid, number: int, over: np.ndarray) -> None:
+        """Give a solid's voxels a number where `over` (256,) lets it cover what is there."""
+        window = []
+        for low, high, positions, reach in zip(
+            *solid.bounds(), self.grid, self.margin, strict=True
+        ):
+            start, stop = np.searchsorted(positions, (low - reach, high + reach))
+            if start == stop:
+                return
+            window.append(slice(int(start), int(stop)))
+        numbers = self.numbers[tuple(window)]
+        inside = solid.contains(*(x[tuple(window)] for x in self.points))
+        inside &= over[numbers]
+        numbers[inside] = number
 
 
 def _remove_islands(anatomy: np.ndarray) -> None:
@@ -739,9 +755,9 @@ def draw_anatomy(
 ) -> np.ndarray:
     """Draw a patient and sample the map of structures.
 
-    The patient depends on `rng` alone: one seed on two grids is one patient seen twice. The volume is
-    centred on the abdomen, which is 250 mm long; a shorter one is a crop around its middle, a longer
-    one goes on to lungs and pelvis.
+    The patient depends on `rng` alone: one seed on two grids is one patient seen twice. The volume
+    is centred on the abdomen, which is 250 mm long; a shorter one is a crop around its middle, a
+    longer one goes on to lungs and pelvis.
 
     Args:
         shape: Numbers of slices, rows and columns.
@@ -749,9 +765,9 @@ def draw_anatomy(
         rng: Source of everything random.
 
     Returns:
-        uint8 (slices, rows, columns) toward (superior, posterior, left), numbers of `STRUCTURES`. In a
-        volume that holds the whole abdomen, each of the 13 organs is one 6-connected component at
-        spacings up to 5 mm between slices and 2 mm between pixels.
+        uint8 (slices, rows, columns) toward (superior, posterior, left), numbers of `STRUCTURES`.
+        In a volume that holds the whole abdomen, each of the 13 organs is one 6-connected component
+        at spacings up to 5 mm between slices and 2 mm between pixels.
 
     Raises:
         ValueError: Shape or spacing is not three positive numbers.
@@ -790,32 +806,17 @@ def draw_anatomy(
         torso = _torso(patient, here[0], points[1], points[2], points[0])
         np.copyto(view, torso, where=torso > 0)
 
-        def paint(
-            solid: Solid,
-            number: int,
-            over: np.ndarray,
-            view: np.ndarray = view,
-            points: list[np.ndarray] = points,
-            here: list[np.ndarray] = here,
-            margin: np.ndarray = margin,
-        ) -> None:
-            window = _window(solid.bounds(), here, margin)
-            if window is not None:
-                part = view[window]
-                inside = solid.contains(*(x[window] for x in points))
-                inside &= over[part]
-                part[inside] = number
-
+        drawn = _Slab(view, points, here, margin)
         for number, solids, over, gap in patient.layers:
             if gap:
                 clear = over & _ABDOMINAL
                 clear[number] = False
                 for solid in solids:
-                    paint(solid.grown(gap), NUMBERS["visceral fat"], clear)
+                    drawn.paint(solid.grown(gap), NUMBERS["visceral fat"], clear)
             for solid in solids:
-                paint(solid, number, over)
+                drawn.paint(solid, number, over)
         for host, solid in patient.tumors:
-            paint(solid, TUMOR, np.arange(256) == host)
+            drawn.paint(solid, TUMOR, np.arange(256) == host)
     _remove_islands(anatomy)
     return anatomy
 
@@ -1000,21 +1001,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write phantoms as a data set; 0 all written, 1 some could not be, 2 wrong usage."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmark.phantom",
-        description="Draw synthetic abdominal CT with exact label maps: DIR/images/NAME_0000.nii.gz "
-        "and DIR/labels/NAME.nii.gz.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Draw synthetic abdominal CT with exact label maps: "
+        "DIR/images/NAME_0000.nii.gz and DIR/labels/NAME.nii.gz.",
     )
     count = _number(int, 1, "a whole number from 1")
     length = _number(float, 1e-3, "a length in mm")
+    seed = _number(int, 0, "a whole number from 0")
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="DIR", help="folder to write to")
-    add("--cases", type=count, default=4, help="how many phantoms")
-    add("--seed", type=_number(int, 0, "a whole number from 0"), default=0, help="of the first")
-    add("--slices", type=count, default=100, help="slices of each volume")
-    add("--size", type=count, default=512, help="rows and columns of each slice")
+    add("--cases", type=count, default=4, metavar="N", help="phantoms to draw (default: 4)")
+    add("--seed", type=seed, default=0, metavar="N", help="seed of the first (default: 0)")
+    add("--slices", type=count, default=100, metavar="N", help="slices of each (default: 100)")
+    add("--size", type=count, default=512, metavar="N", help="rows and columns (default: 512)")
     add(
         "--spacing", type=length, nargs=3, default=[0.8, 0.8, 2.5],
-        metavar=("COLUMN", "ROW", "SLICE"), help="spacing in mm, as a NIfTI header has it",
+        metavar=("COLUMN", "ROW", "SLICE"),
+        help="spacing in mm, as a NIfTI header has it (default: 0.8 0.8 2.5)",
     )  # fmt: skip
     add("--phase", choices=PHASES, help="contrast phase (default: drawn from each seed)")
     options = parser.parse_args(arguments)

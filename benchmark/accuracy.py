@@ -34,6 +34,8 @@ import nibabel
 import numpy as np
 from isal import igzip
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 from scipy import ndimage
 from surface_distance import compute_dice_coefficient, compute_surface_distances, lookup_tables
 
@@ -100,6 +102,9 @@ class CaseScores:
     seconds: float = 0.0
 
 
+_NOT_NIFTI = (ImageFileError, HeaderDataError, WrapStructError)
+
+
 class LabelMapError(ValueError):
     """A file that holds no label map; the message is the reason, in one line."""
 
@@ -136,7 +141,7 @@ def read_label_map(path: Path) -> LabelMap:
         values = np.asanyarray(image.dataobj)
     except FileNotFoundError as error:
         raise LabelMapError("the file is missing") from error
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+    except (OSError, EOFError, ValueError, zlib.error, *_NOT_NIFTI) as error:
         raise LabelMapError(f"cannot be read ({' '.join(str(error).split())})") from error
     while values.ndim > 3 and values.shape[-1] == 1:
         values = values[..., 0]
@@ -189,7 +194,7 @@ def score_label_maps(
     """Score one label map as the challenge does.
 
     Args:
-        reference: (columns, rows, slices) as stored in a NIfTI file, uint8. An SPL array of
+        reference: (columns, rows, slices) as stored in a NIfTI file, integers. An SPL array of
             (slices, rows, columns) is passed as `array.T`, with its spacing reversed.
         prediction: the same shape.
         spacing: millimetres along the three axes, in the array's order.
@@ -278,11 +283,12 @@ def surface_dice(
 
 def surface_area(mask: np.ndarray, spacing: tuple[float, float, float]) -> float:
     """Sum the surface of a 3D mask, mm², by the surface-distance package's table of 2x2x2 cells."""
-    codes = ndimage.correlate(
-        np.pad(mask.view(np.uint8), ((0, 1), (0, 1), (0, 1))),
-        lookup_tables.ENCODE_NEIGHBOURHOOD_3D_KERNEL,
-        mode="constant",
-    )
+    # The package's kernel of cell codes is the product of [16, 1], [4, 1] and [2, 1]: three sums in
+    # place of a correlation with eight weights, which takes three times as long.
+    codes = np.pad(mask.view(np.uint8), 1)
+    codes = codes[:-1] * np.uint8(16) + codes[1:]
+    codes = codes[:, :-1] * np.uint8(4) + codes[:, 1:]
+    codes = codes[:, :, :-1] * np.uint8(2) + codes[:, :, 1:]
     areas = lookup_tables.create_table_neighbour_code_to_surface_area(spacing)
     return float(areas[codes[codes != 0]].sum())
 
@@ -343,7 +349,7 @@ def official_summary(cases: list[CaseScores]) -> dict[str, float]:
 
 
 def per_case_csv(cases: list[CaseScores]) -> str:
-    """Write the official table: a row for each case, a column for each label's DSC, then each NSD."""
+    """Write the official table: a row for each case, first each label's DSC, then each NSD."""
     labels = list(cases[0].dsc)
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -549,14 +555,14 @@ def run(arguments: argparse.Namespace) -> int:
     """
     for folder in (arguments.reference, arguments.prediction):
         if not folder.is_dir():
-            print(f"error: there is no folder {folder}", file=sys.stderr)
+            print(f"benchmark accuracy: there is no folder {folder}", file=sys.stderr)
             return 2
     references = find_cases(arguments.reference)
     if not references:
-        print(f"error: no .nii.gz or .nii in {arguments.reference}", file=sys.stderr)
+        print(f"benchmark accuracy: no .nii.gz or .nii in {arguments.reference}", file=sys.stderr)
         return 2
     if arguments.workers < 1:
-        print("error: --workers must be at least 1", file=sys.stderr)
+        print("benchmark accuracy: --workers must be at least 1", file=sys.stderr)
         return 2
     protocol = PROTOCOLS[arguments.protocol]
     if arguments.nsd_floor is not None:
@@ -569,10 +575,13 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         cases, unscored = score_cases(pairs, protocol, arguments.workers)
     except BrokenProcessPool:
-        print("error: a worker was killed; with little memory, lower --workers", file=sys.stderr)
+        print(
+            "benchmark accuracy: a worker was killed; with little memory, lower --workers",
+            file=sys.stderr,
+        )
         return 1
     if not cases:
-        print("error: no reference could be used", file=sys.stderr)
+        print("benchmark accuracy: no reference could be used", file=sys.stderr)
         return 1
     write_report(arguments.report, cases, unscored, unmatched, protocol)
     for name in unmatched:
@@ -632,7 +641,8 @@ def _progress(case: CaseScores) -> list[str]:
 def _bounding_boxes(labels: np.ndarray, highest: int) -> list[tuple[slice, ...] | None]:
     """For labels 1 to `highest` the smallest box that holds them, or None."""
     # Reversing the axes makes a file's array, whose first axis is the fastest, C-contiguous.
-    boxes = ndimage.find_objects(labels.view(np.uint8).T, max_label=highest)
+    integers = labels.view(np.uint8) if labels.dtype == bool else labels
+    boxes = ndimage.find_objects(integers.T, max_label=highest)
     boxes += [None] * (highest - len(boxes))
     return [box and box[::-1] for box in boxes]
 

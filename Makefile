@@ -6,7 +6,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 IMAGE := abdoseg:latest
 
-.PHONY: setup demo test docker test-docker clean
+.PHONY: setup browser demo test docker test-docker clean
 
 setup: $(VENV)/.installed
 
@@ -15,10 +15,17 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
+# A browser for the test of the report page; on other than Debian, install one called chromium.
+browser:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& apt-get -q update >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get -q install -y \
+		--no-install-recommends chromium >/dev/null; } \
+		|| echo "chromium is missing and needs root to be installed: apt-get install chromium"
+
 demo: setup
 	$(PYTHON) -m benchmark.demo
 
-test: setup
+test: setup browser
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(PYTHON) -m pytest

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from benchmark.plain_pipeline import load_network
 from inference.folding import fold
+from inference.model import DOWNSAMPLING
 from inference.prediction import Predictor, choose_device, choose_dtype
-from inference.weights import load_weights
+from inference.weights import load_weights, read_metadata
 
 
 def _labels_on_host(logits: Tensor) -> np.ndarray:
@@ -99,11 +100,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     device = choose_device(options.device)
     torch.manual_seed(0)
+    reduction = read_metadata(options.weights).matrix_reduction
+    size = [-(-length // (reduction * DOWNSAMPLING)) * DOWNSAMPLING for length in options.size]
     # Never zeros: some hardware multiplies them faster.
-    slices = torch.randn(options.slices, 1, *options.size)
+    slices = torch.randn(options.slices, 1, *size)
     steps = measure_steps(options.weights, device, slices, options.repeat)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    print(json.dumps({"device": name, "threads": torch.get_num_threads(), "steps": steps}))
+    threads = torch.get_num_threads()
+    print(json.dumps({"device": name, "threads": threads, "matrix": size, "steps": steps}))
     return 0
 
 

@@ -16,6 +16,7 @@ import nibabel
 import numpy as np
 import torch
 from skimage.measure import label
+from torch.nn import functional
 
 from inference.labels import ORGANS
 from inference.model import DOWNSAMPLING, AttentionUNet
@@ -39,16 +40,24 @@ def normalise(hu: np.ndarray, metadata: WeightsMetadata) -> np.ndarray:
 
 
 @torch.no_grad()
-def predict(network: AttentionUNet, z_scores: np.ndarray, device: torch.device) -> np.ndarray:
+def predict(
+    network: AttentionUNet, z_scores: np.ndarray, matrix_reduction: int, device: torch.device
+) -> np.ndarray:
     """Label z-scores (slices, rows, columns), one slice at a time."""
     rows, columns = z_scores.shape[1:]
     label_map = np.zeros(z_scores.shape, np.uint8)
-    padding = ((0, -rows % DOWNSAMPLING), (0, -columns % DOWNSAMPLING))
+    multiple = DOWNSAMPLING * matrix_reduction
+    padding = ((0, -rows % multiple), (0, -columns % multiple))
     for index, z_score in enumerate(z_scores):
         padded = np.pad(z_score, padding, mode="edge").astype(np.float32)
         slices = torch.from_numpy(padded).to(device).repeat(1, 3, 1, 1)
-        logits = network(slices)[0].cpu().numpy()
-        label_map[index] = logits.argmax(axis=0)[:rows, :columns]
+        if matrix_reduction == 1:
+            logits = network(slices)
+        else:
+            logits = network(functional.avg_pool2d(slices, matrix_reduction))
+            logits = functional.interpolate(logits, size=padded.shape, mode="bilinear")
+        labels = logits[0].cpu().numpy().argmax(axis=0)
+        label_map[index] = labels[:rows, :columns]
     return label_map
 
 
@@ -84,7 +93,7 @@ def segment(
     with timer.phase("percentiles", case):
         z_scores = normalise(hu, metadata)
     with timer.phase("predict", case):
-        label_map = predict(network, z_scores, device)
+        label_map = predict(network, z_scores, metadata.matrix_reduction, device)
     with timer.phase("components", case):
         label_map = keep_largest_components(label_map)
     with timer.phase("write", case):
@@ -112,8 +121,6 @@ def main(arguments: list[str] | None = None) -> int:
     device = torch.device(options.device)
     with timer.phase("context"):
         network, metadata = load_network(options.weights, device)
-    if metadata.matrix_reduction != 1:
-        parser.error("the paper's pipeline knows no matrix reduction: choose other weights")
     options.output.mkdir(parents=True, exist_ok=True)
     for source in find_cases(options.input):
         target = options.output / f"{case_name(source)}.nii.gz"

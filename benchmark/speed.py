@@ -185,10 +185,12 @@ def markdown(result: dict) -> str:
     steps = result["network"]["steps"]
     lines += [f"| {name} | {ms:.1f} | {steps[0][1] / ms:.2f} |" for name, ms in steps]
     machine = result["machine"]
+    matrix = "×".join(map(str, result["network"]["matrix"]))
     size = "×".join(map(str, result["volume"]))
     lines += [
         "",
         f"- {size} voxels, {result['weights']}, medians of {result['repeat']} runs in turn.",
+        f"- The network's own matrix is {matrix}.",
         f"- {result['network']['device']}; {machine['cpu']}, {machine['cores']} cores, "
         f"{machine['memory_gb']} GB; {machine['date']}.",
         "- The service reads while torch is being imported, so its steps overlap and add up to "

@@ -108,7 +108,9 @@ def save_weights(path: Path, state_dict: dict[str, "Tensor"], metadata: WeightsM
 
     tensors = {}
     for name, tensor in state_dict.items():
-        tensors[name] = (tensor.half() if tensor.is_floating_point() else tensor).cpu().numpy()
+        tensors[name] = (
+            (tensor.half() if tensor.is_floating_point() else tensor).cpu().contiguous().numpy()
+        )
     temporary = path.with_name(f".{path.name}.partial")
     save_file(tensors, temporary, {_METADATA_KEY: json.dumps(dataclasses.asdict(metadata))})
     temporary.replace(path)

@@ -9,7 +9,7 @@ from conftest import trained_looking_network
 from inference.folding import fold
 
 # Random weights leave many pixels close to a tie between labels: here 95.5 % agree in bfloat16 and
-# 98.5 % in fp16. test_phantom_weights.py says how many do with trained weights.
+# 98.5 % in fp16. test_phantom_weights.py holds trained weights to more.
 AGREEMENT = {torch.float32: 0.9999, torch.bfloat16: 0.94, torch.float16: 0.98}
 
 

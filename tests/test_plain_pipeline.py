@@ -15,7 +15,7 @@ from inference.weights import DEFAULT_WEIGHTS
 
 @pytest.mark.parametrize("orientation", [0, 21, 46])
 def test_label_maps_are_equal_voxel_for_voxel(tmp_path, monkeypatch, orientation):
-    phantom = draw_phantom((24, 90, 110), (8.0, 4.0, 3.5), seed=11)
+    phantom = draw_phantom((12, 250, 310), (16.0, 1.4, 1.3), seed=11)
     patient = np.ascontiguousarray(phantom.volume[:, ::-1, ::-1].transpose(2, 1, 0))  # RAS
     volume, affine = reoriented(patient, RAS_AFFINE, ORIENTATIONS[orientation])
     save_nifti(tmp_path / "a_0000.nii.gz", volume, affine)

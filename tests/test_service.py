@@ -1,13 +1,16 @@
 """The command line from files to files: orientations, failures, exit codes, what is left behind."""
 
+import contextlib
 import csv
 import errno
 import json
 import os
+import pty
 import re
 import shutil
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import nibabel
@@ -250,6 +253,25 @@ def test_predict_sh_and_what_it_imports(folders, weights_file, ct, tmp_path):
     # Not scipy, pynvml and tqdm: nibabel and torch import them where they are installed.
     others = {"torchvision", "skimage", "matplotlib", "benchmark", "training", "psutil"}
     assert not imported & (others | {"pytest", "PIL"})
+
+
+def test_a_terminal_sees_a_bar(folders, weights_file, ct):
+    inputs, outputs = folders
+    save_nifti(inputs / "a_0000.nii.gz", ct)
+    shown, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
+    command = [sys.executable, "-m", "inference", "--device", "cpu"]
+    command += ["--input", str(inputs), "--output", str(outputs), "--weights", str(weights_file)]
+    ended = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=terminal)
+    os.close(terminal)
+    seen = b""
+    with contextlib.suppress(OSError):  # how a terminal says that nobody is left to write to it
+        while part := os.read(shown, 4096):
+            seen += part
+    os.close(shown)
+    assert ended.wait() == 0
+    assert b"/21 [" in seen  # slices done of slices
+    assert b"[1/1] a: done" in seen
 
 
 def test_predict_sh_is_posix_and_hands_on_the_exit_code():

@@ -21,7 +21,12 @@ def test_tables():
                 "service": {**service, "components": 0.25, "write": 0.25},
             },
             "label_agreement": 0.99995,
-            "network": {"device": "CPU", "threads": 2, "steps": [["plain", 80.0], ["half", 20.0]]},
+            "network": {
+                "device": "CPU",
+                "threads": 2,
+                "matrix": [256, 256],
+                "steps": [["plain", 80.0], ["half", 20.0]],
+            },
             "machine": {"cpu": "a CPU", "cores": 2, "memory_gb": 4, "date": "today"},
         }
     )

@@ -21,7 +21,6 @@ import os
 import platform
 import sys
 import time
-import zlib
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -30,17 +29,13 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-import nibabel
 import numpy as np
-from isal import igzip
-from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 from scipy import ndimage
 from surface_distance import compute_dice_coefficient, compute_surface_distances, lookup_tables
 
 from inference.labels import LABEL_NAMES, ORGANS, TUMOR
-from inference.volume import SUFFIXES, find_cases, write_atomically
+from inference.volume import SUFFIXES, VolumeError, find_cases, read_stored, write_atomically
 
 COLUMNS = (
     *("Liver", "RK", "Spleen", "Pancreas", "Aorta", "IVC", "RAG", "LAG", "Gallbladder"),
@@ -102,9 +97,6 @@ class CaseScores:
     seconds: float = 0.0
 
 
-_NOT_NIFTI = (ImageFileError, HeaderDataError, WrapStructError)
-
-
 class LabelMapError(ValueError):
     """A file that holds no label map; the message is the reason, in one line."""
 
@@ -133,25 +125,20 @@ def read_label_map(path: Path) -> LabelMap:
         LabelMapError: missing, damaged, not NIfTI, not 3D.
     """
     try:
-        content = path.read_bytes()
-        if content.startswith(b"\x1f\x8b"):
-            content = igzip.decompress(content)
-        nifti1 = nibabel.Nifti1Image.header_class.may_contain_header(content)
-        image = (nibabel.Nifti1Image if nifti1 else nibabel.Nifti2Image).from_bytes(content)
-        values = np.asanyarray(image.dataobj)
+        stored = read_stored(path)
+        affine = stored.header.get_best_affine()
     except FileNotFoundError as error:
         raise LabelMapError("the file is missing") from error
-    except (OSError, EOFError, ValueError, zlib.error, *_NOT_NIFTI) as error:
+    except (OSError, VolumeError, HeaderDataError) as error:
         raise LabelMapError(f"cannot be read ({' '.join(str(error).split())})") from error
-    while values.ndim > 3 and values.shape[-1] == 1:
-        values = values[..., 0]
-    if values.ndim != 3 or values.size == 0 or values.dtype.kind not in "iuf":
-        raise LabelMapError(f"no 3D label map: {_text(values.shape)}, {values.dtype}")
+    values = stored.voxels
+    if (stored.slope, stored.intercept) != (1.0, 0.0):
+        values = values * stored.slope + stored.intercept
     labels, warnings = as_labels(values)
     return LabelMap(
         labels=labels,
-        affine=image.affine,
-        spacing=tuple(float(zoom) for zoom in image.header.get_zooms()[:3]),
+        affine=affine,
+        spacing=tuple(float(zoom) for zoom in (*stored.header.get_zooms(), 1.0, 1.0)[:3]),
         warnings=warnings,
     )
 

@@ -32,6 +32,7 @@ from nibabel.filebasedimages import ImageFileError
 from benchmark.curves import draw_curves
 from benchmark.efficiency_tables import (
     OFFICIAL_INTERVAL,
+    PENALTY,
     by,
     csv_table,
     markdown_page,
@@ -54,9 +55,6 @@ from benchmark.runner import (
 )
 from benchmark.sampler import Gpu, GpuUnavailable, Sampler, Samples, flare_area, true_area
 from inference.volume import case_name, find_cases, write_atomically
-
-PENALTY = {"seconds": 3600.0, "auc_gpu_mb_s": 29491200.0, "auc_cpu_percent_s": 360000.0}
-"""What a failed case counts as (FLARE 2022): an hour of 8192 MB and of every core busy."""
 
 _IDLE_SAMPLES = 10
 _BUSY_MB = 256.0

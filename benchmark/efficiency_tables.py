@@ -13,6 +13,9 @@ import numpy as np
 OFFICIAL_INTERVAL = 0.1
 """Seconds between the organisers' samples, and the width by which their sums become areas."""
 
+PENALTY = {"seconds": 3600.0, "auc_gpu_mb_s": 29_491_200.0, "auc_cpu_percent_s": 360_000.0}
+"""What a failed case counts as (FLARE 2022): an hour of 8192 MB and of every core busy."""
+
 CSV_COLUMNS = (
     "Name",
     "Time",

@@ -25,7 +25,8 @@ from statistics import median
 import numpy as np
 from scipy.stats import rankdata
 
-from benchmark.runs import FAILURE_SECONDS, Run, RunError, read_runs, tolerated_area
+from benchmark.efficiency_tables import PENALTY
+from benchmark.runs import Run, RunError, read_runs, tolerated_area
 from inference.volume import write_atomically
 
 
@@ -51,9 +52,9 @@ METRICS = {
     "nsd": Metric("organ NSD", True, 0.0),
     "tumor-dsc": Metric("tumor DSC", True, 0.0),
     "tumor-nsd": Metric("tumor NSD", True, 0.0),
-    "time": Metric("time (s)", False, FAILURE_SECONDS, "Time"),
-    "gpu": Metric("GPU area (MB·s)", False, 29_491_200.0, "AUC_GPU_Time"),
-    "cpu": Metric("CPU area (%·s)", False, 360_000.0, "AUC_CPU_Time"),
+    "time": Metric("time (s)", False, PENALTY["seconds"], "Time"),
+    "gpu": Metric("GPU area (MB·s)", False, PENALTY["auc_gpu_mb_s"], "AUC_GPU_Time"),
+    "cpu": Metric("CPU area (%·s)", False, PENALTY["auc_cpu_percent_s"], "AUC_CPU_Time"),
 }
 
 

@@ -14,14 +14,12 @@ from pathlib import Path
 from statistics import median
 
 from benchmark.accuracy import COLUMNS, PER_CASE_CSV
+from benchmark.efficiency_tables import PENALTY
 from benchmark.sampler import flare_area
 from inference.labels import ORGANS, TUMOR
 from inference.volume import SUFFIXES
 
 EFFICIENCY_SUFFIX = "_Efficiency.csv"
-
-FAILURE_SECONDS = 3600.0
-"""The time that the challenge gives a container that failed (FLARE 2022 rules)."""
 
 JSON_KEYS = {
     "Time": "seconds",
@@ -68,7 +66,7 @@ class Run:
 
     def failed(self, case: str) -> bool:
         """Whether the case's row in the official table is that of a container that failed."""
-        return (self.efficiency.get(case, {}).get("Time") or 0.0) >= FAILURE_SECONDS
+        return (self.efficiency.get(case, {}).get("Time") or 0.0) >= PENALTY["seconds"]
 
     def completed(self, case: str) -> list[dict]:
         """The measurements of a case that count, each one repeat."""

@@ -7,6 +7,7 @@ affines are kept as they are. A C-contiguous SPL array is byte for byte an LPS f
 orientation of CT.
 """
 
+import math
 import os
 import zlib
 from collections.abc import Iterable
@@ -108,8 +109,24 @@ def _flipped(array: np.ndarray, flips: Iterable[bool]) -> np.ndarray:
     return array[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
 
 
-def read_volume(path: Path) -> Volume:
-    """Read a 3D NIfTI-1 or NIfTI-2 volume, gzipped or not, as the file's first bytes tell.
+@dataclass(frozen=True)
+class StoredImage:
+    """A NIfTI file as it is stored.
+
+    Attributes:
+        voxels: 3D, the file's axes in its order, its own data type.
+        slope, intercept: value = slope * voxels + intercept.
+        header: the file's own.
+    """
+
+    voxels: np.ndarray
+    slope: float
+    intercept: float
+    header: nibabel.Nifti1Header
+
+
+def read_stored(path: Path) -> StoredImage:
+    """Read a NIfTI-1 or NIfTI-2 file, gzipped or not, as its first bytes tell; turn no axis.
 
     Trailing axes of length 1 are allowed; a 2D image is a volume of one slice.
 
@@ -129,34 +146,45 @@ def read_volume(path: Path) -> Volume:
     )
     try:
         image = image_class.from_bytes(content)
-        header = image.header
-        affine = header.get_best_affine()
     except (ImageFileError, HeaderDataError, WrapStructError, ValueError) as error:
         raise VolumeError(f"not a NIfTI file ({error})") from error
 
-    shape = header.get_data_shape()
+    shape = image.header.get_data_shape()
     if len(shape) > 3 and set(shape[3:]) != {1}:
         raise VolumeError(f"not one 3D volume: its shape is {'x'.join(map(str, shape))}")
-    shape = (*shape[:3], 1, 1)[:3] if len(shape) < 3 else shape[:3]
+    shape = (*shape, 1, 1)[:3]
     if 0 in shape:
         raise VolumeError(f"it has no voxels: its shape is {'x'.join(map(str, shape))}")
-    dtype = header.get_data_dtype()
+    dtype = image.header.get_data_dtype()
     if dtype.kind not in "iuf":
         raise VolumeError(f"its voxels are not real numbers but {dtype}")
-    offset = int(image.dataobj.offset)
-    if len(content) - offset < int(np.prod(shape)) * dtype.itemsize:
-        raise VolumeError(
-            f"cut short: {len(content) - offset} of {int(np.prod(shape)) * dtype.itemsize} bytes"
-        )
-    stored = np.frombuffer(content, dtype, int(np.prod(shape)), offset).reshape(shape, order="F")
+    count, offset = math.prod(shape), int(image.dataobj.offset)
+    if len(content) - offset < count * dtype.itemsize:
+        raise VolumeError(f"cut short: {len(content) - offset} of {count * dtype.itemsize} bytes")
+    return StoredImage(
+        voxels=np.frombuffer(content, dtype, count, offset).reshape(shape, order="F"),
+        slope=float(image.dataobj.slope),
+        intercept=float(image.dataobj.inter),
+        header=image.header,
+    )
 
-    axes, flips = orientation(affine)
+
+def read_volume(path: Path) -> Volume:
+    """Read a CT volume and turn its axes to SPL.
+
+    Raises:
+        VolumeError: as `read_stored`, or the affine has no such axes.
+        OSError: the file cannot be read.
+    """
+    stored = read_stored(path)
+    header = stored.header
+    axes, flips = orientation(header.get_best_affine())
     zooms = (*header.get_zooms(), 1.0, 1.0)
     unit = _MM_PER_UNIT.get(header.get_xyzt_units()[0], 1.0)
     return Volume(
-        voxels=_flipped(stored.transpose(axes), flips),
-        slope=float(image.dataobj.slope),
-        intercept=float(image.dataobj.inter),
+        voxels=_flipped(stored.voxels.transpose(axes), flips),
+        slope=stored.slope,
+        intercept=stored.intercept,
         spacing=tuple(float(zooms[axis]) * unit for axis in axes),
         header=header,
         disk_axes=axes,

@@ -298,7 +298,7 @@ def test_failed_cases_cost_only_their_own_row(folders, capsys):
     assert "39x36x24, the reference 40x36x24" in reasons["shape.nii.gz"]
     assert "cannot be read" in reasons["damaged.nii.gz"]
     assert "cannot be read" in reasons["text.nii.gz"]
-    assert "no 3D label map: 40x36x24x2" in reasons["flat.nii.gz"]
+    assert "not one 3D volume: its shape is 40x36x24x2" in reasons["flat.nii.gz"]
     assert list(content["references_not_scored"]) == ["reference.nii.gz"]
     assert content["predictions_without_reference"] == ["missing_0000.nii.gz"]
     assert content["summary"]["Organ_DSC"] == round(1 / 6, 4)

@@ -1,0 +1,151 @@
+"""The losses against closed forms, values and gradients."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from training.loss import (
+    IGNORED,
+    deep_supervision_loss,
+    marginal_cross_entropy,
+    soft_dice_loss,
+)
+
+
+def random_case(seed=0, count=3, classes=15, size=6):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn((count, classes, size, size), generator=generator, dtype=torch.double)
+    annotated = torch.rand((count, classes), generator=generator) < 0.6
+    annotated[:, 0] = True
+    labels = torch.randint(0, classes, (count, size, size), generator=generator)
+    labels[~annotated.gather(1, labels.flatten(1)).view_as(labels)] = 0
+    labels[:, 0, :2] = IGNORED
+    return logits.requires_grad_(), labels.to(torch.uint8), annotated
+
+
+def test_marginal_cross_entropy_of_one_pixel_is_the_closed_form():
+    logits = torch.tensor([1.0, -0.5, 2.0, 0.3], dtype=torch.double).view(1, 4, 1, 1)
+    logits.requires_grad_()
+    annotated = torch.tensor([[True, True, False, False]])  # 2 and 3 were not looked for
+    loss = marginal_cross_entropy(
+        logits.softmax(1), torch.zeros((1, 1, 1), dtype=torch.uint8), annotated
+    )
+    loss.backward()
+
+    p = np.exp([1.0, -0.5, 2.0, 0.3])
+    p /= p.sum()
+    together = p[0] + p[2] + p[3]
+    assert loss.item() == pytest.approx(-np.log(together), rel=1e-12)
+    # d/dz_c of −log Σ_S p is p_c − p_c/Σ_S p inside S and p_c outside.
+    expected = p - p / together * np.array([1, 0, 1, 1])
+    np.testing.assert_allclose(logits.grad.flatten().numpy(), expected, rtol=1e-12)
+
+
+def test_marginal_cross_entropy_against_a_loop_over_pixels():
+    logits, labels, annotated = random_case()
+    loss = marginal_cross_entropy(logits.softmax(1), labels, annotated)
+    (gradient,) = torch.autograd.grad(loss, logits)
+
+    p = torch.softmax(logits.detach(), 1).numpy()
+    terms, expected = [], np.zeros(p.shape)
+    for n, row, column in np.argwhere(labels.numpy() != IGNORED):
+        label = int(labels[n, row, column])
+        members = [label] if label else [0, *np.flatnonzero(~annotated[n].numpy())]
+        total = p[n, members, row, column].sum()
+        terms.append(-np.log(total))
+        expected[n, :, row, column] = p[n, :, row, column]
+        expected[n, members, row, column] -= p[n, members, row, column] / total
+    assert loss.item() == pytest.approx(np.mean(terms), rel=1e-10)
+    np.testing.assert_allclose(gradient.numpy(), expected / len(terms), atol=1e-14)
+
+
+def test_with_every_label_annotated_it_is_plain_cross_entropy():
+    logits, labels, _ = random_case(1)
+    every = torch.ones((3, 15), dtype=torch.bool)
+    oracle = functional.cross_entropy(logits, labels.long(), ignore_index=IGNORED)
+    loss = marginal_cross_entropy(logits.softmax(1), labels, every)
+    assert loss.item() == pytest.approx(oracle.item(), rel=1e-12)
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, logits)[0], torch.autograd.grad(oracle, logits)[0]
+    )
+
+
+def test_plain_cross_entropy_teaches_unmarked_labels_as_background():
+    logits, labels, annotated = random_case(7)
+    found = deep_supervision_loss([logits], labels, annotated, cross_entropy="plain", dice_weight=0)
+    oracle = functional.cross_entropy(logits, labels.long(), ignore_index=IGNORED)
+    assert found.item() == pytest.approx(oracle.item(), rel=1e-5)
+
+
+def test_a_hopeless_pixel_has_a_finite_loss_and_gradient():
+    logits = torch.tensor([0.0, 500.0, -500.0]).view(1, 3, 1, 1).requires_grad_()
+    every = torch.ones((1, 3), dtype=torch.bool)
+    loss = marginal_cross_entropy(logits.softmax(1), torch.full((1, 1, 1), 2), every)
+    loss.backward()
+    assert loss.item() > 80
+    assert logits.grad.isfinite().all()
+
+
+def test_a_label_that_was_not_looked_for_is_never_pushed_down_where_nothing_is_marked():
+    logits, _, _ = random_case(2)
+    nothing = torch.zeros((3, 6, 6), dtype=torch.uint8)
+    annotated = torch.ones((3, 15), dtype=torch.bool)
+    annotated[:, 4] = False
+    loss = marginal_cross_entropy(logits.softmax(1), nothing, annotated)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert (gradient[:, 4] <= 0).all()  # descent raises it with the background
+    assert (gradient[:, 5] > 0).all()
+
+
+def test_soft_dice_is_that_of_present_annotated_labels_summed_over_the_batch():
+    logits, labels, annotated = random_case(3)
+    labels[labels == 7] = 0  # label 7 is nowhere
+    loss = soft_dice_loss(logits.softmax(1), labels, annotated)
+
+    p, y = torch.softmax(logits.detach(), 1).numpy(), labels.numpy()
+    dice = []
+    for label in range(1, 15):
+        if not (y == label).any():
+            continue
+        overlap = size = 0.0
+        for n in np.flatnonzero(annotated[:, label]):
+            known = y[n] != IGNORED
+            overlap += p[n, label][y[n] == label].sum()
+            size += p[n, label][known].sum() + (y[n] == label).sum()
+        dice.append(2 * overlap / size)
+    assert len(dice) < 14
+    assert loss.item() == pytest.approx(1 - np.mean(dice), rel=1e-6)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert gradient.isfinite().all()
+    assert (gradient[:, :, 0, :2] == 0).all()  # what is ignored teaches nothing
+
+
+def test_soft_dice_without_any_label_is_zero_and_teaches_nothing():
+    logits, _, annotated = random_case(4)
+    loss = soft_dice_loss(logits.softmax(1), torch.zeros((3, 6, 6), dtype=torch.uint8), annotated)
+    assert loss.item() == 0
+    assert (torch.autograd.grad(loss, logits)[0] == 0).all()
+
+
+def test_losses_of_a_batch_in_which_nothing_is_known_are_zero():
+    logits, labels, annotated = random_case(5)
+    labels.fill_(IGNORED)
+    assert marginal_cross_entropy(logits.softmax(1), labels, annotated).item() == 0
+    assert soft_dice_loss(logits.softmax(1), labels, annotated).item() == 0
+
+
+def test_deep_supervision_is_the_mean_of_its_parts():
+    cases = [random_case(seed)[0].float() for seed in range(5)]
+    _, labels, annotated = random_case(6)
+    found = deep_supervision_loss(
+        cases, labels, annotated, cross_entropy="marginal", dice_weight=0.5
+    )
+    expected = np.mean(
+        [
+            marginal_cross_entropy(logits.softmax(1), labels, annotated).item()
+            + 0.5 * soft_dice_loss(logits.softmax(1), labels, annotated).item()
+            for logits in cases
+        ]
+    )
+    assert found.item() == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,188 @@
+"""Command line of training: `python -m training fit` and `python -m training export`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from training import recipe as recipes
+
+COMMANDS = ("fit", "export")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training",
+        description="Train the network, and export weights for the container.",
+        epilog="Without a command, fit is meant. Exit codes: 0 done, 1 failed, 2 wrong usage, "
+        "143 stopped by SIGTERM (130 by Ctrl-C) with a checkpoint saved.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    fit = commands.add_parser(
+        "fit",
+        help="train on labelled CT, or go on where a run stopped",
+        description="Train on labelled CT. The same command again goes on at the last checkpoint. "
+        "On many devices: torchrun --nproc-per-node N -m training fit …",
+    )
+    fit.add_argument(
+        "--data",
+        action="append",
+        required=True,
+        metavar="DIR[=MAP]",
+        help="data set with imagesTr*/ and labelsTr*/, or images/ and labels/; cases.json in it "
+        "says what each annotator looked for. MAP turns its own label numbers into ours: amos, "
+        "btcv, totalsegmentator, complete (our numbers, all looked for) or a .json file; "
+        "repeatable",
+    )
+    fit.add_argument("--output", type=Path, required=True, metavar="RUN", help="folder of the run")
+    fit.add_argument(
+        "--recipe",
+        default="best",
+        metavar="paper|best|FILE.toml",
+        help="the run's numbers (default: %(default)s)",
+    )
+    fit.add_argument(
+        "--held-out",
+        nargs="*",
+        metavar="NAME",
+        help="cases or patients to hold out, instead of a fraction chosen by the seed",
+    )
+    fit.add_argument(
+        "--cache", type=Path, metavar="DIR", help="of read volumes (default: cache/ beside RUN)"
+    )
+    fit.add_argument(
+        "--device", default="auto", metavar="auto|cuda[:N]|cpu", help="(default: %(default)s)"
+    )
+    fit.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes that read slices; 4 or more where a GPU waits (default: %(default)s)",
+    )
+    recipes.add_arguments(fit)
+
+    export = commands.add_parser(
+        "export",
+        help="write a run's weights and model card",
+        description="Write the safetensors that the container runs, and a model card beside it.",
+    )
+    export.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
+    export.add_argument(
+        "--output", type=Path, required=True, metavar="FILE.safetensors", help="to write"
+    )
+    export.add_argument(
+        "--checkpoint", choices=("best", "last"), default="best", help="(default: %(default)s)"
+    )
+    export.add_argument(
+        "--trained-on", required=True, metavar="TEXT", help="data sets, in one line"
+    )
+    export.add_argument("--licence", required=True, metavar="TEXT", help="of the weights")
+    export.add_argument(
+        "--note",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a known weakness, for the model card; repeatable",
+    )
+    return parser
+
+
+def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    try:
+        recipe = recipes.load_recipe(options.recipe, recipes.overrides_of(options))
+    except recipes.RecipeError as error:
+        parser.error(str(error))
+    from torch import distributed  # torch takes seconds to import; wrong usage is told before
+
+    from training import data
+    from training.augmentation import Intensities
+    from training.fit import RunError, describe_run, fit, join_processes, start_or_check_run
+
+    try:
+        cases = []
+        for argument in options.data:
+            folder, _, name = argument.partition("=")
+            mapping = data.load_label_mapping(name) if name else None
+            cases += data.find_training_cases(Path(folder), mapping)
+    except (data.DataError, OSError) as error:
+        parser.error(str(error))
+    names = [case.name for case in cases]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        parser.error(f"--data: case names occur twice: {', '.join(twice[:5])}")
+
+    processes = join_processes(options.device)
+    report = print if processes.first else lambda line: None
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+        cache = options.cache or options.output.resolve().parent / "cache"
+        if processes.first:  # fills the cache; the others then find everything there
+            cases = data.cache_cases(cases, cache, report)
+        if processes.count > 1:
+            distributed.barrier()
+            if not processes.first:
+                cases = data.cache_cases(cases, cache, report)
+        training, held_out = data.split_patients(
+            cases, recipe.held_out_fraction, recipe.seed, options.held_out
+        )
+        intensities = Intensities(*data.intensity_statistics(training))
+        report(data.label_table(training, held_out))
+        report(
+            f"{len(training)} cases to train on, held out: "
+            f"{', '.join(case.name for case in held_out) or 'none'}; "
+            f"HU mean {intensities.mean:.1f}, sd {intensities.std:.1f}"
+        )
+        if processes.first:
+            description = describe_run(training, held_out, intensities)
+            start_or_check_run(options.output, recipe, description)
+        return fit(
+            training,
+            held_out,
+            recipe,
+            intensities,
+            options.output,
+            processes,
+            workers=options.workers,
+        )
+    except (data.DataError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if processes.count > 1:
+            distributed.destroy_process_group()
+
+
+def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    if options.output.suffix != ".safetensors":
+        parser.error(f"--output {options.output}: the name must end in .safetensors")
+    from training.export import ExportError, export
+
+    try:
+        card = export(
+            options.run,
+            options.output,
+            checkpoint=options.checkpoint,
+            trained_on=options.trained_on,
+            licence=options.licence,
+            notes=options.note,
+        )
+    except ExportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{options.output} ({options.output.stat().st_size / 1e6:.1f} MB), {card}")
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; the exit code is as `--help` says."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] not in (*COMMANDS, "-h", "--help"):
+        arguments = ["fit", *arguments]
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    return (_fit if options.command == "fit" else _export)(options, parser)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""Held-out volumes through the service's own prediction, scored in 3D as the challenge does."""
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmark.accuracy import PROTOCOLS, score_label_maps
+from inference.components import keep_largest_components
+from inference.labels import LABEL_NAMES, ORGANS
+from inference.prediction import Predictor
+from inference.volume import write_atomically
+from inference.weights import WeightsMetadata
+from training.data import Case, annotated_mask, annotated_only
+
+
+@dataclass(frozen=True)
+class Score:
+    """DSC and NSD of one label of one held-out case at one step."""
+
+    step: int
+    case: str
+    label: int
+    dsc: float
+    nsd: float
+
+
+def reference_of(case: Case) -> np.ndarray:
+    """A cached case's label map, labels that its annotator did not look for as 0."""
+    labels = np.load(case.cached.labels, mmap_mode="r")
+    return annotated_only(labels, annotated_mask(case.annotated))
+
+
+def score_cases(
+    cases: list[Case],
+    state_dict: dict[str, Tensor],
+    metadata: WeightsMetadata,
+    device: torch.device,
+    *,
+    batch_size: int | None,
+    step: int,
+    on_case: Callable[[Case, np.ndarray, list[Score]], None] = lambda case, prediction, scores: (
+        None
+    ),
+) -> list[Score]:
+    """Predict and score cases with the weights as an export would hold them, in fp16.
+
+    Only labels that a case's annotator looked for are scored.
+
+    Args:
+        cases: cached.
+        state_dict: of `AttentionUNet`, in training form.
+        metadata: for the predictor.
+        device: to predict on.
+        batch_size: slices at once; None is the predictor's own choice.
+        step: for the result.
+        on_case: called with each case, its label map (slices, rows, columns) and its scores.
+    """
+    exported = {
+        name: tensor.detach().half() if tensor.is_floating_point() else tensor.detach()
+        for name, tensor in state_dict.items()
+    }
+    predictor = Predictor(exported, metadata, device, batch_size=batch_size)
+    if device.type == "cuda":  # the predictor limits its process to the memory free at its start
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+    scores = []
+    protocol = PROTOCOLS["flare23"]
+    for case in cases:
+        prediction = predictor.predict(
+            np.load(case.cached.image, mmap_mode="r"), window=case.cached.window
+        )
+        keep_largest_components(prediction)
+        found = score_label_maps(
+            reference_of(case).T,
+            prediction.T,
+            case.cached.spacing[::-1],
+            replace(
+                protocol,
+                tolerances_mm={label: protocol.tolerances_mm[label] for label in case.annotated},
+            ),
+        )
+        of_case = [
+            Score(step, case.name, label, found.dsc[label], found.nsd[label])
+            for label in case.annotated
+        ]
+        on_case(case, prediction, of_case)
+        scores += of_case
+    return scores
+
+
+def mean_by_label(scores: list[Score]) -> dict[int, tuple[float, float, int]]:
+    """For each label scored its mean DSC, mean NSD and number of cases."""
+    means = {}
+    for label in sorted({score.label for score in scores}):
+        of_label = [score for score in scores if score.label == label]
+        means[label] = (
+            float(np.mean([score.dsc for score in of_label])),
+            float(np.mean([score.nsd for score in of_label])),
+            len(of_label),
+        )
+    return means
+
+
+def mean_organ_dsc(scores: list[Score]) -> float:
+    """The mean over the organs scored of their mean DSC; NaN if there are none."""
+    organs = [dsc for label, (dsc, _, _) in mean_by_label(scores).items() if label in ORGANS]
+    return float(np.mean(organs)) if organs else float("nan")
+
+
+def summary_line(scores: list[Score]) -> str:
+    """One line: the mean organ DSC and that of each label."""
+    parts = [
+        f"{LABEL_NAMES[label]} {dsc:.3f}" for label, (dsc, _, _) in mean_by_label(scores).items()
+    ]
+    return f"held-out DSC: organs {mean_organ_dsc(scores):.3f}; {', '.join(parts)}"
+
+
+def write_scores(path: Path, scores: list[Score]) -> None:
+    """Write scores as CSV: step, case, label, name, dsc, nsd."""
+    table = StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(("step", "case", "label", "name", "dsc", "nsd"))
+    for score in scores:
+        writer.writerow(
+            (score.step, score.case, score.label, LABEL_NAMES[score.label], score.dsc, score.nsd)
+        )
+    write_atomically(path, table.getvalue().encode())
+
+
+def read_scores(path: Path) -> list[Score]:
+    """Read what `write_scores` wrote."""
+    with path.open(newline="") as file:
+        return [
+            Score(
+                int(row["step"]),
+                row["case"],
+                int(row["label"]),
+                float(row["dsc"]),
+                float(row["nsd"]),
+            )
+            for row in csv.DictReader(file)
+        ]

@@ -1,0 +1,171 @@
+"""Weights for the container from a run, with a model card beside them."""
+
+import datetime
+import json
+from pathlib import Path
+
+import torch
+
+from inference.labels import LABEL_NAMES
+from inference.volume import write_atomically
+from inference.weights import WeightsMetadata, save_weights
+from training.evaluation import Score, mean_by_label, mean_organ_dsc, read_scores
+
+WEAK_DSC = 0.7
+"""Labels below this held-out DSC are named among the known weaknesses."""
+
+
+class ExportError(ValueError):
+    """A run that cannot be exported; the message is the reason, in one line."""
+
+
+def export(
+    run: Path, output: Path, *, checkpoint: str, trained_on: str, licence: str, notes: list[str]
+) -> Path:
+    """Write a run's weights as safetensors, and `NAME.md` beside them.
+
+    Args:
+        run: folder of the run.
+        output: path of the weights, NAME.safetensors.
+        checkpoint: "best" or "last".
+        trained_on: data sets and what a user must know of them, one line.
+        licence: of the weights.
+        notes: known weaknesses besides those that the scores show.
+
+    Returns:
+        The model card's path.
+
+    Raises:
+        ExportError: not a run, or it has no such checkpoint.
+        OSError: a file cannot be written.
+    """
+    path = run / f"{checkpoint}.pt"
+    if not (run / "run.json").is_file() or not path.is_file():
+        raise ExportError(f"{run}: no run with a checkpoint {path.name} is there")
+    about = json.loads((run / "run.json").read_text())
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    recipe = about["recipe"]
+    metadata = WeightsMetadata(
+        base_channels=recipe["base_channels"],
+        num_classes=len(LABEL_NAMES),
+        intensity_mean=about["intensity_mean"],
+        intensity_std=about["intensity_std"],
+        trained_on=trained_on,
+        licence=licence,
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        revision=about["revision"],
+        matrix_reduction=recipe["matrix_reduction"],
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # Training lays weights out channels last; the file must have them in the order of their shape.
+    weights = {name: tensor.contiguous() for name, tensor in state["weights"].items()}
+    save_weights(output, weights, metadata)
+    scores = read_scores(run / "held_out.csv") if (run / "held_out.csv").is_file() else []
+    at_step = [score for score in scores if score.step == state["step"]]
+    card = output.with_suffix(".md")
+    text = model_card(output.name, metadata, about, state["step"], at_step, notes)
+    write_atomically(card, text.encode())
+    return card
+
+
+def model_card(
+    name: str,
+    metadata: WeightsMetadata,
+    about: dict,
+    step: int,
+    scores: list[Score],
+    notes: list[str],
+) -> str:
+    """The model card, Markdown.
+
+    Args:
+        name: of the weights file.
+        metadata: of the weights.
+        about: what `run.json` holds.
+        step: of the checkpoint.
+        scores: of the held-out cases at that step, none if they were not scored there.
+        notes: known weaknesses besides those that the scores show.
+    """
+    recipe, training, held_out = about["recipe"], about["training"], about["held_out"]
+    lines = [
+        f"# {name}",
+        "",
+        "Not a medical device; for research only.",
+        "",
+        f"- network: `AttentionUNet(base_channels={metadata.base_channels})`, matrix reduction "
+        f"{metadata.matrix_reduction}",
+        f"- trained on: {metadata.trained_on}",
+        f"- licence: {metadata.licence}",
+        f"- exported: {metadata.date}, code revision {metadata.revision}, step {step} of "
+        f"{recipe['steps']}, {step * recipe['batch_size']:,} slices",
+        f"- intensities: clipped to the volume's percentiles 1 and 99, then z-scored with mean "
+        f"{metadata.intensity_mean:.2f} HU and standard deviation {metadata.intensity_std:.2f} HU",
+        "",
+        "## Data",
+        "",
+        f"{len(training)} cases of {len({case['patient'] for case in training})} patients, "
+        f"{sum(case['slices'] for case in training):,} slices; {len(held_out)} cases held out"
+        + (f" ({', '.join(case['name'] for case in held_out)})." if held_out else "."),
+        "",
+        "| label | training cases annotated | of these present |",
+        "|---|---|---|",
+    ]
+    for label in range(1, len(LABEL_NAMES)):
+        annotated = [case for case in training if label in case["annotated_labels"]]
+        present = sum(label in case["present_labels"] for case in annotated)
+        lines.append(f"| {LABEL_NAMES[label]} | {len(annotated)} | {present} |")
+    lines += ["", "## Held-out scores", ""]
+    means = mean_by_label(scores)
+    if scores:
+        lines += [
+            "Whole volumes, never trained on, through the container's own prediction with these "
+            "fp16 weights; DSC and NSD as FLARE 2023 scores them, only labels that a case's "
+            "annotator looked for. A label absent from reference and prediction counts 1. "
+            "The checkpoint may have been chosen by these cases' mean DSC.",
+            "",
+            "| label | DSC | NSD | n |",
+            "|---|---|---|---|",
+            *(
+                f"| {LABEL_NAMES[label]} | {dsc:.4f} | {nsd:.4f} | {count} |"
+                for label, (dsc, nsd, count) in means.items()
+            ),
+            f"| **mean of organs** | {mean_organ_dsc(scores):.4f} | | |",
+        ]
+    else:
+        lines.append("None: no case was held out, or none was scored at this step.")
+    lines += ["", "## Known weaknesses", ""]
+    unseen = [
+        LABEL_NAMES[label]
+        for label in range(1, len(LABEL_NAMES))
+        if not any(label in case["present_labels"] for case in training)
+    ]
+    weak = [
+        f"{LABEL_NAMES[label]} ({dsc:.2f})"
+        for label, (dsc, _, _) in means.items()
+        if dsc < WEAK_DSC
+    ]
+    if unseen:
+        lines.append(f"- Never shown in training, so never predicted rightly: {', '.join(unseen)}.")
+    if weak:
+        lines.append(f"- Held-out DSC below {WEAK_DSC}: {', '.join(weak)}.")
+    if len({score.case for score in scores}) < 10:
+        lines.append(
+            f"- The scores are of {len({score.case for score in scores})} cases: they say little "
+            "of other scanners, phases and diseases."
+        )
+    lines += [f"- {note}" for note in notes]
+    lines += [
+        "",
+        "## Recipe",
+        "",
+        "With these lines as FILE.toml, "
+        "`python -m training fit --data DIR --output RUN --recipe FILE.toml"
+        + (f" --held-out {' '.join(case['name'] for case in held_out)}`" if held_out else "`")
+        + " trains it again.",
+        "",
+        "```toml",
+        *(f"{name} = {json.dumps(value)}" for name, value in recipe.items()),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)

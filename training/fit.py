@@ -1,0 +1,486 @@
+"""The training loop.
+
+A run's folder holds `recipe.toml` (its numbers, all of them), `run.json` (its cases and
+intensities), `metrics.csv`, `held_out.csv`, `curves.png`, `last.pt` and `best.pt` (checkpoints),
+and `overlays/` (the worst held-out cases).
+
+Whatever is random at a step depends on the seed and the step alone, so a run that was stopped goes
+on as if it had not been: the same command takes it up at `last.pt`.
+"""
+
+import copy
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import time
+from contextlib import nullcontext
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from inference.labels import LABEL_NAMES
+from inference.model import DOWNSAMPLING, AttentionUNet
+from inference.prediction import choose_device, choose_dtype
+from inference.volume import write_atomically
+from inference.weights import WeightsMetadata
+from training.augmentation import Intensities, prepare
+from training.data import Case, SliceDataset, collate
+from training.evaluation import (
+    Score,
+    mean_organ_dsc,
+    read_scores,
+    score_cases,
+    summary_line,
+    write_scores,
+)
+from training.loss import deep_supervision_loss
+from training.pictures import draw_curves, draw_overlay
+from training.recipe import MAY_CHANGE_ON_RESUME, Recipe, to_toml
+
+METRICS = ("step", "loss", "learning_rate", "slices_per_s", "seconds")
+"""Columns of metrics.csv: loss is the mean since the row before, seconds those of training."""
+
+WORST_CASES = 3
+"""Held-out cases of which overlays are drawn at each scoring."""
+
+_AUGMENTATION, _DEVICE_NOISE = 1, 2  # streams of random numbers beside that of the slices
+
+
+class RunError(ValueError):
+    """A run that cannot be started or taken up; the message is the reason, in one line."""
+
+
+def learning_rate_at(step: int, recipe: Recipe) -> float:
+    """The learning rate of a step, from 0: a linear rise, then constant or half a cosine."""
+    if step < recipe.warmup_steps:
+        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
+    if recipe.schedule == "constant":
+        return recipe.learning_rate
+    done = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done, 1)))
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """The type of convolutions for a recipe's `precision`."""
+    if name != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return choose_dtype(device)
+
+
+@torch.no_grad()
+def follow(average: nn.Module, network: nn.Module, decay: float, step: int) -> None:
+    """Move the exponential moving average of a network's weights and statistics, in place.
+
+    At first the decay is smaller, (1 + step) / (10 + step): the first weights are soon outdated.
+    """
+    pairs = list(zip(average.state_dict().values(), network.state_dict().values(), strict=True))
+    averages, values = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+    torch._foreach_lerp_(averages, values, 1 - min(decay, (1 + step) / (10 + step)))
+    for count, value in (pair for pair in pairs if not pair[0].is_floating_point()):
+        count.copy_(value)
+
+
+@dataclasses.dataclass
+class Processes:
+    """Where this process stands among those of `torchrun`; alone, it is number 0 of 1."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that prints and writes."""
+        return self.rank == 0
+
+
+def join_processes(device: str) -> Processes:
+    """Join the processes that torchrun started, with NCCL on CUDA and Gloo on a CPU.
+
+    Raises:
+        ValueError: the device asked for is not there.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        return Processes(0, 1, choose_device(device))
+    local = int(os.environ["LOCAL_RANK"])
+    on_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    chosen = choose_device(f"cuda:{local}" if on_cuda else "cpu")
+    if on_cuda:
+        torch.cuda.set_device(chosen)
+    # Scoring a large volume may keep the others waiting for longer than NCCL's ten minutes.
+    distributed.init_process_group("nccl" if on_cuda else "gloo", timeout=timedelta(hours=2))
+    return Processes(int(os.environ["RANK"]), count, chosen)
+
+
+class _StopRequest:
+    """Whether SIGTERM or Ctrl-C came; the step under way is finished and a checkpoint saved."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self.previous = {
+            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+
+    def _note(self, number: int, _frame: object) -> None:
+        self.signal = number
+        self.restore()  # a second one ends the process at once
+
+    def restore(self) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def seen_by_any(self, processes: Processes) -> bool:
+        if processes.count == 1:
+            return bool(self.signal)
+        seen = torch.tensor([self.signal], device=processes.device)
+        distributed.all_reduce(seen, distributed.ReduceOp.MAX)
+        self.signal = int(seen.item())
+        return bool(self.signal)
+
+
+def code_revision() -> str:
+    """The git revision of this code, with "+" if files were changed, or "unknown"."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def describe_run(training: list[Case], held_out: list[Case], intensities: Intensities) -> dict:
+    """What `run.json` says of a run: everything but its numbers."""
+
+    def describe(case: Case) -> dict:
+        return {
+            "name": case.name,
+            "patient": case.patient,
+            "image": str(case.image),
+            "slices": case.cached.shape[0],
+            "annotated_labels": case.annotated,
+            "present_labels": case.cached.present,
+            "data_set": case.mapping.description if case.mapping else None,
+        }
+
+    return {
+        "intensity_mean": intensities.mean,
+        "intensity_std": intensities.std,
+        "training": [describe(case) for case in training],
+        "held_out": [describe(case) for case in held_out],
+    }
+
+
+def start_or_check_run(output: Path, recipe: Recipe, description: dict) -> None:
+    """Write a new run's files, or see that the run there is this one.
+
+    Raises:
+        RunError: the run there has other numbers or other data.
+    """
+    known = output / "run.json"
+    numbers = dataclasses.asdict(recipe)
+    about = json.loads(json.dumps({**description, "recipe": numbers}))
+    if known.is_file() and (output / "last.pt").is_file():
+        before = json.loads(known.read_text())
+        for name in MAY_CHANGE_ON_RESUME:
+            before["recipe"].pop(name), about["recipe"].pop(name)
+        for name, value in about["recipe"].items():
+            if before["recipe"].get(name) != value:
+                raise RunError(
+                    f"{output} is a run with {name} {before['recipe'].get(name)}, not {value}: "
+                    "name another --output, or give the same numbers to go on"
+                )
+        for name in description:
+            if before[name] != about[name]:
+                raise RunError(f"{output} is a run with other data ({name}): name another --output")
+        about = {**before, "recipe": numbers}
+    else:
+        about["revision"] = code_revision()
+    write_atomically(output / "recipe.toml", to_toml(recipe).encode())
+    write_atomically(known, json.dumps(about, indent=1).encode())
+
+
+def _save_checkpoint(path: Path, state: dict) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    torch.save(state, temporary)
+    temporary.replace(path)
+
+
+def _truncate_metrics(path: Path, step: int) -> None:
+    """Drop the rows after a checkpoint: their steps are about to be done again."""
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    kept = [line for line in lines[1:] if int(line.split(",")[0]) <= step]
+    write_atomically(path, "".join([",".join(METRICS) + "\n", *kept]).encode())
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
+
+
+def fit(
+    training: list[Case],
+    held_out: list[Case],
+    recipe: Recipe,
+    intensities: Intensities,
+    output: Path,
+    processes: Processes,
+    *,
+    workers: int = 0,
+) -> int:
+    """Train until the recipe's last step, from `last.pt` if it is there.
+
+    Args:
+        training, held_out: cached cases.
+        recipe: all numbers.
+        intensities: of the training set.
+        output: the run's folder.
+        processes: of which this is one.
+        workers: processes that read slices; 0 reads them here.
+
+    Returns:
+        0, or 128 and the signal's number if one stopped it.
+
+    Raises:
+        RunError: the batch cannot be divided, or the loss is no longer a number.
+    """
+    device, first = processes.device, processes.first
+    share = recipe.batch_size // processes.count
+    if share * processes.count != recipe.batch_size:
+        raise RunError(
+            f"a batch of {recipe.batch_size} cannot be divided over {processes.count} processes"
+        )
+    precision = choose_precision(recipe.precision, device)
+    autocast = (
+        torch.autocast(device.type, precision) if precision != torch.float32 else nullcontext()
+    )
+
+    # The network. Normalisation sees the whole batch where torch can do that, which is on CUDA.
+    torch.manual_seed(recipe.seed)
+    network = AttentionUNet(base_channels=recipe.base_channels)
+    network = network.to(device, memory_format=torch.channels_last)
+    average = copy.deepcopy(network) if recipe.ema_decay else None
+    model: nn.Module = network
+    if processes.count > 1:
+        if device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = DistributedDataParallel(
+            model, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+        )
+    # Without weight decay, as in the paper, this is Adam.
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        fused=device.type == "cuda",
+    )
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+    bare = model.module if processes.count > 1 else model
+
+    step, loss_sum, loss_count, seconds, best = 0, torch.zeros((), device=device), 0, 0.0, -1.0
+    scores: list[Score] = []
+    last = output / "last.pt"
+    if last.is_file():
+        state = torch.load(last, map_location=device, weights_only=True)
+        bare.load_state_dict(state["network"])
+        if average:
+            average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
+        step, loss_count, seconds = state["step"], state["loss_count"], state["seconds"]
+        loss_sum.fill_(state["loss_sum"])
+        best = state["best"]
+        if (output / "held_out.csv").is_file():
+            scores = [score for score in read_scores(output / "held_out.csv") if score.step <= step]
+    if first:
+        _truncate_metrics(output / "metrics.csv", step)
+        print(
+            f"{'goes on at' if step else 'starts at'} step {step} of {recipe.steps}: {device}, "
+            f"{str(precision).removeprefix('torch.')}, {processes.count} process(es), "
+            f"{sum(weight.numel() for weight in network.parameters()):,} parameters",
+            flush=True,
+        )
+
+    def trained_weights() -> dict[str, Tensor]:
+        return (average or bare).state_dict()
+
+    def checkpoint(name: str) -> None:
+        state = {
+            "network": bare.state_dict(),
+            "average": average.state_dict() if average else None,
+            "weights": trained_weights(),
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(),
+            "step": step,
+            "loss_sum": loss_sum.item(),
+            "loss_count": loss_count,
+            "seconds": seconds,
+            "best": best,
+        }
+        if first:
+            _save_checkpoint(output / name, state)
+
+    def evaluate() -> None:
+        nonlocal best, scores
+        start = time.monotonic()
+        metadata = WeightsMetadata(
+            base_channels=recipe.base_channels,
+            num_classes=len(LABEL_NAMES),
+            intensity_mean=intensities.mean,
+            intensity_std=intensities.std,
+            matrix_reduction=recipe.matrix_reduction,
+            trained_on="",
+            licence="",
+            date="",
+            revision="",
+        )
+        worst: list[tuple[float, Case, np.ndarray]] = []
+
+        def keep_worst(case: Case, prediction: np.ndarray, of_case: list[Score]) -> None:
+            worst.append((float(np.mean([score.dsc for score in of_case])), case, prediction))
+            worst.sort(key=lambda entry: entry[0])
+            del worst[WORST_CASES:]
+
+        found = score_cases(
+            held_out[processes.rank :: processes.count],
+            trained_weights(),
+            metadata,
+            device,
+            batch_size=recipe.batch_size if device.type == "cuda" else None,
+            step=step,
+            on_case=keep_worst,
+        )
+        overlays = {}
+        for dsc, case, prediction in worst:
+            overlays[case.name] = dsc
+            title = f"{case.name}, step {step}: mean DSC {dsc:.3f}"
+            draw_overlay(output / "overlays" / f"{case.name}.png", case, prediction, title)
+        if processes.count > 1:
+            parts: list = [None] * processes.count
+            distributed.all_gather_object(parts, (found, overlays))
+            found = [score for part, _ in parts for score in part]
+            overlays = {name: dsc for _, part in parts for name, dsc in part.items()}
+        scores = [score for score in scores if score.step != step] + found
+        improved = mean_organ_dsc(found) > best
+        best = max(best, mean_organ_dsc(found))
+        if improved:
+            checkpoint("best.pt")
+        if first:
+            shown = sorted(overlays, key=overlays.get)[:WORST_CASES]
+            for path in (output / "overlays").glob("*.png"):
+                if path.stem not in shown:
+                    path.unlink()
+            write_scores(output / "held_out.csv", scores)
+            draw_curves(output)
+            print(f"{summary_line(found)}  ({_duration(time.monotonic() - start)})", flush=True)
+
+    # The slices: position p of the endless sequence is in batch p // batch_size.
+    dataset = SliceDataset(
+        training, seed=recipe.seed, rare_organ_fraction=recipe.rare_organ_fraction
+    )
+    positions = [
+        range(
+            number * recipe.batch_size + processes.rank * share,
+            number * recipe.batch_size + (processes.rank + 1) * share,
+        )
+        for number in range(step, recipe.steps)
+    ]
+    loader = DataLoader(
+        dataset,
+        batch_sampler=positions,
+        collate_fn=partial(collate, multiple=DOWNSAMPLING * recipe.matrix_reduction),
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+    )
+    generator = torch.Generator(device)
+
+    model.train()
+    stop = _StopRequest()
+    since, reported = time.monotonic(), step
+    for drawn, batch in zip(positions, loader, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, recipe)
+        rngs = [np.random.default_rng((recipe.seed, p, _AUGMENTATION)) for p in drawn]
+        noise_seed = np.random.SeedSequence((recipe.seed, drawn[0], _DEVICE_NOISE))
+        generator.manual_seed(int(noise_seed.generate_state(1, np.uint64)[0] >> 1))
+        images, labels = prepare(batch, device, recipe, intensities, rngs, generator)
+        with autocast:
+            logits, supervised = model(images)
+        loss = deep_supervision_loss(
+            [logits, *supervised],
+            labels,
+            batch.annotated.to(device, non_blocking=True),
+            cross_entropy=recipe.cross_entropy,
+            dice_weight=recipe.dice_weight,
+        )
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        if recipe.gradient_clip:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clip)
+        scaler.step(optimizer)
+        scaler.update()
+        if average:
+            follow(average, bare, recipe.ema_decay, step)
+        step += 1
+        loss_sum += loss.detach()
+        loss_count += 1
+
+        # Asking the other processes costs time, so they are asked where the device is waited for.
+        reporting = step % recipe.log_interval == 0 or step == recipe.steps
+        stopping = (processes.count == 1 or reporting) and stop.seen_by_any(processes)
+        if reporting:
+            if processes.count > 1:
+                distributed.all_reduce(loss_sum)
+                loss_sum /= processes.count
+            mean_loss = loss_sum.item() / loss_count
+            if not math.isfinite(mean_loss):
+                raise RunError(
+                    f"the loss is {mean_loss} at step {step}: try a lower --learning-rate, "
+                    "--gradient-clip 1 or --precision fp32"
+                )
+            now = time.monotonic()
+            seconds += now - since
+            speed = (step - reported) * recipe.batch_size / (now - since)
+            since, reported = now, step
+            loss_sum, loss_count = torch.zeros((), device=device), 0
+            if first:
+                rate = learning_rate_at(step - 1, recipe)
+                left = _duration((recipe.steps - step) * recipe.batch_size / speed)
+                with (output / "metrics.csv").open("a") as file:
+                    file.write(f"{step},{mean_loss!r},{rate!r},{speed:.2f},{seconds:.1f}\n")
+                print(
+                    f"step {step}/{recipe.steps}  loss {mean_loss:.4f}  lr {rate:.2e}  "
+                    f"{speed:.1f} slices/s  {left} left",
+                    flush=True,
+                )
+        ending = step == recipe.steps
+        scoring = held_out and not stopping and (ending or step % recipe.evaluation_interval == 0)
+        if scoring:
+            paused = time.monotonic()
+            evaluate()
+            since += time.monotonic() - paused
+        if stopping or ending or step % recipe.checkpoint_interval == 0:
+            checkpoint("last.pt")
+        if stopping:
+            break
+    stop.restore()
+    if first:
+        draw_curves(output)
+    if stop.signal and step < recipe.steps:
+        if first:
+            print(f"stopped at step {step}; the same command goes on from there", flush=True)
+        return 128 + stop.signal
+    return 0

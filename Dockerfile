@@ -24,6 +24,7 @@ RUN if [ -n "${TORCH_INDEX}" ]; then \
 COPY predict.sh .
 COPY inference inference
 COPY weights weights
-RUN python3 -m compileall -q inference
+# Whatever user the container runs as may read it, whatever the checkout's own permissions were.
+RUN python3 -m compileall -q inference && chmod -R a+rX .
 
 CMD ["sh", "predict.sh"]

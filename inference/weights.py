@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from inference.labels import LABEL_NAMES
-from inference.volume import ORIENTATION
+from inference.volume import ORIENTATION, write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,13 +104,12 @@ def save_weights(path: Path, state_dict: dict[str, "Tensor"], metadata: WeightsM
     Raises:
         OSError: the file cannot be written.
     """
-    from safetensors.numpy import save_file  # only training saves
+    from safetensors.numpy import save  # only training saves
 
     tensors = {}
     for name, tensor in state_dict.items():
         tensors[name] = (
             (tensor.half() if tensor.is_floating_point() else tensor).cpu().contiguous().numpy()
         )
-    temporary = path.with_name(f".{path.name}.partial")
-    save_file(tensors, temporary, {_METADATA_KEY: json.dumps(dataclasses.asdict(metadata))})
-    temporary.replace(path)
+    header = {_METADATA_KEY: json.dumps(dataclasses.asdict(metadata))}
+    write_atomically(path, save(tensors, header))

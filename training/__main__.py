@@ -34,11 +34,26 @@ def _parser() -> argparse.ArgumentParser:
         "btcv, totalsegmentator, complete (our numbers, all looked for) or a .json file; "
         "repeatable",
     )
+    fit.add_argument(
+        "--anatomy",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="label map in TotalSegmentator's class numbers of which the recipe's synthetic "
+        "slices are drawn; repeatable",
+    )
+    fit.add_argument(
+        "--start-from",
+        type=Path,
+        metavar="FILE.safetensors",
+        help="exported weights to begin with; their intensity mean and deviation are kept",
+    )
     fit.add_argument("--output", type=Path, required=True, metavar="RUN", help="folder of the run")
     fit.add_argument(
         "--recipe",
         default="best",
-        metavar="paper|best|FILE.toml",
+        metavar="paper|best|slim|FILE.toml",
         help="the run's numbers (default: %(default)s)",
     )
     fit.add_argument(
@@ -93,9 +108,13 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         recipe = recipes.load_recipe(options.recipe, recipes.overrides_of(options))
     except recipes.RecipeError as error:
         parser.error(str(error))
+    if recipe.synthetic_fraction and not options.anatomy and not recipe.synthetic_phantoms:
+        parser.error("synthetic slices are drawn of --anatomy FILE or --synthetic-phantoms N")
     from torch import distributed  # torch takes seconds to import; wrong usage is told before
 
-    from training import data
+    from inference.volume import VolumeError
+    from inference.weights import WeightsError, load_weights
+    from training import data, synthesis
     from training.augmentation import Intensities
     from training.fit import RunError, describe_run, fit, join_processes, start_or_check_run
 
@@ -123,10 +142,23 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             distributed.barrier()
             if not processes.first:
                 cases = data.cache_cases(cases, cache, report)
-        training, held_out = data.split_patients(
-            cases, recipe.held_out_fraction, recipe.seed, options.held_out
-        )
-        intensities = Intensities(*data.intensity_statistics(training))
+        synthesise = None
+        if recipe.synthetic_fraction:
+            synthesise = synthesis.load(options.anatomy, recipe.synthetic_phantoms, cache)
+        if recipe.synthetic_fraction == 1:  # what is read is for scoring alone
+            training, held_out = [], cases
+        else:
+            training, held_out = data.split_patients(
+                cases, recipe.held_out_fraction, recipe.seed, options.held_out
+            )
+        start = None
+        if options.start_from:
+            start, metadata = load_weights(options.start_from)
+            intensities = Intensities(metadata.intensity_mean, metadata.intensity_std)
+        elif training:
+            intensities = Intensities(*data.intensity_statistics(training))
+        else:
+            intensities = Intensities(*synthesis.intensity_statistics(synthesise))
         report(data.label_table(training, held_out))
         report(
             f"{len(training)} cases to train on, held out: "
@@ -134,7 +166,13 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             f"HU mean {intensities.mean:.1f}, sd {intensities.std:.1f}"
         )
         if processes.first:
-            description = describe_run(training, held_out, intensities)
+            description = describe_run(
+                training,
+                held_out,
+                intensities,
+                [path.name for path in options.anatomy],
+                options.start_from and options.start_from.name,
+            )
             start_or_check_run(options.output, recipe, description)
         return fit(
             training,
@@ -144,8 +182,10 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             options.output,
             processes,
             workers=options.workers,
+            synthesise=synthesise,
+            start=start,
         )
-    except (data.DataError, RunError) as error:
+    except (data.DataError, RunError, VolumeError, WeightsError, synthesis.AnatomyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     finally:

@@ -283,7 +283,8 @@ def _cache_key(case: Case) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _save_array(path: Path, array: np.ndarray) -> None:
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write a .npy file under a temporary name, then rename it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with temporary.open("wb") as file:
         np.save(file, array)
@@ -339,8 +340,8 @@ def cache_case(case: Case, folder: Path) -> CachedVolume:
         ],
         "remark": remark,
     }
-    _save_array(image_path, hu)
-    _save_array(labels_path, labels)
+    save_array(image_path, hu)
+    save_array(labels_path, labels)
     write_atomically(about_path, json.dumps(about).encode())  # last: it makes the others valid
     return cache_case(case, folder)
 
@@ -499,6 +500,8 @@ class SliceDataset(Dataset):
     _showing: list[np.ndarray] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if not self.cases:  # every slice is drawn
+            return
         masks = [np.array(case.cached.slice_labels, np.int64) for case in self.cases]
         self._all = np.array(
             [(number, index) for number, mask in enumerate(masks) for index in range(len(mask))]
@@ -558,7 +561,7 @@ class Batch(NamedTuple):
 
 
 def collate(slices: list[Slice], multiple: int) -> Batch:
-    """Stack slices, padded below and to the right to the largest of them.
+    """Stack slices, padded on all sides to the largest of them: their middles are in one place.
 
     The image's padding repeats its edge, as in inference; the labels' is `IGNORED`.
 
@@ -573,8 +576,10 @@ def collate(slices: list[Slice], multiple: int) -> Batch:
     labels = np.full((len(slices), rows, columns), IGNORED, np.uint8)
     for index, part in enumerate(slices):
         height, width = part.hu.shape
-        hu[index, 0] = np.pad(part.hu, ((0, rows - height), (0, columns - width)), mode="edge")
-        labels[index, :height, :width] = part.labels
+        top, left = (rows - height) // 2, (columns - width) // 2
+        around = ((top, rows - height - top), (left, columns - width - left))
+        hu[index, 0] = np.pad(part.hu, around, mode="edge")
+        labels[index, top : top + height, left : left + width] = part.labels
     return Batch(
         hu=torch.from_numpy(hu),
         labels=torch.from_numpy(labels),

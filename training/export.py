@@ -68,6 +68,23 @@ def export(
     return card
 
 
+def _synthetic_lines(about: dict) -> list[str]:
+    """What the model card says of slices that were drawn and of weights to begin with."""
+    recipe, lines = about["recipe"], []
+    if recipe["synthetic_fraction"]:
+        sources = list(about["anatomies"])
+        if recipe["synthetic_phantoms"]:
+            sources.append(f"{recipe['synthetic_phantoms']} patients of benchmark/phantom.py")
+        lines += [
+            "",
+            f"{recipe['synthetic_fraction']:.0%} of the slices were drawn by "
+            f"training/synthesis.py, all labels known, from {' and '.join(sources)}.",
+        ]
+    if about["start_from"]:
+        lines += ["", f"The run began with the weights {about['start_from']}."]
+    return lines
+
+
 def model_card(
     name: str,
     metadata: WeightsMetadata,
@@ -106,6 +123,7 @@ def model_card(
         f"{len(training)} cases of {len({case['patient'] for case in training})} patients, "
         f"{sum(case['slices'] for case in training):,} slices; {len(held_out)} cases held out"
         + (f" ({', '.join(case['name'] for case in held_out)})." if held_out else "."),
+        *_synthetic_lines(about),
         "",
         "| label | training cases annotated | of these present |",
         "|---|---|---|",
@@ -137,7 +155,8 @@ def model_card(
     unseen = [
         LABEL_NAMES[label]
         for label in range(1, len(LABEL_NAMES))
-        if not any(label in case["present_labels"] for case in training)
+        if not recipe["synthetic_fraction"]
+        and not any(label in case["present_labels"] for case in training)
     ]
     weak = [
         f"{LABEL_NAMES[label]} ({dsc:.2f})"
@@ -160,6 +179,8 @@ def model_card(
         "",
         "With these lines as FILE.toml, "
         "`python -m training fit --data DIR --output RUN --recipe FILE.toml"
+        + "".join(f" --anatomy {name}" for name in about["anatomies"])
+        + (f" --start-from {about['start_from']}" if about["start_from"] else "")
         + (f" --held-out {' '.join(case['name'] for case in held_out)}`" if held_out else "`")
         + " trains it again.",
         "",

@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
@@ -33,7 +34,7 @@ from inference.prediction import choose_device, choose_dtype
 from inference.volume import write_atomically
 from inference.weights import WeightsMetadata
 from training.augmentation import Intensities, prepare
-from training.data import Case, SliceDataset, collate
+from training.data import Case, Slice, SliceDataset, collate
 from training.evaluation import (
     Score,
     mean_organ_dsc,
@@ -150,6 +151,12 @@ class _StopRequest:
         return bool(self.signal)
 
 
+def _leave_stopping_to_parent(_worker: int) -> None:
+    """Ctrl-C and `kill` of a group reach the readers of slices too, which must not die first."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def code_revision() -> str:
     """The git revision of this code, with "+" if files were changed, or "unknown"."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
@@ -159,8 +166,21 @@ def code_revision() -> str:
         return "unknown"
 
 
-def describe_run(training: list[Case], held_out: list[Case], intensities: Intensities) -> dict:
-    """What `run.json` says of a run: everything but its numbers."""
+def describe_run(
+    training: list[Case],
+    held_out: list[Case],
+    intensities: Intensities,
+    anatomies: list[str],
+    start_from: str | None,
+) -> dict:
+    """What `run.json` says of a run: everything but its numbers.
+
+    Args:
+        training, held_out: cached cases.
+        intensities: of the training set.
+        anatomies: the files of which slices are drawn.
+        start_from: the weights with which the run begins, or None for random ones.
+    """
 
     def describe(case: Case) -> dict:
         return {
@@ -178,6 +198,8 @@ def describe_run(training: list[Case], held_out: list[Case], intensities: Intens
         "intensity_std": intensities.std,
         "training": [describe(case) for case in training],
         "held_out": [describe(case) for case in held_out],
+        "anatomies": anatomies,
+        "start_from": start_from,
     }
 
 
@@ -239,6 +261,8 @@ def fit(
     processes: Processes,
     *,
     workers: int = 0,
+    synthesise: Callable[[np.random.Generator], Slice] | None = None,
+    start: dict[str, Tensor] | None = None,
 ) -> int:
     """Train until the recipe's last step, from `last.pt` if it is there.
 
@@ -249,6 +273,8 @@ def fit(
         output: the run's folder.
         processes: of which this is one.
         workers: processes that read slices; 0 reads them here.
+        synthesise: draws the recipe's synthetic part of the slices.
+        start: state dict of the network's first weights; None begins with random ones.
 
     Returns:
         0, or 128 and the signal's number if one stopped it.
@@ -270,6 +296,11 @@ def fit(
     # The network. Normalisation sees the whole batch where torch can do that, which is on CUDA.
     torch.manual_seed(recipe.seed)
     network = AttentionUNet(base_channels=recipe.base_channels)
+    if start:
+        try:
+            network.load_state_dict(start)
+        except RuntimeError as error:
+            raise RunError("the weights to start from are of another network") from error
     network = network.to(device, memory_format=torch.channels_last)
     average = copy.deepcopy(network) if recipe.ema_decay else None
     model: nn.Module = network
@@ -388,7 +419,11 @@ def fit(
 
     # The slices: position p of the endless sequence is in batch p // batch_size.
     dataset = SliceDataset(
-        training, seed=recipe.seed, rare_organ_fraction=recipe.rare_organ_fraction
+        training,
+        seed=recipe.seed,
+        rare_organ_fraction=recipe.rare_organ_fraction,
+        synthesise=synthesise,
+        synthetic_fraction=recipe.synthetic_fraction,
     )
     positions = [
         range(
@@ -402,6 +437,7 @@ def fit(
         batch_sampler=positions,
         collate_fn=partial(collate, multiple=DOWNSAMPLING * recipe.matrix_reduction),
         num_workers=workers,
+        worker_init_fn=_leave_stopping_to_parent,
         pin_memory=device.type == "cuda",
     )
     generator = torch.Generator(device)

@@ -36,6 +36,12 @@ class Recipe:
     rare_organ_fraction: float = _number(
         0.0, "slices drawn by label (a label uniformly, then a slice that shows it), not uniformly"
     )
+    synthetic_fraction: float = _number(
+        0.0, "slices that are drawn from anatomies (training/synthesis.py), not read"
+    )
+    synthetic_phantoms: int = _number(
+        0, "synthetic patients among those anatomies, beside the files of --anatomy"
+    )
     slice_size: int = _number(
         0, "rows and columns that slices are cropped or padded to; 0 keeps their own"
     )
@@ -112,6 +118,10 @@ class Recipe:
             raise RecipeError("evaluation_interval must be at least 1 and steps at least 0")
         if not 0 <= self.held_out_fraction < 1:
             raise RecipeError("held_out_fraction must be from 0 to less than 1")
+        if not 0 <= self.synthetic_fraction <= 1 or self.synthetic_phantoms < 0:
+            raise RecipeError(
+                "synthetic_fraction must be from 0 to 1 and synthetic_phantoms at least 0"
+            )
 
 
 MAY_CHANGE_ON_RESUME = ("steps", "log_interval", "checkpoint_interval", "evaluation_interval")

@@ -1,6 +1,7 @@
 """Small networks and volumes that the tests share."""
 
 import itertools
+import signal
 from pathlib import Path
 
 import nibabel
@@ -12,6 +13,9 @@ from inference.model import AttentionUNet
 from inference.weights import WeightsMetadata, save_weights
 
 torch.set_num_threads(1)  # the tests' networks are too small to be worth a second
+
+# A shell that starts the tests in its background makes them, and what they start, deaf to Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).parents[2] / "shared"
 """Real CT and reference scores, beside the project on the machines that have them."""

@@ -19,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy import ndimage
 from skimage.morphology import convex_hull_image
 
@@ -243,10 +244,12 @@ def _splines(count: int, step: float) -> np.ndarray:
 
 def _smooth_noise(rng: np.random.Generator, size: int, step: float) -> np.ndarray:
     """(size, size) float32: noise of mean 0 and deviation about 1, smooth over `step` pixels."""
-    weights = _splines(size, step)
+    weights = torch.from_numpy(_splines(size, step))
     cells = weights.shape[1]
-    field = weights @ rng.standard_normal((cells, cells), dtype=np.float32) @ weights.T
-    return field / 0.5
+    control = torch.from_numpy(rng.standard_normal((cells, cells), dtype=np.float32))
+    # By torch, which keeps to one thread in a process that reads slices; numpy's BLAS takes all
+    # cores there, and waits for those that train.
+    return (weights @ control @ weights.T / 0.5).numpy()
 
 
 def _blurred(image: np.ndarray, sigma: float) -> np.ndarray:
@@ -546,7 +549,7 @@ def draw_slice(
     hu = levels[structures] + textures[structures] * smooth
     hu += vessel * (ridges & np.isin(structures, (NUMBERS["liver"], NUMBERS["visceral fat"])))
     grain = rng.standard_normal((size, size), dtype=np.float32)
-    hu += 0.5 * textures[structures] * _blurred(grain, rng.uniform(0.3, 1.2)) * 2
+    hu += textures[structures] * _blurred(grain, rng.uniform(0.3, 1.2))
     _add_gas(structures, hu, rng)
     plane = hu.mean(axis=0)
     plane = _blurred(plane, rng.uniform(0.3, 1.0))

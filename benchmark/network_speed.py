@@ -77,7 +77,7 @@ def measure_steps(
 
     state_dict, metadata = load_weights(weights)
     predictor = Predictor(state_dict, metadata, device)
-    batch_size = min(predictor.fitting_batch_size(slices.shape[2:]), len(slices))
+    batch_size = min(predictor.fitting_batch_size(slices.shape[2:], 1), len(slices))
     add(f"batches of {batch_size}", network, slices, batch_size, _labels_on_host)
     add("labels on the device", network, slices, batch_size, _labels_on_device)
     return steps

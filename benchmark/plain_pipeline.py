@@ -28,7 +28,7 @@ from inference.weights import WeightsMetadata, load_weights
 def load_network(path: Path, device: torch.device) -> tuple[AttentionUNet, WeightsMetadata]:
     """The network as it was trained: fp32, batch normalisation apart, three input channels."""
     state_dict, metadata = load_weights(path)
-    network = AttentionUNet(metadata.num_classes, metadata.base_channels)
+    network = AttentionUNet(metadata.num_classes, metadata.base_channels, metadata.attention)
     network.load_state_dict(state_dict)
     return network.to(device).eval(), metadata
 
@@ -90,10 +90,12 @@ def segment(
         wanted = nibabel.orientations.axcodes2ornt(ORIENTATION)
         to_network = nibabel.orientations.ornt_transform(start, wanted)
         hu = nibabel.orientations.apply_orientation(hu, to_network)
+        sizes = nibabel.affines.voxel_sizes(image.affine)
+        spacing = tuple(sizes[np.argsort(to_network[:, 0])])
     with timer.phase("percentiles", case):
         z_scores = normalise(hu, metadata)
     with timer.phase("predict", case):
-        label_map = predict(network, z_scores, metadata.matrix_reduction, device)
+        label_map = predict(network, z_scores, metadata.reduction_at(spacing), device)
     with timer.phase("components", case):
         label_map = keep_largest_components(label_map)
     with timer.phase("write", case):

@@ -5,13 +5,38 @@ import numpy as np
 
 from inference.labels import ORGANS
 
+# Slices labelled at once. Component numbers take four bytes a voxel, so a slab's stay small enough
+# for the allocator to use the same memory for each, and the whole volume's never exist.
+_SLAB = 16
 
-def _bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice]:
-    """The smallest box around a mask's True voxels, of which there is at least one."""
-    plane = mask.any(axis=0)
-    profiles = (mask.any(axis=(1, 2)), plane.any(axis=1), plane.any(axis=0))
+
+def _bounding_box(label_map: np.ndarray) -> tuple[slice, slice, slice]:
+    """The smallest box around a map's labels; empty if there is none."""
+    plane = label_map.max(axis=0)
+    profiles = (label_map.max(axis=(1, 2)), plane.max(axis=1), plane.max(axis=0))
     occupied = [np.flatnonzero(profile) for profile in profiles]
-    return tuple(slice(indices[0], indices[-1] + 1) for indices in occupied)
+    return tuple(
+        slice(indices[0], indices[-1] + 1) if indices.size else slice(0) for indices in occupied
+    )
+
+
+def _join(count: int, pairs: np.ndarray) -> np.ndarray:
+    """For each of `count` parts the lowest of those that it is connected to.
+
+    Args:
+        count: parts, numbered from 0.
+        pairs: (pairs, 2), parts that touch.
+    """
+    joined = np.arange(count)
+    while True:
+        ends = joined[pairs]
+        lower = joined.copy()
+        for end in ends.T:
+            np.minimum.at(lower, end, ends.min(axis=1))
+        lower = lower[lower]
+        if np.array_equal(lower, joined):
+            return joined
+        joined = lower
 
 
 def keep_largest_components(label_map: np.ndarray) -> None:
@@ -23,22 +48,46 @@ def keep_largest_components(label_map: np.ndarray) -> None:
     Args:
         label_map: (slices, rows, columns), uint8.
     """
-    labelled = label_map != 0
-    if not labelled.any():
+    inside = label_map[_bounding_box(label_map)]
+    slabs = [inside[start : start + _SLAB] for start in range(0, len(inside), _SLAB)]
+    if not slabs:
         return
-    box = _bounding_box(labelled)
-    labelled, inside = labelled[box], np.ascontiguousarray(label_map[box])
 
-    # One pass for all labels. Components are numbered from 1 in the order they are met.
-    components, count = cc3d.connected_components(inside, connectivity=6, return_N=True)
-    components, labels = components[labelled], inside[labelled]
-    sizes = np.bincount(components, minlength=count + 1)
-    label_of = np.zeros(count + 1, np.uint8)
-    label_of[components] = labels
+    # A slab's components are parts of the whole's, numbered in the order they are met.
+    parts, label_of, sizes, pairs = [], [], [], [np.empty((0, 2), np.int64)]
+    count, last_slice, last_parts = 0, None, None
+    for slab in slabs:
+        labelled = slab != 0
+        # One pass for all labels; they are numbered from 1, and 0 is the background.
+        components, slab_count = cc3d.connected_components(
+            np.ascontiguousarray(slab), connectivity=6, return_N=True
+        )
+        in_slab = components[labelled]
+        slab_labels = np.zeros(slab_count + 1, np.uint8)
+        slab_labels[in_slab] = slab[labelled]
+        label_of.append(slab_labels[1:])
+        sizes.append(np.bincount(in_slab, minlength=slab_count + 1)[1:])
+        parts.append(in_slab.astype(np.uint32) + count - 1)
+        if last_slice is not None:
+            touching = labelled[0] & (slab[0] == last_slice)
+            both = np.stack([last_parts[touching], components[0][touching].astype(np.int64)], 1)
+            both[:, 1] += count - 1
+            pairs.append(np.unique(both, axis=0))
+        last_slice, last_parts = slab[-1], components[-1].astype(np.int64) + count - 1
+        count += slab_count
 
+    label_of, sizes = np.concatenate(label_of), np.concatenate(sizes)
+    first_part = _join(count, np.concatenate(pairs))
+    whole_sizes = np.zeros(count, np.int64)
+    np.add.at(whole_sizes, first_part, sizes)
     kept = ~np.isin(label_of, ORGANS)
     for organ in ORGANS:
-        candidates = np.flatnonzero(label_of == organ)
+        candidates = np.flatnonzero((label_of == organ) & (first_part == np.arange(count)))
         if candidates.size:
-            kept[candidates[np.argmax(sizes[candidates])]] = True
-    label_map[box][labelled] = labels * kept[components]
+            kept[candidates[np.argmax(whole_sizes[candidates])]] = True
+    kept = kept[first_part]
+    for slab, part in zip(slabs, parts, strict=True):
+        keeps = kept[part]
+        if not keeps.all():
+            labelled = slab != 0
+            slab[labelled] = slab[labelled] * keeps

@@ -1,49 +1,279 @@
-"""The form of the network that runs: what only training needs is folded away or dropped."""
+"""The form of the network that runs: the trained network's function with fewer steps and bytes.
+
+Exact rewrites, apart from rounding: batch normalisation goes into the convolutions, the first
+convolution's three equal input channels into one, a transposed convolution and the convolution
+after it into one at the low resolution, and convolutions over a concatenation become sums, so that
+neither the upsampled features nor the concatenations are ever built.
+"""
+
+from functools import cache
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import fuse_conv_bn_eval
 
-from inference.model import AttentionUNet
+from inference.model import Attention, AttentionUNet, Decoder
+
+# On a CPU torch interpolates channels-last maps along their channels: with as few as the slim
+# network has, three times slower than row by row.
+_FEW_CHANNELS = 8
 
 
-def _fold_norms(layers: nn.Sequential) -> None:
-    """Put each batch normalisation's evaluation statistics into the convolution before it."""
-    for index in range(1, len(layers)):
-        if isinstance(layers[index], nn.BatchNorm2d):
-            layers[index - 1] = fuse_conv_bn_eval(layers[index - 1], layers[index])
-            layers[index] = nn.Identity()  # keeps the indices at which the skips leave
+@cache
+def _has_fused_kernels(device_type: str, dtype: torch.dtype) -> bool:
+    """Whether oneDNN convolves and applies what follows in one pass over memory.
+
+    torch keeps these operators for its own compiler, so that another version may lack them. They
+    are worth it: 22 % of the full network's time in bfloat16 (benchmark/results/waterfall-cpu.md).
+    """
+    if device_type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    names = ("_convolution_pointwise", "_convolution_pointwise_", "_is_mkldnn_bf16_supported")
+    if not all(hasattr(torch.ops.mkldnn, name) for name in names):
+        return False
+    return dtype == torch.float32 or (
+        dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
 
 
-def _sum_input_channels(convolution: nn.Conv2d) -> nn.Conv2d:
-    """The convolution of one channel equal to that of the same channel repeated."""
-    summed = nn.Conv2d(1, convolution.out_channels, 3, padding=1, device="meta")
-    summed.weight = nn.Parameter(convolution.weight.sum(dim=1, keepdim=True))
-    summed.bias = convolution.bias
-    return summed
+class ConvolutionRelu(nn.Module):
+    """A convolution and a ReLU.
+
+    Args:
+        convolution: with its batch normalisation already folded in.
+    """
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self.convolution = convolution
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, in, H, W) to (N, out, H, W)."""
+        layer = self.convolution
+        if _has_fused_kernels(features.device.type, features.dtype):
+            geometry = (layer.padding, layer.stride, layer.dilation, layer.groups)
+            return torch.ops.mkldnn._convolution_pointwise(
+                features, layer.weight, layer.bias, *geometry, "relu", [], None
+            )
+        return functional.relu_(layer(features))
+
+
+def _add_convolution_relu(total: Tensor, features: Tensor, layer: nn.Conv2d) -> Tensor:
+    """`relu(total + layer(features))`, in the memory of `total`."""
+    if _has_fused_kernels(features.device.type, features.dtype):
+        geometry = (layer.padding, layer.stride, layer.dilation, layer.groups)
+        return torch.ops.mkldnn._convolution_pointwise_.binary(
+            total, features, layer.weight, layer.bias, *geometry, "add", 1.0, "relu", [], None
+        )
+    return total.add_(layer(features)).relu_()
+
+
+def _convolution(weight: Tensor, bias: Tensor | None, *, padding: int = 1) -> nn.Conv2d:
+    """A convolution with these weights (out, in, rows, columns)."""
+    out_channels, in_channels, *size = weight.shape
+    layer = nn.Conv2d(
+        in_channels, out_channels, size, padding=padding, bias=bias is not None, device="meta"
+    )
+    layer.weight = nn.Parameter(weight)
+    layer.bias = None if bias is None else nn.Parameter(bias)
+    return layer
+
+
+class MergedUpsampling(nn.Module):
+    """A 2x2 stride-2 transposed convolution and the 3x3 convolution after it, as one linear map.
+
+    Output pixel (2i + a, 2j + b) depends on the four input pixels of rows i + a - 1 and i + a and
+    columns j + b - 1 and j + b: for each of the four phases (a, b) a 2x2 convolution at the low
+    resolution, 16 multiplications for each pair of channels and input pixel where the two layers
+    have 36 and 4. The four are one convolution with four times the output channels, whose padded
+    output holds phase (a, b) shifted by (a, b).
+
+    The transposed convolution's bias does not reach the zeros that the 3x3 convolution pads with.
+    So the sum of what it contributes through all nine taps is part of the bias here, and what
+    comes through taps outside the image is taken away again along the border.
+
+    Args:
+        transposed: the 2x2 transposed convolution, stride 2.
+        weight: of the 3x3 convolution, (out, transposed.out_channels, 3, 3).
+        bias: of the 3x3 convolution, (out,), or None.
+    """
+
+    def __init__(self, transposed: nn.ConvTranspose2d, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        out_channels, middle_channels = weight.shape[:2]
+        in_channels = transposed.in_channels
+        self.out_channels = out_channels
+
+        # Each pair of a 3x3 tap and a 2x2 tap belongs to one tap of one phase.
+        pairs = weight.permute(2, 3, 0, 1).reshape(-1, middle_channels) @ (
+            transposed.weight.transpose(0, 1).reshape(middle_channels, -1)
+        )
+        pairs = pairs.view(3, 3, out_channels, in_channels, 2, 2)
+        merged = weight.new_zeros(2, 2, out_channels, in_channels, 2, 2)
+        for row_phase, row_tap in ((a, t) for a in range(2) for t in range(3)):
+            low_row, upper_row = divmod(row_phase + row_tap - 1, 2)
+            for column_phase, column_tap in ((b, t) for b in range(2) for t in range(3)):
+                low_column, upper_column = divmod(column_phase + column_tap - 1, 2)
+                merged[
+                    row_phase, column_phase, :, :,
+                    low_row - row_phase + 1, low_column - column_phase + 1,
+                ] += pairs[row_tap, column_tap, :, :, upper_row, upper_column]  # fmt: skip
+
+        through_taps = torch.einsum("omrc,m->orc", weight, transposed.bias)
+        total = (
+            through_taps.sum(dim=(1, 2)) if bias is None else through_taps.sum(dim=(1, 2)) + bias
+        )
+        self.phases = _convolution(merged.flatten(0, 2), total.repeat(4))
+        # Of taps that lie above, below, left and right of the image; and in two of these at once.
+        self.rows_outside = nn.Parameter(through_taps[:, ::2].sum(dim=2, keepdim=True))
+        self.columns_outside = nn.Parameter(through_taps[:, :, ::2].sum(dim=1, keepdim=True))
+        self.corners_outside = nn.Parameter(through_taps[:, ::2, ::2].clone())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, in, H, W) to (N, out, 2H, 2W)."""
+        count, _, rows, columns = features.shape
+        phases = self.phases(features).permute(0, 2, 3, 1)
+        upsampled = features.new_empty(count, 2 * rows, 2 * columns, self.out_channels)
+        by_phase = upsampled.view(count, rows, 2, columns, 2, self.out_channels)
+        for phase, of_phase in enumerate(phases.split(self.out_channels, dim=3)):
+            a, b = divmod(phase, 2)
+            by_phase[:, :, a, :, b] = of_phase[:, a : a + rows, b : b + columns]
+        upsampled = upsampled.permute(0, 3, 1, 2)
+        upsampled[:, :, :: 2 * rows - 1] -= self.rows_outside
+        upsampled[:, :, :, :: 2 * columns - 1] -= self.columns_outside
+        upsampled[:, :, :: 2 * rows - 1, :: 2 * columns - 1] += self.corners_outside
+        return upsampled
+
+
+class FoldedDecoder(nn.Module):
+    """One decoder level. The convolution over a concatenation is a sum over its two halves.
+
+    Args:
+        decoder: as trained.
+        merges_upsampling: as for `fold`.
+    """
+
+    def __init__(self, decoder: Decoder, *, merges_upsampling: bool) -> None:
+        super().__init__()
+        weight, bias = decoder.reduce.weight, decoder.reduce.bias
+        of_features, of_skip = (half.contiguous() for half in weight.chunk(2, dim=1))
+        self.from_skip = _convolution(of_skip, bias)
+        # Level 4 has only the convolution over the concatenation after its upsampling, the others
+        # have one more before it.
+        self.reduces_first = decoder.reduces_first
+        if self.reduces_first:
+            self.from_features = _convolution(of_features, None)
+            after_upsampling = (weight, bias)
+        else:
+            after_upsampling = (of_features, None)
+        if merges_upsampling:
+            self.upsample = MergedUpsampling(decoder.upsample, *after_upsampling)
+        else:
+            self.upsample = nn.Sequential(decoder.upsample, _convolution(*after_upsampling))
+        self.attends = isinstance(decoder.attention, Attention)
+        self.refine = _folded(decoder.refine)
+
+    def forward(self, features: Tensor, skip: Tensor) -> Tensor:
+        """(N, in, H, W) and `from_skip`'s output, which is overwritten, to (N, out, 2H, 2W)."""
+        features = self.upsample(features)
+        if not self.attends:
+            if self.reduces_first:
+                features = self.from_features(features)
+            return self.refine(skip.add_(features))
+        if self.reduces_first:
+            features = _add_convolution_relu(skip, features, self.from_features)
+        else:
+            features = skip.add_(features).relu_()
+        return self.refine(features.sigmoid_())
+
+
+def _upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear, as in `AttentionUNet`."""
+    if maps.device.type == "cpu" and maps.shape[1] < _FEW_CHANNELS:
+        maps = maps.contiguous()
+    return functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+class FoldedUNet(nn.Module):
+    """An `AttentionUNet` for inference only; made by `fold`."""
+
+    def __init__(self, network: AttentionUNet, *, merges_upsampling: bool) -> None:
+        super().__init__()
+        layers = list(_folded(network.encoder))
+        first = layers[0].convolution
+        layers[0] = ConvolutionRelu(_convolution(first.weight.sum(dim=1, keepdim=True), first.bias))
+        pools = [index for index, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
+        starts = [0, *(index + 1 for index in pools)]
+        self.stages = nn.ModuleList(
+            nn.Sequential(*layers[start:stop])
+            for start, stop in zip(starts, [*pools, None], strict=True)
+        )
+        self.decoders = nn.ModuleList(
+            FoldedDecoder(decoder, merges_upsampling=merges_upsampling)
+            for decoder in network.decoders
+        )
+        self.supervision = nn.ModuleList(map(_folded, network.supervision))
+        self.fusion = _folded(network.fusion)
+        self.attends = isinstance(network.attention, Attention)
+        self.head = network.head
+
+    def forward(self, slices: Tensor) -> Tensor:
+        """Logits (N, num_classes, H, W) of z-scored slices (N, 1, H, W), both multiples of 16."""
+        count, _, rows, columns = slices.shape
+        features, skips = slices, []
+        for level, stage in enumerate(self.stages):
+            if level > 0:
+                features = functional.max_pool2d(features, 2)
+            features = stage(features)
+            if level < len(self.decoders):
+                # Of a skip only its share of the decoder's sum is kept.
+                skips.append(self.decoders[-1 - level].from_skip(features))
+
+        supervised = []
+        for decoder, supervision in zip(self.decoders, self.supervision, strict=True):
+            features = decoder(features, skips.pop())
+            supervised.append(supervision(features))
+        del features
+
+        # Level by level into one buffer: upsampled maps and their concatenation never coexist.
+        width = supervised[0].shape[1]
+        channels = len(supervised) * width
+        fused = slices.new_empty(count, rows, columns, channels).permute(0, 3, 1, 2)
+        for level in reversed(range(len(supervised))):
+            maps = supervised.pop()
+            if maps.shape[2:] != (rows, columns):
+                maps = _upsample(maps, (rows, columns))
+            fused[:, level * width : (level + 1) * width] = maps
+            del maps
+        fused = self.fusion(fused)  # ends in a ReLU: of the attention only the sigmoid is left
+        return self.head(fused.sigmoid_() if self.attends else fused)
+
+
+def _folded(layers: nn.Sequential) -> nn.Sequential:
+    """The same layers with each convolution, batch normalisation and ReLU in one."""
+    folded = nn.Sequential()
+    for layer in layers:
+        if isinstance(layer, nn.BatchNorm2d):
+            folded.append(ConvolutionRelu(fuse_conv_bn_eval(folded.pop(-1), layer)))
+        elif not isinstance(layer, nn.ReLU):
+            folded.append(layer)
+    return folded
 
 
 @torch.no_grad()
-def fold(network: AttentionUNet) -> AttentionUNet:
-    """Turn a trained network into its inference form, in place.
-
-    Batch normalisation is folded into the convolutions, the first convolution's three input
-    channels, always alike, are summed into one, and the training-only classifiers are dropped.
+def fold(network: AttentionUNet, *, merges_upsampling: bool = True) -> FoldedUNet:
+    """Turn a trained network into its inference form.
 
     Args:
-        network: in fp32, because the statistics do not survive folding in half precision.
+        network: in fp32, because the statistics do not survive folding in half precision. It must
+            not be used afterwards: the result takes over its weights.
+        merges_upsampling: whether each transposed convolution and the convolution after it run as
+            one (`MergedUpsampling`). Faster on every CPU and width measured
+            (benchmark/results/waterfall-cpu.md).
 
     Returns:
-        The same network in evaluation mode: z-scored slices (N, 1, H, W) to logits
-        (N, num_classes, H, W).
+        Z-scored slices (N, 1, H, W) to logits (N, num_classes, H, W), in evaluation mode. The
+        classifiers, which only training needs, are not part of it.
     """
-    network.eval().requires_grad_(False)
-    _fold_norms(network.encoder)
-    _fold_norms(network.fusion)
-    for decoder in network.decoders:
-        _fold_norms(decoder.refine)
-    for supervision in network.supervision:
-        _fold_norms(supervision)
-    network.encoder[0] = _sum_input_channels(network.encoder[0])
-    network.classifiers = nn.ModuleList()
-    return network.requires_grad_(False)
+    return FoldedUNet(network.eval(), merges_upsampling=merges_upsampling).requires_grad_(False)

@@ -11,9 +11,16 @@ SKIP_LAYERS = (5, 12, 19, 26)
 """Where in the encoder the four skip connections leave: the last ReLU before each pooling."""
 
 
-def attention(features: Tensor) -> Tensor:
+class Attention(nn.Module):
     """The paper's "combination of ReLU and Sigmoid": values in [0.5, 1), no parameters."""
-    return torch.sigmoid(torch.relu(features))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Of any shape, kept."""
+        return torch.sigmoid(torch.relu(features))
+
+
+ATTENTIONS = {"relu-sigmoid": Attention, "none": nn.Identity}
+"""What may follow a decoder's merging and the fusion: the paper's attention, or nothing."""
 
 
 def conv_norm_relu(in_channels: int, out_channels: int) -> list[nn.Module]:
@@ -33,10 +40,17 @@ class Decoder(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, reduces_first: bool, refines: bool
+        self,
+        in_channels: int,
+        out_channels: int,
+        attention: nn.Module,
+        *,
+        reduces_first: bool,
+        refines: bool,
     ) -> None:
         super().__init__()
         self.reduces_first = reduces_first
+        self.attention = attention
         self.upsample = nn.ConvTranspose2d(in_channels, in_channels, 2, stride=2)
         self.reduce = nn.Conv2d(2 * out_channels, out_channels, 3, padding=1)
         self.refine = nn.Sequential()
@@ -50,7 +64,7 @@ class Decoder(nn.Module):
         if self.reduces_first:
             features = self.reduce(features)
         features = self.reduce(torch.cat([features, skip], dim=1))
-        return self.refine(attention(features))
+        return self.refine(self.attention(features))
 
 
 class AttentionUNet(nn.Module):
@@ -61,13 +75,19 @@ class AttentionUNet(nn.Module):
         base_channels: width of the first encoder stage; every other width is in proportion. With
             the defaults the network has 24,496,331 parameters and costs 284.39 GMAC for a slice of
             512x512; 16 is the slim network, at a sixteenth of the cost. A multiple of 4.
+        attention: a name of `ATTENTIONS`; "none" is the paper's own comparison (its Table 5).
 
     The encoder's state-dict keys and shapes are those of torchvision's `vgg13_bn().features[:33]`
     where `base_channels` is 64.
     """
 
-    def __init__(self, num_classes: int = 15, base_channels: int = 64) -> None:
+    def __init__(
+        self, num_classes: int = 15, base_channels: int = 64, attention: str = "relu-sigmoid"
+    ) -> None:
         super().__init__()
+        if attention not in ATTENTIONS:
+            raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}, not {attention}")
+        self.attention = ATTENTIONS[attention]()
         if base_channels < 4 or base_channels % 4:
             raise ValueError(f"base_channels must be a positive multiple of 4, not {base_channels}")
         stages = [base_channels * scale for scale in (1, 2, 4, 8, 8)]
@@ -85,7 +105,7 @@ class AttentionUNet(nn.Module):
         # Deepest first, as they run: levels 4, 3, 2, 1 at 1/8, 1/4, 1/2 and all of the resolution.
         levels = list(zip(stages[:0:-1], stages[-2::-1], strict=True))
         self.decoders = nn.ModuleList(
-            Decoder(deep, shallow, reduces_first=level > 0, refines=level < 3)
+            Decoder(deep, shallow, self.attention, reduces_first=level > 0, refines=level < 3)
             for level, (deep, shallow) in enumerate(levels)
         )
         self.supervision = nn.ModuleList(
@@ -119,7 +139,7 @@ class AttentionUNet(nn.Module):
                     supervision(features), size=size, mode="bilinear", align_corners=False
                 )
             )
-        logits = self.head(attention(self.fusion(torch.cat(supervised, dim=1))))
+        logits = self.head(self.attention(self.fusion(torch.cat(supervised, dim=1))))
         if not self.training:
             return logits
         return logits, [

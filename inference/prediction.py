@@ -21,9 +21,9 @@ from inference.weights import WeightsMetadata
 # An allowance, not a measurement: the true figure depends on card and driver.
 _CUDA_CONTEXT_MB = 500
 
-# fp16 values a pixel alive at once at full resolution, in units of base_channels: the last
-# decoder's skip, upsampled input, their concatenation and its reduction, and what cuDNN may add.
-_LIVE_WIDTHS = 10
+# fp16 values a pixel alive at once at full resolution, in units of base_channels. At the peak, in
+# the last decoder, torch holds 3.6 (test_folding.py counts them); the rest is for what cuDNN adds.
+_LIVE_WIDTHS = 5
 
 # Types that torch can compute with; others are widened on the host.
 _DEVICE_DTYPES = {np.dtype(name) for name in ("uint8", "int8", "int16", "int32", "float32")}
@@ -86,7 +86,9 @@ class Predictor:
         self.batch_size = batch_size
 
         with torch.device("meta"):
-            network = AttentionUNet(metadata.num_classes, metadata.base_channels)
+            network = AttentionUNet(
+                metadata.num_classes, metadata.base_channels, metadata.attention
+            )
         in_fp32 = {
             name: tensor.float() if tensor.is_floating_point() else tensor
             for name, tensor in state_dict.items()
@@ -107,6 +109,7 @@ class Predictor:
         window: tuple[float, float],
         slope: float = 1.0,
         intercept: float = 0.0,
+        reduction: int | None = None,
         on_slices: Callable[[int], None] = lambda count: None,
     ) -> np.ndarray:
         """Label every voxel of a volume.
@@ -115,6 +118,8 @@ class Predictor:
             voxels: (slices, rows, columns), SPL, as the file has them, any real type.
             window: the volume's 1st and 99th percentile, in the units of `voxels`.
             slope, intercept: HU = slope * voxel + intercept.
+            reduction: the matrix reduction; by default the weights' own
+                (`WeightsMetadata.reduction_at` lowers it where pixels are coarse).
             on_slices: called after each batch with the number of slices in it.
 
         Returns:
@@ -124,12 +129,15 @@ class Predictor:
             torch.OutOfMemoryError: not even one slice fits the device's memory.
         """
         label_map = np.empty(voxels.shape, np.uint8)
-        batch_size = self.batch_size or self.fitting_batch_size(voxels.shape[1:])
+        reduction = reduction or self.metadata.matrix_reduction
+        batch_size = self.batch_size or self.fitting_batch_size(voxels.shape[1:], reduction)
         start = 0
         while start < len(voxels):
             stop = min(start + batch_size, len(voxels))
             try:
-                labels = self._predict_batch(voxels[start:stop], window, slope, intercept)
+                labels = self._predict_batch(
+                    voxels[start:stop], window, slope, intercept, reduction
+                )
                 label_map[start:stop] = labels.cpu().numpy()
             except torch.OutOfMemoryError:
                 if stop - start == 1:
@@ -143,7 +151,12 @@ class Predictor:
         return label_map
 
     def _predict_batch(
-        self, voxels: np.ndarray, window: tuple[float, float], slope: float, intercept: float
+        self,
+        voxels: np.ndarray,
+        window: tuple[float, float],
+        slope: float,
+        intercept: float,
+        reduction: int,
     ) -> Tensor:
         """Labels (slices, rows, columns), uint8, on the device."""
         slices = torch.from_numpy(_for_device(voxels)).to(self.device)[:, None]
@@ -156,7 +169,6 @@ class Predictor:
             std=self.metadata.intensity_std,
         )
         rows, columns = voxels.shape[1:]
-        reduction = self.metadata.matrix_reduction
         multiple = DOWNSAMPLING * reduction
         # The edge's own values go on, so that the padding is no edge to the network.
         slices = functional.pad(
@@ -166,21 +178,60 @@ class Predictor:
             slices = functional.avg_pool2d(slices, reduction)
         slices = slices.to(self.dtype, memory_format=torch.channels_last)
         logits = self.network(slices)
-        if reduction > 1:
-            logits = functional.interpolate(
-                logits, scale_factor=reduction, mode="bilinear", align_corners=False
-            )
-        return logits[..., :rows, :columns].argmax(dim=1).to(torch.uint8)
+        labels = logits.argmax(dim=1) if reduction == 1 else _upsampled_labels(logits, reduction)
+        return labels[:, :rows, :columns].to(torch.uint8)
 
-    def fitting_batch_size(self, size: tuple[int, int]) -> int:
-        """Slices of this size (rows, columns) that fit the memory budget."""
+    def release(self) -> None:
+        """Give the device's memory back, but for the context; nothing can be predicted after."""
+        del self.network
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def fitting_batch_size(self, size: tuple[int, int], reduction: int) -> int:
+        """Slices of this size (rows, columns), reduced so, that fit the memory budget."""
         if self.device.type == "cpu":
             return 1
-        reduction = self.metadata.matrix_reduction
         bytes_per_pixel = 2 * self.metadata.base_channels * _LIVE_WIDTHS / reduction**2
         slice_mb = size[0] * size[1] * bytes_per_pixel / 2**20
         weights_mb = sum(weight.nbytes for weight in self.network.parameters()) / 2**20
         return max(1, int((self.memory_mb - weights_mb) / slice_mb))
+
+
+def _upsampled_labels(logits: Tensor, factor: int) -> Tensor:
+    """The labels of bilinearly upsampled logits, without building those.
+
+    Where the four pixels between which a pixel is interpolated have the same largest logit, so has
+    it. Only in the cells along the labels' borders are logits interpolated.
+
+    Args:
+        logits: (N, classes, H, W).
+        factor: even, as for `interpolate(scale_factor=factor, align_corners=False)`.
+
+    Returns:
+        (N, factor * H, factor * W), uint8.
+    """
+    # Each cell has a pixel at each corner; those around the border lie half outside.
+    logits = functional.pad(logits, (1, 1, 1, 1), mode="replicate").permute(0, 2, 3, 1)
+    labels = logits.argmax(dim=3).to(torch.uint8)
+    corner = labels[:, :-1, :-1]
+    others = (labels[:, :-1, 1:], labels[:, 1:, :-1], labels[:, 1:, 1:])
+    mixed = (corner != others[0]) | (corner != others[1]) | (corner != others[2])
+    n, row, column = mixed.nonzero(as_tuple=True)
+
+    distance = (torch.arange(factor, device=logits.device) + 0.5) / factor
+    shares = (1 - distance, distance)
+    interpolated = sum(
+        torch.kron(shares[below], shares[right])[:, None]
+        * logits[n, row + below, column + right].float()[:, None]
+        for below in range(2)
+        for right in range(2)
+    )  # (cells, pixels of a cell, classes); no matrix product, for which CUDA would load cuBLAS
+    cells = corner[..., None].repeat(1, 1, 1, factor**2)
+    cells[n, row, column] = interpolated.argmax(dim=2).to(torch.uint8)
+
+    cells = cells.unflatten(3, (factor, factor)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    inside = slice(factor // 2, -(factor // 2))
+    return cells[:, inside, inside]
 
 
 def _for_device(voxels: np.ndarray) -> np.ndarray:

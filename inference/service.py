@@ -100,6 +100,7 @@ class Service:
                 if writing is not None:
                     writing.result()  # so that label maps do not pile up behind a slow disk
                 writing = writer.submit(self._end, case)
+            predictor.release()  # while the last label map is still being finished
         return cases
 
     def _plan(self, paths: list[Path]) -> list[Case]:
@@ -136,6 +137,7 @@ class Service:
                 window=case.window,
                 slope=case.volume.slope,
                 intercept=case.volume.intercept,
+                reduction=predictor.metadata.reduction_at(case.volume.spacing),
                 on_slices=lambda count: self.on_slices(case, count),
             )
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 DEFAULT_WEIGHTS = Path(__file__).parents[1] / "weights" / "phantom-slim.safetensors"
 """What `predict.sh` uses unless told otherwise."""
 
+COARSEST_PIXEL_MM = 3.0
+"""Slices are not reduced to pixels larger than this; small organs would be lost."""
+
 _METADATA_KEY = "abdoseg"
 
 
@@ -39,6 +42,7 @@ class WeightsMetadata:
         percentiles: to which a volume's intensities are clipped.
         orientation: of the slices that the network was trained on.
         matrix_reduction: factor by which slices are area-averaged before the network sees them.
+        attention: argument of `AttentionUNet`.
     """
 
     base_channels: int
@@ -53,6 +57,21 @@ class WeightsMetadata:
     percentiles: tuple[float, float] = (1.0, 99.0)
     orientation: str = ORIENTATION
     matrix_reduction: int = 1
+    attention: str = "relu-sigmoid"
+
+    def reduction_at(self, spacing: tuple[float, float, float]) -> int:
+        """The matrix reduction for a volume: less than trained with where its pixels are coarse.
+
+        Args:
+            spacing: (slice, row, column), mm.
+
+        Returns:
+            `matrix_reduction`, halved until a reduced pixel is no coarser than `COARSEST_PIXEL_MM`.
+        """
+        reduction = self.matrix_reduction
+        while reduction > 1 and reduction * max(spacing[1:]) > COARSEST_PIXEL_MM:
+            reduction //= 2
+        return reduction
 
 
 def read_metadata(path: Path) -> WeightsMetadata:

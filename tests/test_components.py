@@ -29,6 +29,25 @@ def test_equal_to_scikit_image(seed):
     np.testing.assert_array_equal(label_map, expected)
 
 
+def test_components_of_many_slices():
+    """Arms that meet only in the last slice, one that ends, and a helix through all slices."""
+    label_map = np.zeros((75, 24, 24), np.uint8)
+    label_map[:, 2:4, 2:4] = 1
+    label_map[:, 2:4, 8:10] = 1
+    label_map[74, 2:4, 2:10] = 1
+    label_map[:60, 2:4, 14:20] = 1
+    for index in range(75):
+        turn = index / 3
+        row, column = round(14 + 6 * np.sin(turn)), round(12 + 6 * np.cos(turn))
+        label_map[index, row - 1 : row + 2, column - 1 : column + 2] = 7
+    label_map[20:30, 13:15, 11:13] = 7
+    label_map[::3, 22, 22] = 11  # 25 alike: the first stays
+    expected = plain_largest_components(label_map)
+    keep_largest_components(label_map)
+    np.testing.assert_array_equal(label_map, expected)
+    assert (label_map == 1).any()
+
+
 def test_of_two_alike_the_first_stays():
     label_map = np.zeros((5, 6, 7), np.uint8)
     label_map[1, 4:6, 0:2] = 3

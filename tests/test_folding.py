@@ -1,12 +1,18 @@
 """The inference form against the plain network."""
 
 import copy
+import weakref
 
 import pytest
 import torch
 from conftest import trained_looking_network
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from inference.folding import fold
+from inference import folding
+from inference.folding import MergedUpsampling, fold
+from inference.model import AttentionUNet
+from inference.prediction import _LIVE_WIDTHS
 
 # Random weights leave many pixels close to a tie between labels: here 95.5 % agree in bfloat16 and
 # 98.5 % in fp16. test_phantom_weights.py holds trained weights to more.
@@ -24,12 +30,90 @@ def slices():
     return torch.nn.functional.interpolate(torch.randn(4, 1, 12, 12), size=96, mode="bicubic")
 
 
+@pytest.fixture(params=["fused kernels", "torch's own layers"])
+def kernels(request, monkeypatch):
+    """With what oneDNN fuses on a CPU, and as it runs on CUDA and on other versions of torch."""
+    if request.param == "torch's own layers":
+        monkeypatch.setattr(folding, "_has_fused_kernels", lambda device, dtype: False)
+
+
 @torch.no_grad()
-def test_fp32_is_the_plain_network(plain, slices):
+@pytest.mark.parametrize("merges_upsampling", [True, False])
+@pytest.mark.parametrize("size", [(96, 96), (16, 16), (32, 80)])
+def test_fp32_is_the_plain_network(plain, slices, kernels, size, merges_upsampling):
+    slices = slices[..., : size[0], : size[1]]
     expected = plain(slices.expand(-1, 3, -1, -1))
-    folded = fold(copy.deepcopy(plain))(slices)
+    folded = fold(copy.deepcopy(plain), merges_upsampling=merges_upsampling)(slices)
     assert (folded - expected).norm() / expected.norm() < 1e-4
-    assert len(expected.argmax(dim=1).unique()) >= 10
+    # Border pixels, where biases and padding meet, on their own.
+    for edge in (slice(None, 1), slice(-1, None)):
+        for part in (slice(None), edge):
+            difference = (folded - expected)[..., edge, part]
+            assert difference.norm() / expected[..., edge, part].norm() < 1e-4
+    if size == (96, 96):
+        assert len(expected.argmax(dim=1).unique()) >= 10
+
+
+@torch.no_grad()
+def test_without_attention(slices, kernels):
+    plain = trained_looking_network(8)
+    other = AttentionUNet(base_channels=8, attention="none").eval()
+    other.load_state_dict(plain.state_dict())
+    expected = other(slices.expand(-1, 3, -1, -1))
+    folded = fold(copy.deepcopy(other))(slices)
+    assert (folded - expected).norm() / expected.norm() < 1e-4
+    attended = plain(slices.expand(-1, 3, -1, -1))
+    assert (attended - expected).norm() / expected.norm() > 1e-2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (6, 3)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_a_transposed_convolution_and_the_next_are_one(size, with_bias):
+    torch.manual_seed(1)
+    transposed = torch.nn.ConvTranspose2d(7, 5, 2, stride=2).double()
+    weight = torch.randn(4, 5, 3, 3, dtype=torch.float64)
+    bias = torch.randn(4, dtype=torch.float64) if with_bias else None
+    features = torch.randn(2, 7, *size, dtype=torch.float64)
+    expected = functional.conv2d(transposed(features), weight, bias, padding=1)
+    merged = MergedUpsampling(transposed, weight, bias)(features)
+    assert (merged - expected).abs().max() < 1e-12
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all results that are alive at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.live, self.peak, self.seen = 0, 0, {}
+
+    def __torch_dispatch__(self, operator, types, arguments=(), options=None):
+        result = operator(*arguments, **(options or {}))
+        if isinstance(result, torch.Tensor):
+            storage = result.untyped_storage()
+            key = storage._cdata
+            if key not in self.seen:
+                self.seen[key] = storage.nbytes()
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self.forget, key)
+        return result
+
+    def forget(self, key):
+        self.live -= self.seen.pop(key, 0)
+
+
+@torch.inference_mode()
+def test_memory_is_within_what_the_batch_size_is_chosen_by(monkeypatch):
+    """Without what cuDNN adds, which only a GPU can tell."""
+    monkeypatch.setattr(folding, "_has_fused_kernels", lambda device, dtype: False)
+    network = fold(trained_looking_network(16)).to(
+        torch.bfloat16, memory_format=torch.channels_last
+    )
+    with LiveBytes() as counter:
+        network(torch.zeros(1, 1, 128, 128, dtype=torch.bfloat16))
+    widths = counter.peak / (2 * 16 * 128 * 128)
+    assert 2 < widths < _LIVE_WIDTHS
 
 
 @torch.no_grad()
@@ -44,6 +128,8 @@ def test_labels_agree(plain, slices, dtype):
 def test_only_what_runs_is_left(plain):
     folded = fold(copy.deepcopy(plain))
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
-    assert len(folded.classifiers) == 0
-    assert folded.encoder[0].in_channels == 1
+    convolutions = [part for part in folded.modules() if isinstance(part, torch.nn.Conv2d)]
+    assert convolutions[0].in_channels == 1
+    # Of the five that make labels in training, the four supervised ones are gone.
+    assert sum(part.out_channels == 15 for part in convolutions) == 1
     assert not any(parameter.requires_grad for parameter in folded.parameters())

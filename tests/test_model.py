@@ -1,5 +1,6 @@
 """The network against the paper's figures and torchvision's encoder."""
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -140,3 +141,32 @@ def test_full_network_takes_a_training_step_and_predicts():
     optimiser.step()
     assert loss() < first
     assert network.eval()(slices).shape == (2, 15, 32, 32)
+
+
+@torch.no_grad()
+def test_without_attention_nothing_is_squeezed():
+    """The features that the paper's attention maps into [0.5, 1) pass unchanged, and only those."""
+    attended, plain = (
+        AttentionUNet(base_channels=8, attention=name) for name in ("relu-sigmoid", "none")
+    )
+    plain.load_state_dict(attended.state_dict())
+    seen = {}
+    for name, network in (("attended", attended), ("plain", plain)):
+        network.eval()
+        network.attention.register_forward_hook(
+            lambda _, inputs, output, name=name: seen.setdefault(name, []).append(
+                (inputs[0], output)
+            )
+        )
+        network(torch.randn(1, 3, 32, 32))
+    assert len(seen["attended"]) == len(seen["plain"]) == 5  # four decoders and the fusion
+    for before, after in seen["plain"]:
+        assert torch.equal(before, after)
+    for before, after in seen["attended"]:
+        expected = 1 / (1 + np.exp(-np.maximum(before.numpy(), 0)))
+        assert np.abs(after.numpy() - expected).max() < 1e-6
+
+
+def test_an_unknown_attention_is_refused():
+    with pytest.raises(ValueError, match="relu-sigmoid, none"):
+        AttentionUNet(attention="softmax")

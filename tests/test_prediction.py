@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import metadata_of, trained_looking_network
 
-from inference.prediction import Predictor, choose_device
+from inference.prediction import Predictor, _upsampled_labels, choose_device
 
 CPU = torch.device("cpu")
 
@@ -91,6 +91,28 @@ def test_matrix_reduction(network, hu):
     logits = network(torch.from_numpy(means)[:, None].expand(-1, 3, -1, -1))
     logits = torch.nn.functional.interpolate(logits, scale_factor=2, mode="bilinear")
     assert (labels == logits.argmax(1).numpy()[:, :48]).mean() >= 0.999
+
+
+@pytest.mark.parametrize("reduction", [2, 4])
+def test_labels_of_upsampled_logits(reduction):
+    """Against interpolating every logit; the last rows and columns included."""
+    torch.manual_seed(reduction)
+    coarse = torch.randn(3, 15, 5, 7)
+    logits = torch.nn.functional.interpolate(coarse, scale_factor=3, mode="bilinear")
+    expected = torch.nn.functional.interpolate(logits, scale_factor=reduction, mode="bilinear")
+    labels = _upsampled_labels(logits, reduction)
+    assert labels.dtype == torch.uint8
+    assert (labels == expected.argmax(dim=1)).float().mean() > 0.9999  # but for ties in rounding
+
+
+def test_coarse_pixels_are_not_reduced(network, hu):
+    """A factor given for a volume counts, not the weights' own."""
+    reduced = predictor_of(network, matrix_reduction=2)
+    plain = predictor_of(network)
+    window = (-400.0, 500.0)
+    labels = reduced.predict(hu, window=window, reduction=1)
+    assert (labels == plain.predict(hu, window=window)).all()
+    assert (labels != reduced.predict(hu, window=window)).any()
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(network, hu):

@@ -62,3 +62,12 @@ def test_default_weights_are_shipped_small_and_say_what_they_are():
     assert metadata.label_names == LABEL_NAMES
     assert "synthetic" in metadata.trained_on
     assert DEFAULT_WEIGHTS.stat().st_size <= 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("trained_with", "pixel_mm", "reduction"),
+    [(1, 3.0, 1), (2, 0.8, 2), (2, 1.5, 2), (2, 1.6, 1), (4, 0.7, 4), (4, 0.8, 2), (4, 3.0, 1)],
+)
+def test_a_reduced_pixel_is_at_most_3_mm(trained_with, pixel_mm, reduction):
+    metadata = metadata_of(trained_looking_network(), matrix_reduction=trained_with)
+    assert metadata.reduction_at((10.0, 0.5, pixel_mm)) == reduction

@@ -72,7 +72,9 @@ def score_cases(
     protocol = PROTOCOLS["flare23"]
     for case in cases:
         prediction = predictor.predict(
-            np.load(case.cached.image, mmap_mode="r"), window=case.cached.window
+            np.load(case.cached.image, mmap_mode="r"),
+            window=case.cached.window,
+            reduction=metadata.reduction_at(case.cached.spacing),
         )
         keep_largest_components(prediction)
         found = score_label_maps(

@@ -55,6 +55,7 @@ def export(
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         revision=about["revision"],
         matrix_reduction=recipe["matrix_reduction"],
+        attention=recipe["attention"],
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     # Training lays weights out channels last; the file must have them in the order of their shape.

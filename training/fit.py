@@ -295,7 +295,7 @@ def fit(
 
     # The network. Normalisation sees the whole batch where torch can do that, which is on CUDA.
     torch.manual_seed(recipe.seed)
-    network = AttentionUNet(base_channels=recipe.base_channels)
+    network = AttentionUNet(base_channels=recipe.base_channels, attention=recipe.attention)
     if start:
         try:
             network.load_state_dict(start)
@@ -372,6 +372,7 @@ def fit(
             intensity_mean=intensities.mean,
             intensity_std=intensities.std,
             matrix_reduction=recipe.matrix_reduction,
+            attention=recipe.attention,
             trained_on="",
             licence="",
             date="",

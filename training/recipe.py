@@ -26,6 +26,9 @@ class Recipe:
 
     # network
     base_channels: int = _number(64, "width of the network's first stage; 16 is the slim network")
+    attention: str = _number(
+        "relu-sigmoid", "of the decoders and the fusion", choices=("relu-sigmoid", "none")
+    )
     matrix_reduction: int = _number(
         1, "slices are area-averaged by this before the network", choices=(1, 2, 4)
     )

@@ -22,7 +22,7 @@ from benchmark.environment import describe_machine
 from benchmark.phantom import draw_phantom, write_nifti
 from inference.phases import LOG_VARIABLE
 from inference.volume import case_name, write_atomically
-from inference.weights import DEFAULT_WEIGHTS
+from inference.weights import DEMONSTRATION_WEIGHTS
 
 STAGES = {
     "read": "reading",
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=int, default=512, metavar="N", help="its rows and columns (default: 512)"
     )
-    parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS, metavar="FILE")
+    parser.add_argument("--weights", type=Path, default=DEMONSTRATION_WEIGHTS, metavar="FILE")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument(
         "--repeat", type=int, default=3, metavar="K", help="runs of each, in turn (default: 3)"

@@ -12,7 +12,7 @@ from inference.phases import LOG_VARIABLE, PhaseTimer
 from inference.service import STAGES, Case, Service, one_line
 from inference.statistics import write_statistics
 from inference.volume import find_cases
-from inference.weights import DEFAULT_WEIGHTS, WeightsError, read_metadata
+from inference.weights import FULL, SLIM, WeightsError, default_weights, read_metadata
 
 if TYPE_CHECKING:
     from inference.prediction import Predictor
@@ -46,9 +46,9 @@ def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--weights",
         type=Path,
-        default=DEFAULT_WEIGHTS,
         metavar="FILE",
-        help="trained weights, .safetensors (default: %(default)s)",
+        help="trained weights, .safetensors (default: the best in weights/ for the device: "
+        f"{FULL} on CUDA, {SLIM} on a CPU)",
     )
     parser.add_argument(
         "--device", default="auto", metavar="auto|cuda[:N]|cpu", help="(default: %(default)s)"
@@ -97,9 +97,12 @@ def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     if options.statistics and options.statistics.suffix not in (".csv", ".json"):
         parser.error(f"--statistics {options.statistics}: the name must end in .csv or .json")
     try:
-        read_metadata(options.weights)
+        if options.weights is None:
+            default_weights(on_cuda=False)
+        else:
+            read_metadata(options.weights)
     except (WeightsError, OSError) as error:
-        parser.error(f"--weights {options.weights}: {one_line(error)}")
+        parser.error(f"--weights {options.weights or ''}: {one_line(error)}")
     try:
         options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -122,8 +125,12 @@ def _make_predictor(options: argparse.Namespace, timer: PhaseTimer) -> "Predicto
         from inference.weights import load_weights
     with timer.phase("context"):
         device = choose_device(options.device)
+        weights, why = options.weights, ""
+        if weights is None:
+            weights, reason = default_weights(on_cuda=device.type == "cuda")
+            why = f" ({reason})"
         predictor = Predictor(
-            *load_weights(options.weights),
+            *load_weights(weights),
             device,
             batch_size=options.batch_size,
             gpu_memory_mb=options.gpu_memory,
@@ -135,7 +142,7 @@ def _make_predictor(options: argparse.Namespace, timer: PhaseTimer) -> "Predicto
             reason = "" if options.device == "cpu" else "No CUDA device found: running on "
             where = f"{reason}the CPU, {torch.get_num_threads()} threads"
         precision = str(predictor.dtype).removeprefix("torch.")
-        print(f"{where}, {precision}, {options.weights.name}", file=sys.stderr)
+        print(f"{where}, {precision}, {weights.name}{why}", file=sys.stderr)
     return predictor
 
 

@@ -14,8 +14,15 @@ from inference.volume import ORIENTATION, write_atomically
 if TYPE_CHECKING:
     from torch import Tensor
 
-DEFAULT_WEIGHTS = Path(__file__).parents[1] / "weights" / "phantom-slim.safetensors"
-"""What `predict.sh` uses unless told otherwise."""
+WEIGHTS = Path(__file__).parents[1] / "weights"
+"""Where the weights that ship lie."""
+
+FULL, SLIM, DEMONSTRATION = (
+    f"{name}.safetensors" for name in ("abdomen", "abdomen-slim", "phantom-slim")
+)
+"""Full-size and slim network for real CT, and the slim one that knows synthetic CT alone."""
+
+DEMONSTRATION_WEIGHTS = WEIGHTS / DEMONSTRATION
 
 COARSEST_PIXEL_MM = 3.0
 """Slices are not reduced to pixels larger than this; small organs would be lost."""
@@ -72,6 +79,30 @@ class WeightsMetadata:
         while reduction > 1 and reduction * max(spacing[1:]) > COARSEST_PIXEL_MM:
             reduction //= 2
         return reduction
+
+
+def default_weights(*, on_cuda: bool, folder: Path = WEIGHTS) -> tuple[Path, str]:
+    """What `predict.sh` runs unless told otherwise: the best weights present for the device.
+
+    Args:
+        on_cuda: whether the network runs on a CUDA device, where the full size costs little.
+        folder: of the weights.
+
+    Returns:
+        Path, and in a few words why it is the one.
+
+    Raises:
+        WeightsError: there are none.
+    """
+    reasons = {
+        FULL: "the full network" if on_cuda else "the full network: no slim one is there",
+        SLIM: "the slim network: no full one is there" if on_cuda else "the slim network, for CPUs",
+        DEMONSTRATION: "a demonstration on synthetic CT, not for patients",
+    }
+    for name in (FULL, SLIM, DEMONSTRATION) if on_cuda else (SLIM, FULL, DEMONSTRATION):
+        if (folder / name).is_file():
+            return folder / name, reasons[name]
+    raise WeightsError(f"none of {', '.join(reasons)} is in {folder}: name a file")
 
 
 def read_metadata(path: Path) -> WeightsMetadata:

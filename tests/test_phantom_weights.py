@@ -9,7 +9,7 @@ from inference.components import keep_largest_components
 from inference.intensity import percentiles
 from inference.labels import ORGANS
 from inference.prediction import Predictor
-from inference.weights import DEFAULT_WEIGHTS, load_weights
+from inference.weights import DEMONSTRATION_WEIGHTS, load_weights
 
 SEEDS = (11, 12, 13)
 
@@ -20,7 +20,7 @@ def phantoms():
 
 
 def label_maps(phantoms, dtype):
-    predictor = Predictor(*load_weights(DEFAULT_WEIGHTS), torch.device("cpu"), dtype=dtype)
+    predictor = Predictor(*load_weights(DEMONSTRATION_WEIGHTS), torch.device("cpu"), dtype=dtype)
     return [
         predictor.predict(phantom.volume, window=percentiles(phantom.volume))
         for phantom in phantoms

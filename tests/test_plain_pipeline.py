@@ -10,7 +10,7 @@ from benchmark import plain_pipeline
 from benchmark.phantom import draw_phantom
 from inference import prediction
 from inference.__main__ import main as run_service
-from inference.weights import DEFAULT_WEIGHTS
+from inference.weights import DEMONSTRATION_WEIGHTS
 
 
 @pytest.mark.parametrize("orientation", [0, 21, 46])
@@ -21,7 +21,7 @@ def test_label_maps_are_equal_voxel_for_voxel(tmp_path, monkeypatch, orientation
     save_nifti(tmp_path / "a_0000.nii.gz", volume, affine)
     monkeypatch.setattr(prediction, "choose_dtype", lambda device: torch.float32)
 
-    common = ["--input", str(tmp_path / "a_0000.nii.gz"), "--weights", str(DEFAULT_WEIGHTS)]
+    common = ["--input", str(tmp_path / "a_0000.nii.gz"), "--weights", str(DEMONSTRATION_WEIGHTS)]
     common += ["--device", "cpu", "--output"]
     assert plain_pipeline.main([*common, str(tmp_path / "plain")]) == 0
     assert run_service([*common, str(tmp_path / "service"), "--quiet"]) == 0

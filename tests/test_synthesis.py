@@ -221,7 +221,14 @@ def test_training_on_drawn_slices_scores_every_read_case(tmp_path, labelled_case
     exported = ["export", str(tmp_path / "run"), "--output", str(weights), "--checkpoint", "last"]
     assert main([*exported, "--trained-on", "balls", "--licence", "MIT"]) == 0
     card = weights.with_suffix(".md").read_text()
+    assert "100% of the slices were drawn by training/synthesis.py, all labels known" in card
     assert "balls.nii.gz" in card
+    others = tmp_path / "others.safetensors"
+    exported[3] = str(others)
+    everything = ["--trained-on", "balls", "--licence", "MIT", "--scores-of", str(tmp_path / "run")]
+    assert main([*exported, *everything]) == 0
+    assert "**not with the weights here**" in others.with_suffix(".md").read_text()
+    assert "**not with the weights here**" not in card
     assert main([*common, "--output", str(tmp_path / "next"), "--start-from", str(weights)]) == 0
     other = [*common, "--base-channels", "8", "--output", str(tmp_path / "wrong")]
     assert main([*other, "--start-from", str(weights)]) == 1

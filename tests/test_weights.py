@@ -9,8 +9,12 @@ from safetensors.torch import save_file
 
 from inference.labels import LABEL_NAMES
 from inference.weights import (
-    DEFAULT_WEIGHTS,
+    DEMONSTRATION,
+    DEMONSTRATION_WEIGHTS,
+    FULL,
+    SLIM,
     WeightsError,
+    default_weights,
     load_weights,
     read_metadata,
     save_weights,
@@ -58,10 +62,10 @@ def test_other_safetensors_are_refused(tmp_path, weights_file):
 
 
 def test_default_weights_are_shipped_small_and_say_what_they_are():
-    metadata = read_metadata(DEFAULT_WEIGHTS)
+    metadata = read_metadata(DEMONSTRATION_WEIGHTS)
     assert metadata.label_names == LABEL_NAMES
     assert "synthetic" in metadata.trained_on
-    assert DEFAULT_WEIGHTS.stat().st_size <= 2_000_000
+    assert DEMONSTRATION_WEIGHTS.stat().st_size <= 2_000_000
 
 
 @pytest.mark.parametrize(
@@ -71,3 +75,27 @@ def test_default_weights_are_shipped_small_and_say_what_they_are():
 def test_a_reduced_pixel_is_at_most_3_mm(trained_with, pixel_mm, reduction):
     metadata = metadata_of(trained_looking_network(), matrix_reduction=trained_with)
     assert metadata.reduction_at((10.0, 0.5, pixel_mm)) == reduction
+
+
+@pytest.mark.parametrize(
+    ("present", "on_cuda", "chosen", "why"),
+    [
+        ((FULL, SLIM, DEMONSTRATION), True, FULL, "full network"),
+        ((FULL, SLIM, DEMONSTRATION), False, SLIM, "for CPUs"),
+        ((SLIM, DEMONSTRATION), True, SLIM, "no full one"),
+        ((FULL, DEMONSTRATION), False, FULL, "no slim one"),
+        ((DEMONSTRATION,), True, DEMONSTRATION, "not for patients"),
+        ((DEMONSTRATION,), False, DEMONSTRATION, "not for patients"),
+    ],
+)
+def test_the_best_weights_for_the_device(tmp_path, present, on_cuda, chosen, why):
+    for name in present:
+        (tmp_path / name).touch()
+    path, reason = default_weights(on_cuda=on_cuda, folder=tmp_path)
+    assert path == tmp_path / chosen
+    assert why in reason
+
+
+def test_no_weights_at_all(tmp_path):
+    with pytest.raises(WeightsError, match="phantom-slim"):
+        default_weights(on_cuda=False, folder=tmp_path)

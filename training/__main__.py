@@ -94,6 +94,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--licence", required=True, metavar="TEXT", help="of the weights")
     export.add_argument(
+        "--scores-of",
+        type=Path,
+        metavar="RUN",
+        help="for weights trained on every case: the run before, whose held-out scores the model "
+        "card gives as that run's",
+    )
+    export.add_argument(
         "--note",
         action="append",
         default=[],
@@ -206,6 +213,7 @@ def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
             trained_on=options.trained_on,
             licence=options.licence,
             notes=options.note,
+            scores_of=options.scores_of,
         )
     except ExportError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """Weights for the container from a run, with a model card beside them."""
 
+import dataclasses
 import datetime
 import json
 from pathlib import Path
@@ -10,6 +11,7 @@ from inference.labels import LABEL_NAMES
 from inference.volume import write_atomically
 from inference.weights import WeightsMetadata, save_weights
 from training.evaluation import Score, mean_by_label, mean_organ_dsc, read_scores
+from training.recipe import Recipe
 
 WEAK_DSC = 0.7
 """Labels below this held-out DSC are named among the known weaknesses."""
@@ -20,7 +22,14 @@ class ExportError(ValueError):
 
 
 def export(
-    run: Path, output: Path, *, checkpoint: str, trained_on: str, licence: str, notes: list[str]
+    run: Path,
+    output: Path,
+    *,
+    checkpoint: str,
+    trained_on: str,
+    licence: str,
+    notes: list[str],
+    scores_of: Path | None = None,
 ) -> Path:
     """Write a run's weights as safetensors, and `NAME.md` beside them.
 
@@ -31,6 +40,8 @@ def export(
         trained_on: data sets and what a user must know of them, one line.
         licence: of the weights.
         notes: known weaknesses besides those that the scores show.
+        scores_of: folder of another run whose held-out scores the card gives: the run before this
+            one, if this one was trained on everything.
 
     Returns:
         The model card's path.
@@ -44,7 +55,8 @@ def export(
         raise ExportError(f"{run}: no run with a checkpoint {path.name} is there")
     about = json.loads((run / "run.json").read_text())
     state = torch.load(path, map_location="cpu", weights_only=True)
-    recipe = about["recipe"]
+    # Numbers that the run's version did not know have their defaults, which change nothing.
+    recipe = about["recipe"] = {**dataclasses.asdict(Recipe()), **about["recipe"]}
     metadata = WeightsMetadata(
         base_channels=recipe["base_channels"],
         num_classes=len(LABEL_NAMES),
@@ -61,10 +73,16 @@ def export(
     # Training lays weights out channels last; the file must have them in the order of their shape.
     weights = {name: tensor.contiguous() for name, tensor in state["weights"].items()}
     save_weights(output, weights, metadata)
-    scores = read_scores(run / "held_out.csv") if (run / "held_out.csv").is_file() else []
-    at_step = [score for score in scores if score.step == state["step"]]
+    scored = scores_of or run
+    scores = read_scores(scored / "held_out.csv") if (scored / "held_out.csv").is_file() else []
+    step = max((score.step for score in scores), default=0) if scores_of else state["step"]
+    at_step = [score for score in scores if score.step == step]
+    if scores_of and not at_step:
+        raise ExportError(f"{scores_of}: no run with held-out scores is there")
     card = output.with_suffix(".md")
-    text = model_card(output.name, metadata, about, state["step"], at_step, notes)
+    text = model_card(
+        output.name, metadata, about, state["step"], at_step, notes, of_these=not scores_of
+    )
     write_atomically(card, text.encode())
     return card
 
@@ -93,6 +111,8 @@ def model_card(
     step: int,
     scores: list[Score],
     notes: list[str],
+    *,
+    of_these: bool = True,
 ) -> str:
     """The model card, Markdown.
 
@@ -103,6 +123,7 @@ def model_card(
         step: of the checkpoint.
         scores: of the held-out cases at that step, none if they were not scored there.
         notes: known weaknesses besides those that the scores show.
+        of_these: whether the scores are of these weights, not of the run's before them.
     """
     recipe, training, held_out = about["recipe"], about["training"], about["held_out"]
     lines = [
@@ -136,11 +157,17 @@ def model_card(
     lines += ["", "## Held-out scores", ""]
     means = mean_by_label(scores)
     if scores:
+        weights = (
+            "these fp16 weights. The checkpoint may have been chosen by these cases' mean DSC"
+            if of_these
+            else "the weights of an earlier run, which had not seen them: **not with the weights "
+            "here**, which were then trained on all cases and cannot be scored honestly on any"
+        )
+        names = ", ".join(sorted({score.case for score in scores}))
         lines += [
-            "Whole volumes, never trained on, through the container's own prediction with these "
-            "fp16 weights; DSC and NSD as FLARE 2023 scores them, only labels that a case's "
-            "annotator looked for. A label absent from reference and prediction counts 1. "
-            "The checkpoint may have been chosen by these cases' mean DSC.",
+            f"Whole volumes ({names}), never trained on, through the container's own prediction "
+            f"with {weights}. DSC and NSD as FLARE 2023 scores them, only labels that a case's "
+            "annotator looked for. A label absent from reference and prediction counts 1.",
             "",
             "| label | DSC | NSD | n |",
             "|---|---|---|---|",

@@ -67,13 +67,15 @@ def keep_largest_components(label_map: np.ndarray) -> None:
         slab_labels[in_slab] = slab[labelled]
         label_of.append(slab_labels[1:])
         sizes.append(np.bincount(in_slab, minlength=slab_count + 1)[1:])
-        parts.append(in_slab.astype(np.uint32) + count - 1)
+        first = np.int64(count - 1)
+        parts.append((in_slab + first).astype(np.uint32))
         if last_slice is not None:
             touching = labelled[0] & (slab[0] == last_slice)
-            both = np.stack([last_parts[touching], components[0][touching].astype(np.int64)], 1)
-            both[:, 1] += count - 1
-            pairs.append(np.unique(both, axis=0))
-        last_slice, last_parts = slab[-1], components[-1].astype(np.int64) + count - 1
+            both = np.stack([last_parts[touching], components[0][touching] + first], axis=1)
+            # The same pair goes on from pixel to pixel: once for each run is enough.
+            is_new = (both[1:] != both[:-1]).any(axis=1)
+            pairs += [both[:1], both[1:][is_new]]
+        last_slice, last_parts = slab[-1], components[-1] + first
         count += slab_count
 
     label_of, sizes = np.concatenate(label_of), np.concatenate(sizes)

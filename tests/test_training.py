@@ -267,3 +267,28 @@ def test_a_folder_that_is_no_run_cannot_be_exported(tmp_path, capsys):
     export = ["export", str(tmp_path), "--output", str(tmp_path / "w.safetensors")]
     assert main([*export, "--trained-on", "x", "--licence", "y"]) == 1
     assert "no run" in capsys.readouterr().err
+
+
+def test_runs_are_compared_by_a_number(tmp_path, capsys):
+    """The table against numbers worked out by hand."""
+    dsc = {("none", 1): (0.2, 0.6), ("none", 2): (0.4, 0.8), ("relu-sigmoid", 1): (0.1, 0.5)}
+    runs = []
+    for (attention, seed), values in dsc.items():
+        run = tmp_path / f"{attention}-{seed}"
+        run.mkdir()
+        (run / "run.json").write_text(json.dumps({"recipe": {"attention": attention}}))
+        (run / "metrics.csv").write_text("step,loss\n10,2.0\n20,1.0\n")
+        rows = [f"{step},a,1,liver,{value},0" for step, value in zip((10, 20), values, strict=True)]
+        (run / "held_out.csv").write_text("step,case,label,name,dsc,nsd\n" + "\n".join(rows))
+        runs.append(str(run))
+    picture = tmp_path / "curves.png"
+    assert main(["compare", *runs, "--by", "attention", "--picture", str(picture)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "| attention | step 10 | step 20 |",
+        "|---|---|---|",
+        "| none | 0.300 (0.200 to 0.400) | 0.700 (0.600 to 0.800) |",
+        "| relu-sigmoid | 0.100 (0.100 to 0.100) | 0.500 (0.500 to 0.500) |",
+    ]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", *runs, "--by", "colour", "--picture", str(picture)])

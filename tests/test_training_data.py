@@ -317,3 +317,48 @@ def test_recipes_are_files_and_flags(tmp_path):
     with pytest.raises(RecipeError, match="best, paper"):
         load_recipe("unknown")
     assert Recipe().steps > 0
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"background": 0, "Liver": 6, "kidney_left": 3, "arota": 8, "bladder": 14, "postcava": 9},
+        {"0": "background", "6": "liver", "3": "left kidney", "8": "Aorta", "14": "bladder",
+         "9": "inferior_vena_cava"},
+    ],
+)  # fmt: skip
+def test_nnunet_names_its_numbers(tmp_path, labels):
+    """Both forms of dataset.json; numbers of AMOS, whose shipped map knows the same."""
+    (tmp_path / "dataset.json").write_text(json.dumps({"name": "mine", "labels": labels}))
+    mapping = data.nnunet_label_mapping(tmp_path)
+    assert mapping.labels == {6: 1, 3: 13, 8: 5, 9: 6}
+    amos = data.load_label_mapping("amos").labels
+    assert all(amos[theirs] == ours for theirs, ours in mapping.labels.items())
+    assert mapping.annotated_labels == (1, 5, 6, 13)
+    assert mapping.ignored == ("bladder",)
+
+
+def test_an_nnunet_folder_is_trained_on_and_cases_json_wins(tmp_path):
+    for name in "ab":
+        write_case(tmp_path, name)
+    (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "spleen": 1, "eso": 2}}')
+    (tmp_path / "cases.json").write_text('{"a": {"annotated_labels": [3]}}')
+    mapping = data.nnunet_label_mapping(tmp_path)
+    a, b = data.find_training_cases(tmp_path, mapping)
+    assert (a.annotated, b.annotated) == ((3,), (3, 10))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "not nnU-Net's"),
+        ('{"labels": {"liver": [1, 2]}}', "regions"),
+        ('{"labels": {"femur": 1}}', "none of femur"),
+        ('{"labels": {"liver": 1}, "file_ending": ".png"}', "convert"),
+    ],
+)
+def test_a_dataset_json_that_cannot_be_used(tmp_path, content, reason):
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(data.DataError, match=reason):
+        data.nnunet_label_mapping(tmp_path)
+    assert data.nnunet_label_mapping(tmp_path.parent) is None

@@ -1,4 +1,4 @@
-"""Command line of training: `python -m training fit` and `python -m training export`."""
+"""Command line of training: `python -m training fit`, `export` and `compare`."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from training import recipe as recipes
 
-COMMANDS = ("fit", "export")
+COMMANDS = ("fit", "export", "compare")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -107,6 +107,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help="a known weakness, for the model card; repeatable",
     )
+
+    compare = commands.add_parser(
+        "compare",
+        help="set runs that differ in one number side by side",
+        description="Print a table of the held-out organ DSC of runs that differ in one number of "
+        "their recipes, mean over seeds (least to greatest), and draw their curves.",
+    )
+    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
+    compare.add_argument("--by", required=True, metavar="NUMBER", help="such as attention")
+    compare.add_argument("--picture", type=Path, required=True, metavar="FILE.png", help="to write")
     return parser
 
 
@@ -129,8 +139,11 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         cases = []
         for argument in options.data:
             folder, _, name = argument.partition("=")
-            mapping = data.load_label_mapping(name) if name else None
-            cases += data.find_training_cases(Path(folder), mapping)
+            folder = Path(folder)
+            mapping = data.load_label_mapping(name) if name else data.nnunet_label_mapping(folder)
+            if mapping and mapping.ignored:
+                print(f"{folder}: not labels of ours, taken as 0: {', '.join(mapping.ignored)}")
+            cases += data.find_training_cases(folder, mapping)
     except (data.DataError, OSError) as error:
         parser.error(str(error))
     names = [case.name for case in cases]
@@ -222,6 +235,19 @@ def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
     return 0
 
 
+def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from training.pictures import compare_runs
+
+    try:
+        print(compare_runs(options.runs, options.by, options.picture))
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyError:
+        parser.error(f"--by {options.by}: there is no such number in the runs' recipes")
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit code is as `--help` says."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -229,7 +255,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments = ["fit", *arguments]
     parser = _parser()
     options = parser.parse_args(arguments)
-    return (_fit if options.command == "fit" else _export)(options, parser)
+    commands = {"fit": _fit, "export": _export, "compare": _compare}
+    return commands[options.command](options, parser)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,14 @@ Beside them may lie `cases.json`, which says of each case what its annotator loo
 A label that is not listed may be present and unmarked. A case with an empty list is unlabelled and
 left out. `patient` is whom several cases share; without it each case is a patient. Where nothing
 says what was looked for, it is the labels present, the rule for the challenge's own set. A data
-set with numbers of its own comes with a label map file (`label_maps/*.json`).
+set with numbers of its own comes with a label map file (`label_maps/*.json`), or with nnU-Net's
+`dataset.json`, whose names say which of its numbers are ours and that all of these were looked for.
 """
 
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -61,12 +63,14 @@ class LabelMapping:
         description: of the data set.
         labels: the data set's numbers to ours; numbers left out become background.
         annotated_labels: what its annotators looked for, unless `cases.json` says otherwise.
+        ignored: the data set's names of what is none of our labels.
     """
 
     name: str
     description: str
     labels: dict[int, int]
     annotated_labels: tuple[int, ...]
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass
@@ -148,6 +152,76 @@ def load_label_mapping(name: str) -> LabelMapping:
     if not set(mapping.labels.values()) | set(mapping.annotated_labels) <= set(range(_NUM_LABELS)):
         raise DataError(f"{path}: our labels are 0 to {_NUM_LABELS - 1}")
     return mapping
+
+
+def _same_name(name: str) -> str:
+    """A structure's name without what data sets spell differently: case, order, "gland"."""
+    words = re.findall("[a-z]+", name.lower())
+    return " ".join(sorted(word for word in words if word not in ("gland", "the")))
+
+
+_OTHER_NAMES = {
+    "lkidney": 13, "rkidney": 2, "postcava": 6, "vena cava": 6, "ivc": 6, "inf vena cava": 6,
+    "arota": 5, "oesophagus": 10, "eso": 10, "gall bladder": 9, "rag": 7, "lag": 8, "tumour": 14,
+    "lesion": 14, "lesions": 14, "tumors": 14, "cancer": 14,
+}  # fmt: skip
+"""Names in use for our labels; "arota" is how AMOS spells it."""
+
+_LABEL_OF_NAME = {
+    _same_name(name): label
+    for name, label in [
+        *((name, label) for label, name in enumerate(LABEL_NAMES)),
+        *_OTHER_NAMES.items(),
+    ]
+}
+
+
+def nnunet_label_mapping(folder: Path) -> LabelMapping | None:
+    """The label numbers of an nnU-Net raw folder, by the names in its `dataset.json`.
+
+    Both forms of the file are read: `"labels": {"liver": 1}` and the older `{"1": "liver"}`.
+
+    Returns:
+        The mapping, or None if the folder has no `dataset.json`.
+
+    Raises:
+        DataError: the file is damaged, speaks of files that are not NIfTI, has regions of several
+            numbers, or names none of our labels.
+    """
+    path = folder / "dataset.json"
+    if not path.is_file():
+        return None
+    numbers, regions = {}, []
+    try:
+        content = json.loads(path.read_text())
+        for name, number in content["labels"].items():
+            if isinstance(number, list):
+                regions.append(name)
+                continue
+            if name.isdigit():
+                name, number = number, name  # the older form
+            numbers[str(name)] = int(number)
+        ending = content.get("file_ending", ".nii.gz")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: not nnU-Net's ({error!r})") from error
+    if ending not in (".nii", ".nii.gz"):
+        raise DataError(f"{path}: files end in {ending}: convert them to .nii.gz")
+    if regions:
+        raise DataError(
+            f"{path}: {', '.join(regions)}: regions of several numbers are not read: say what "
+            "each number is in a label map file, DIR=MAP.json"
+        )
+    known = {name: _LABEL_OF_NAME.get(_same_name(name)) for name in numbers}
+    labels = {numbers[name]: label for name, label in known.items() if label}
+    if not labels:
+        raise DataError(f"{path}: none of {', '.join(numbers)} is a label of ours")
+    return LabelMapping(
+        name="dataset.json",
+        description=str(content.get("name", folder.name)),
+        labels=labels,
+        annotated_labels=tuple(sorted(set(labels.values()))),
+        ignored=tuple(name for name, label in known.items() if label is None),
+    )
 
 
 def _pair_folders(folder: Path) -> tuple[list[Path], list[Path]]:

@@ -1,6 +1,7 @@
 """Pictures of a run: its curves, and held-out cases beside their reference."""
 
 import csv
+import json
 from io import BytesIO
 from pathlib import Path
 
@@ -104,3 +105,62 @@ def draw_overlay(path: Path, case: Case, prediction: np.ndarray, title: str) -> 
             axes.axis("off")
     figure.suptitle(title)
     _save(figure, path)
+
+
+def compare_runs(runs: list[Path], number: str, picture: Path) -> str:
+    """Set runs that differ in one number of their recipes (and in their seeds) side by side.
+
+    Draws training loss and mean held-out organ DSC against the step: a thin line for each run, a
+    thick one for the mean of those with the same value.
+
+    Args:
+        runs: folders of runs, scored at the same steps.
+        number: name of the recipe's number, such as "attention".
+        picture: PNG to write.
+
+    Returns:
+        A Markdown table: mean held-out organ DSC, and the least and greatest, by value and step.
+
+    Raises:
+        OSError: a run's files cannot be read, or the picture not be written.
+        KeyError: there is no such number.
+    """
+    groups: dict[str, list[Path]] = {}
+    for run in runs:
+        recipe = json.loads((run / "run.json").read_text())["recipe"]
+        groups.setdefault(str(recipe[number]), []).append(run)
+    figure = Figure(figsize=(11, 4.2), dpi=90, layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    loss.set(xlabel="step", title="training loss", yscale="log")
+    accuracy.set(xlabel="step", title="held-out DSC, mean of organs", ylim=(0, 1))
+    lines = []
+    for value, members in groups.items():
+        colour = f"C{len(lines)}"
+        losses, scores = [], []
+        for run in members:
+            with (run / "metrics.csv").open(newline="") as file:
+                rows = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
+            losses.append(dict(rows))
+            of_run = read_scores(run / "held_out.csv")
+            steps = sorted({score.step for score in of_run})
+            scores.append(
+                {
+                    step: mean_organ_dsc([score for score in of_run if score.step == step])
+                    for step in steps
+                }
+            )
+        for axes, curves in ((loss, losses), (accuracy, scores)):
+            for curve in curves:
+                axes.plot(list(curve), list(curve.values()), color=colour, lw=0.7, alpha=0.6)
+            steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+            means = [np.mean([curve[step] for curve in curves]) for step in steps]
+            axes.plot(steps, means, color=colour, lw=2.5, label=f"{value} ({len(members)} seeds)")
+        cells = []
+        for step in steps:
+            values = [curve[step] for curve in scores]
+            cells.append(f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+        lines.append(f"| {value} | {' | '.join(cells)} |")
+    accuracy.legend()
+    _save(figure, picture)
+    head = f"| {number} | {' | '.join(f'step {step}' for step in steps)} |"
+    return "\n".join([head, "|---" * (len(steps) + 1) + "|", *lines])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from conftest import trained_looking_network
 from torch.utils.flop_counter import FlopCounterMode
 
 from inference.model import AttentionUNet
@@ -165,6 +166,63 @@ def test_without_attention_nothing_is_squeezed():
     for before, after in seen["attended"]:
         expected = 1 / (1 + np.exp(-np.maximum(before.numpy(), 0)))
         assert np.abs(after.numpy() - expected).max() < 1e-6
+
+
+def stated_forward(state, slices, attention):
+    """The network as the paper's figures draw it, from its weights and plain functions alone."""
+    f = torch.nn.functional
+
+    def convolution(x, name):
+        return f.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], padding=1)
+
+    def block(x, prefix, first):
+        x = convolution(x, f"{prefix}.{first}")
+        names = ("running_mean", "running_var", "weight", "bias")
+        return f.batch_norm(x, *(state[f"{prefix}.{first + 1}.{name}"] for name in names)).relu()
+
+    def attend(x):
+        return 1 / (1 + torch.exp(-x.clamp(min=0))) if attention == "relu-sigmoid" else x
+
+    x, skips, index = slices, [], 0
+    for stage in range(5):
+        if stage:
+            skips.insert(0, x)
+            x, index = f.max_pool2d(x, 2), index + 1
+        for _ in range(2):
+            x, index = block(x, "encoder", index), index + 3
+    outputs = []
+    for number, skip in enumerate(skips):
+        prefix = f"decoders.{number}"
+        weights = (state[f"{prefix}.upsample.weight"], state[f"{prefix}.upsample.bias"])
+        x = f.conv_transpose2d(x, *weights, stride=2)
+        if number > 0:
+            x = convolution(x, f"{prefix}.reduce")
+        x = attend(convolution(torch.cat([x, skip], 1), f"{prefix}.reduce"))
+        if number < 3:
+            x = block(block(x, f"{prefix}.refine", 0), f"{prefix}.refine", 3)
+        maps = block(x, f"supervision.{number}", 0)
+        outputs.append(f.interpolate(maps, slices.shape[-2:], mode="bilinear"))
+    fused = attend(block(torch.cat(outputs, 1), "fusion", 0))
+    return convolution(fused, "head"), [
+        convolution(maps, f"classifiers.{number}") for number, maps in enumerate(outputs)
+    ]
+
+
+@pytest.mark.parametrize("attention", ["relu-sigmoid", "none"])
+def test_the_forward_pass_is_the_papers(attention):
+    """Final and supervised logits, with normalisation statistics that are not trivial."""
+    network = AttentionUNet(base_channels=8, attention=attention)
+    network.load_state_dict(trained_looking_network().state_dict())
+    slices = torch.randn(2, 3, 48, 64)
+    with torch.no_grad():
+        expected, of_levels = stated_forward(network.state_dict(), slices, attention)
+        torch.testing.assert_close(network.eval()(slices), expected, rtol=1e-4, atol=1e-4)
+        for module in network.modules():
+            module.training = not isinstance(module, torch.nn.BatchNorm2d)
+        logits, supervised = network(slices)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    for found, wanted in zip(supervised, of_levels, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_an_unknown_attention_is_refused():

@@ -17,7 +17,7 @@ from inference.model import AttentionUNet
 from inference.prediction import Predictor
 from inference.weights import load_weights
 from training.__main__ import main
-from training.evaluation import read_scores
+from training.evaluation import read_scores, score_cases
 from training.fit import follow, learning_rate_at
 from training.recipe import Recipe
 
@@ -86,6 +86,16 @@ def test_another_run_is_not_continued(phantoms, tmp_path, capsys):
     assert fit(phantoms, tmp_path, *numbers, "--learning-rate", 0.5) == 1
     assert "learning_rate 1e-05, not 0.5" in capsys.readouterr().err
     assert fit(phantoms, tmp_path, "--recipe", "paper", "--steps", 1, "--held-out", "p0") == 1
+
+
+def test_a_run_from_before_a_number_was_known_is_continued(phantoms, tmp_path):
+    numbers = ("--recipe", "paper", "--held-out-fraction", 0)
+    assert fit(phantoms, tmp_path, *numbers, "--steps", 1) == 0
+    about = json.loads((tmp_path / "run.json").read_text())
+    del about["recipe"]["attention"], about["recipe"]["pixel_mm"]
+    (tmp_path / "run.json").write_text(json.dumps(about))
+    assert fit(phantoms, tmp_path, *numbers, "--steps", 2) == 0
+    assert len(losses(tmp_path)) == 2
 
 
 def test_sigterm_saves_a_checkpoint(phantoms, tmp_path):
@@ -217,6 +227,40 @@ def test_the_card_has_the_held_out_scores(phantoms, tmp_path):
     liver = [score for score in read_scores(run / "held_out.csv") if score.label == 1]
     dsc, nsd = (np.mean([getattr(score, name) for score in liver]) for name in ("dsc", "nsd"))
     assert f"| liver | {dsc:.4f} | {nsd:.4f} | 2 |" in weights.with_suffix(".md").read_text()
+
+
+def test_a_run_without_attention_is_scored_and_exported_without(phantoms, tmp_path, monkeypatch):
+    run, weights = tmp_path / "run", tmp_path / "w.safetensors"
+    numbers = ("--recipe", "paper", "--learning-rate", 2e-3, "--steps", 15, "--held-out", "p2")
+    scored = []
+
+    def score(cases, weights, metadata, *more, **named):
+        scored.append(metadata.attention)
+        return score_cases(cases, weights, metadata, *more, **named)
+
+    monkeypatch.setattr("training.fit.score_cases", score)
+    assert fit(phantoms, run, *numbers, "--attention", "none") == 0
+    assert scored == ["none"]
+    export = ["export", str(run), "--output", str(weights), "--checkpoint", "last"]
+    assert main([*export, "--trained-on", "phantoms", "--licence", "MIT"]) == 0
+
+    state_dict, metadata = load_weights(weights)
+    assert metadata.attention == "none"
+    phantom = draw_phantom((16, 64, 64), (14.0, 7.0, 7.0), 2)
+    hu = phantom.volume[4:12]
+    window = tuple(np.percentile(phantom.volume, (1, 99)))
+    predictor = Predictor(state_dict, metadata, torch.device("cpu"), dtype=torch.float32)
+    label_map = predictor.predict(hu, window=window)
+    slices = (np.clip(hu, *window) - metadata.intensity_mean) / metadata.intensity_std
+    slices = torch.from_numpy(slices.astype(np.float32))[:, None].expand(-1, 3, -1, -1)
+    agreement = {}
+    for attention in ("none", "relu-sigmoid"):
+        network = AttentionUNet(base_channels=8, attention=attention).eval()
+        network.load_state_dict({name: tensor.float() for name, tensor in state_dict.items()})
+        with torch.no_grad():
+            agreement[attention] = np.mean(network(slices).argmax(dim=1).numpy() == label_map)
+    assert agreement["none"] > 0.999
+    assert agreement["relu-sigmoid"] < 0.99
 
 
 def test_the_average_follows_the_weights_exponentially():

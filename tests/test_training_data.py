@@ -338,6 +338,31 @@ def test_nnunet_names_its_numbers(tmp_path, labels):
     assert mapping.ignored == ("bladder",)
 
 
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        *((spelling, 13) for spelling in ("kidney_l", "LKidney", "lkidney", "LeftKidney")),
+        *((spelling, 7) for spelling in ("adrenal_gland_right", "Adrenal R", "RAG")),
+        *((spelling, 6) for spelling in ("IVC", "Postcava", "vena_cava", "inferior vena cava")),
+        *((spelling, 10) for spelling in ("oesophagus", "Esophagus")),
+        *((spelling, 14) for spelling in ("Tumour", "lesion", "cancer")),
+        *((spelling, None) for spelling in ("kidney", "adrenal gland", "liver vessel", "colon")),
+    ],
+)
+def test_names_are_known_in_many_spellings(tmp_path, name, label):
+    labels = {"background": 0, "spleen": 1, name: 2}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    mapping = data.nnunet_label_mapping(tmp_path)
+    assert mapping.labels == ({1: 3, 2: label} if label else {1: 3})
+    assert mapping.ignored == (() if label else (name,))
+
+
+def test_two_numbers_of_one_structure_are_both_ours(tmp_path):
+    labels = {"0": "background", "1": "liver", "2": "tumor", "3": "tumor"}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    assert data.nnunet_label_mapping(tmp_path).labels == {1: 1, 2: 14, 3: 14}
+
+
 def test_an_nnunet_folder_is_trained_on_and_cases_json_wins(tmp_path):
     for name in "ab":
         write_case(tmp_path, name)
@@ -354,6 +379,7 @@ def test_an_nnunet_folder_is_trained_on_and_cases_json_wins(tmp_path):
         ("{", "not nnU-Net's"),
         ('{"labels": {"liver": [1, 2]}}', "regions"),
         ('{"labels": {"femur": 1}}', "none of femur"),
+        ('{"labels": {"liver": 1, "ignore": 2}}', "labelled ignore"),
         ('{"labels": {"liver": 1}, "file_ending": ".png"}', "convert"),
     ],
 )

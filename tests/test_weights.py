@@ -1,5 +1,7 @@
 """Weights files: what is saved comes back, and what is not weights is refused."""
 
+import dataclasses
+import json
 import pickle
 
 import pytest
@@ -7,14 +9,8 @@ import torch
 from conftest import metadata_of, trained_looking_network
 from safetensors.torch import save_file
 
-from inference.labels import LABEL_NAMES
 from inference.weights import (
-    DEMONSTRATION,
-    DEMONSTRATION_WEIGHTS,
-    FULL,
-    SLIM,
     WeightsError,
-    default_weights,
     load_weights,
     read_metadata,
     save_weights,
@@ -61,13 +57,6 @@ def test_other_safetensors_are_refused(tmp_path, weights_file):
         read_metadata(tmp_path / "w.safetensors")
 
 
-def test_default_weights_are_shipped_small_and_say_what_they_are():
-    metadata = read_metadata(DEMONSTRATION_WEIGHTS)
-    assert metadata.label_names == LABEL_NAMES
-    assert "synthetic" in metadata.trained_on
-    assert DEMONSTRATION_WEIGHTS.stat().st_size <= 2_000_000
-
-
 @pytest.mark.parametrize(
     ("trained_with", "pixel_mm", "reduction"),
     [(1, 3.0, 1), (2, 0.8, 2), (2, 1.5, 2), (2, 1.6, 1), (4, 0.7, 4), (4, 0.8, 2), (4, 3.0, 1)],
@@ -77,25 +66,10 @@ def test_a_reduced_pixel_is_at_most_3_mm(trained_with, pixel_mm, reduction):
     assert metadata.reduction_at((10.0, 0.5, pixel_mm)) == reduction
 
 
-@pytest.mark.parametrize(
-    ("present", "on_cuda", "chosen", "why"),
-    [
-        ((FULL, SLIM, DEMONSTRATION), True, FULL, "full network"),
-        ((FULL, SLIM, DEMONSTRATION), False, SLIM, "for CPUs"),
-        ((SLIM, DEMONSTRATION), True, SLIM, "no full one"),
-        ((FULL, DEMONSTRATION), False, FULL, "no slim one"),
-        ((DEMONSTRATION,), True, DEMONSTRATION, "not for patients"),
-        ((DEMONSTRATION,), False, DEMONSTRATION, "not for patients"),
-    ],
-)
-def test_the_best_weights_for_the_device(tmp_path, present, on_cuda, chosen, why):
-    for name in present:
-        (tmp_path / name).touch()
-    path, reason = default_weights(on_cuda=on_cuda, folder=tmp_path)
-    assert path == tmp_path / chosen
-    assert why in reason
-
-
-def test_no_weights_at_all(tmp_path):
-    with pytest.raises(WeightsError, match="phantom-slim"):
-        default_weights(on_cuda=False, folder=tmp_path)
+def test_files_from_before_attention_was_a_choice_have_it(tmp_path):
+    network = trained_looking_network()
+    fields = dataclasses.asdict(metadata_of(network))
+    del fields["attention"]
+    header = {"abdoseg": json.dumps(fields)}
+    save_file(network.state_dict(), tmp_path / "w.safetensors", header)
+    assert read_metadata(tmp_path / "w.safetensors").attention == "relu-sigmoid"

@@ -155,9 +155,10 @@ def load_label_mapping(name: str) -> LabelMapping:
 
 
 def _same_name(name: str) -> str:
-    """A structure's name without what data sets spell differently: case, order, "gland"."""
-    words = re.findall("[a-z]+", name.lower())
-    return " ".join(sorted(word for word in words if word not in ("gland", "the")))
+    """A structure's name without what data sets spell differently: case, order, sides, "gland"."""
+    words = [word.lower() for word in re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
+    sides = {"l": "left", "r": "right"}
+    return " ".join(sorted(sides.get(word, word) for word in words if word != "gland"))
 
 
 _OTHER_NAMES = {
@@ -186,12 +187,12 @@ def nnunet_label_mapping(folder: Path) -> LabelMapping | None:
 
     Raises:
         DataError: the file is damaged, speaks of files that are not NIfTI, has regions of several
-            numbers, or names none of our labels.
+            numbers or a number for voxels to ignore, or names none of our labels.
     """
     path = folder / "dataset.json"
     if not path.is_file():
         return None
-    numbers, regions = {}, []
+    names, regions = {}, []  # by number: several of them may share a name
     try:
         content = json.loads(path.read_text())
         for name, number in content["labels"].items():
@@ -200,7 +201,7 @@ def nnunet_label_mapping(folder: Path) -> LabelMapping | None:
                 continue
             if name.isdigit():
                 name, number = number, name  # the older form
-            numbers[str(name)] = int(number)
+            names[int(number)] = str(name)
         ending = content.get("file_ending", ".nii.gz")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not nnU-Net's ({error!r})") from error
@@ -211,16 +212,21 @@ def nnunet_label_mapping(folder: Path) -> LabelMapping | None:
             f"{path}: {', '.join(regions)}: regions of several numbers are not read: say what "
             "each number is in a label map file, DIR=MAP.json"
         )
-    known = {name: _LABEL_OF_NAME.get(_same_name(name)) for name in numbers}
-    labels = {numbers[name]: label for name, label in known.items() if label}
+    if "ignore" in names.values():
+        raise DataError(
+            f"{path}: voxels labelled ignore are not read: taken as 0 they would be taught as "
+            "background; leave those cases out"
+        )
+    known = {number: _LABEL_OF_NAME.get(_same_name(name)) for number, name in names.items()}
+    labels = {number: label for number, label in known.items() if label}
     if not labels:
-        raise DataError(f"{path}: none of {', '.join(numbers)} is a label of ours")
+        raise DataError(f"{path}: none of {', '.join(names.values())} is a label of ours")
     return LabelMapping(
         name="dataset.json",
         description=str(content.get("name", folder.name)),
         labels=labels,
         annotated_labels=tuple(sorted(set(labels.values()))),
-        ignored=tuple(name for name, label in known.items() if label is None),
+        ignored=tuple(names[number] for number, label in known.items() if label is None),
     )
 
 

@@ -214,12 +214,15 @@ def start_or_check_run(output: Path, recipe: Recipe, description: dict) -> None:
     about = json.loads(json.dumps({**description, "recipe": numbers}))
     if known.is_file() and (output / "last.pt").is_file():
         before = json.loads(known.read_text())
+        # Numbers that the run's version did not know have their defaults, which change nothing.
+        defaults = json.loads(json.dumps(dataclasses.asdict(Recipe())))
+        before["recipe"] = {**defaults, **before["recipe"]}
         for name in MAY_CHANGE_ON_RESUME:
             before["recipe"].pop(name), about["recipe"].pop(name)
         for name, value in about["recipe"].items():
-            if before["recipe"].get(name) != value:
+            if before["recipe"][name] != value:
                 raise RunError(
-                    f"{output} is a run with {name} {before['recipe'].get(name)}, not {value}: "
+                    f"{output} is a run with {name} {before['recipe'][name]}, not {value}: "
                     "name another --output, or give the same numbers to go on"
                 )
         for name in description:

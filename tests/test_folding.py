@@ -54,6 +54,19 @@ def test_fp32_is_the_plain_network(plain, slices, kernels, size, merges_upsampli
         assert len(expected.argmax(dim=1).unique()) >= 10
 
 
+@pytest.mark.parametrize(
+    ("device", "dtype"), [("cuda", torch.float16), ("cuda", torch.float32), ("cpu", torch.float16)]
+)
+def test_fused_kernels_are_for_cpus_only(device, dtype):
+    assert not folding._has_fused_kernels.__wrapped__(device, dtype)
+
+
+def test_without_the_fused_kernels_torch_keeps_to_itself(monkeypatch):
+    """Another version of torch may have renamed them."""
+    monkeypatch.setattr(folding.torch.ops, "mkldnn", object())
+    assert not folding._has_fused_kernels.__wrapped__("cpu", torch.float32)
+
+
 @torch.no_grad()
 def test_without_attention(slices, kernels):
     plain = trained_looking_network(8)
@@ -113,7 +126,8 @@ def test_memory_is_within_what_the_batch_size_is_chosen_by(monkeypatch):
     with LiveBytes() as counter:
         network(torch.zeros(1, 1, 128, 128, dtype=torch.bfloat16))
     widths = counter.peak / (2 * 16 * 128 * 128)
-    assert 2 < widths < _LIVE_WIDTHS
+    assert widths == pytest.approx(3.6, abs=0.1)
+    assert widths < _LIVE_WIDTHS
 
 
 @torch.no_grad()

@@ -195,6 +195,15 @@ def _upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
+def _max_pool(features: Tensor) -> Tensor:
+    """The largest of each 2x2 pixels."""
+    if features.device.type != "cpu":
+        return functional.max_pool2d(features, 2)
+    # On a CPU that also finds out which of the four it was, and takes 5 times as long.
+    rows = torch.maximum(features[:, :, ::2], features[:, :, 1::2])
+    return torch.maximum(rows[..., ::2], rows[..., 1::2])
+
+
 class FoldedUNet(nn.Module):
     """An `AttentionUNet` for inference only; made by `fold`."""
 
@@ -224,7 +233,7 @@ class FoldedUNet(nn.Module):
         features, skips = slices, []
         for level, stage in enumerate(self.stages):
             if level > 0:
-                features = functional.max_pool2d(features, 2)
+                features = _max_pool(features)
             features = stage(features)
             if level < len(self.decoders):
                 # Of a skip only its share of the decoder's sum is kept.

@@ -4,7 +4,9 @@ Voxels go to the device as the file has them and are normalised there; the logit
 one byte a voxel there, and only those labels come back. No volume of logits is ever built.
 """
 
+import ctypes
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,10 @@ _CUDA_CONTEXT_MB = 500
 # fp16 values a pixel alive at once at full resolution, in units of base_channels. At the peak, in
 # the last decoder, torch holds 3.6 (test_folding.py counts them); the rest is for what cuDNN adds.
 _LIVE_WIDTHS = 5
+
+# On a CPU so many slices at most are predicted at once, so that their maps fit in memory however
+# many cores there are.
+_MOST_LANES = 16
 
 # Types that torch can compute with; others are widened on the host.
 _DEVICE_DTYPES = {np.dtype(name) for name in ("uint8", "int8", "int16", "int32", "float32")}
@@ -56,6 +62,21 @@ def choose_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_amx else torch.float32
 
 
+def _reuse_freed_memory() -> None:
+    """Let malloc keep what is freed, for every map of the network is as large as one before it.
+
+    By default glibc maps large blocks anew and gives them back each time, and the kernel clears
+    every page again: 12 to 20 % of the network's time (benchmark/results/waterfall-cpu.md). Blocks
+    of 256 MB and more, whole volumes, are still given back. Other C libraries have no such options.
+    """
+    if not hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        return
+    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # malloc.h
+    libc.mallopt(mmap_threshold, 256 << 20)
+    libc.mallopt(trim_threshold, 1 << 30)
+    libc.mallopt(arena_max, 1)  # what one thread has freed serves the others
+
+
 class Predictor:
     """A network on a device, ready to label volumes.
 
@@ -65,6 +86,9 @@ class Predictor:
         device: CUDA or CPU.
         batch_size: slices a batch; by default what fits `gpu_memory_mb` on CUDA, 1 on a CPU (where
             larger batches are slower: their maps leave the cache).
+        lanes: batches at once, each in a thread that shares the cores with the others; by default
+            1 on CUDA, as many as cores on a CPU (at most 16), whose threads then seldom wait for
+            one another.
         gpu_memory_mb: device memory for the whole process, in MB, kept to by torch's allocator; by
             default what is free.
         dtype: by default `choose_dtype(device)`.
@@ -77,6 +101,7 @@ class Predictor:
         device: torch.device,
         *,
         batch_size: int | None = None,
+        lanes: int | None = None,
         gpu_memory_mb: float | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -100,8 +125,16 @@ class Predictor:
             wanted = free if gpu_memory_mb is None else gpu_memory_mb - _CUDA_CONTEXT_MB
             self.memory_mb = min(max(wanted, 0.0), free)
             torch.cuda.set_per_process_memory_fraction(self.memory_mb / total, device)
+        else:
+            _reuse_freed_memory()
+        self._lanes = None
+        threads = torch.get_num_threads()
+        lanes = lanes or (1 if device.type == "cuda" else min(threads, _MOST_LANES))
+        if lanes > 1:
+            self._lanes = ThreadPoolExecutor(
+                lanes, initializer=torch.set_num_threads, initargs=(max(1, threads // lanes),)
+            )
 
-    @torch.inference_mode()
     def predict(
         self,
         voxels: np.ndarray,
@@ -131,14 +164,25 @@ class Predictor:
         label_map = np.empty(voxels.shape, np.uint8)
         reduction = reduction or self.metadata.matrix_reduction
         batch_size = self.batch_size or self.fitting_batch_size(voxels.shape[1:], reduction)
+
+        def label(start: int, stop: int) -> None:
+            batch = voxels[start:stop]
+            labels = self._predict_batch(batch, window, slope, intercept, reduction)
+            label_map[start:stop] = labels.cpu().numpy()
+
+        if self._lanes is not None:
+            starts = range(0, len(voxels), batch_size)
+            stops = [min(start + batch_size, len(voxels)) for start in starts]
+            done = self._lanes.map(label, starts, stops)
+            for start, stop, _ in zip(starts, stops, done, strict=True):
+                on_slices(stop - start)
+            return label_map
+
         start = 0
         while start < len(voxels):
             stop = min(start + batch_size, len(voxels))
             try:
-                labels = self._predict_batch(
-                    voxels[start:stop], window, slope, intercept, reduction
-                )
-                label_map[start:stop] = labels.cpu().numpy()
+                label(start, stop)
             except torch.OutOfMemoryError:
                 if stop - start == 1:
                     raise
@@ -150,6 +194,7 @@ class Predictor:
             start = stop
         return label_map
 
+    @torch.inference_mode()
     def _predict_batch(
         self,
         voxels: np.ndarray,
@@ -178,12 +223,15 @@ class Predictor:
             slices = functional.avg_pool2d(slices, reduction)
         slices = slices.to(self.dtype, memory_format=torch.channels_last)
         logits = self.network(slices)
-        labels = logits.argmax(dim=1) if reduction == 1 else _upsampled_labels(logits, reduction)
-        return labels[:, :rows, :columns].to(torch.uint8)
+        logits = logits.permute(0, 2, 3, 1)
+        labels = _labels(logits) if reduction == 1 else _upsampled_labels(logits, reduction)
+        return labels[:, :rows, :columns]
 
     def release(self) -> None:
         """Give the device's memory back, but for the context; nothing can be predicted after."""
         del self.network
+        if self._lanes is not None:
+            self._lanes.shutdown()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -197,6 +245,13 @@ class Predictor:
         return max(1, int((self.memory_mb - weights_mb) / slice_mb))
 
 
+def _labels(logits: Tensor) -> Tensor:
+    """The class of the largest logit: (..., classes) to (...), uint8."""
+    if logits.device.type == "cpu":  # numpy is nearly 3 times as fast along so short an axis
+        return torch.from_numpy(logits.float().numpy().argmax(axis=-1).astype(np.uint8))
+    return logits.argmax(dim=-1).to(torch.uint8)
+
+
 def _upsampled_labels(logits: Tensor, factor: int) -> Tensor:
     """The labels of bilinearly upsampled logits, without building those.
 
@@ -204,15 +259,19 @@ def _upsampled_labels(logits: Tensor, factor: int) -> Tensor:
     it. Only in the cells along the labels' borders are logits interpolated.
 
     Args:
-        logits: (N, classes, H, W).
+        logits: (N, H, W, classes).
         factor: even, as for `interpolate(scale_factor=factor, align_corners=False)`.
 
     Returns:
         (N, factor * H, factor * W), uint8.
     """
-    # Each cell has a pixel at each corner; those around the border lie half outside.
-    logits = functional.pad(logits, (1, 1, 1, 1), mode="replicate").permute(0, 2, 3, 1)
-    labels = logits.argmax(dim=3).to(torch.uint8)
+    # Each cell has a pixel at each corner; of those around the border half lies outside, where the
+    # edge's own values go on.
+    rows, columns = (
+        torch.arange(-1, length + 1, device=logits.device).clamp_(0, length - 1)
+        for length in logits.shape[1:3]
+    )
+    labels = _labels(logits)[:, rows][:, :, columns]
     corner = labels[:, :-1, :-1]
     others = (labels[:, :-1, 1:], labels[:, 1:, :-1], labels[:, 1:, 1:])
     mixed = (corner != others[0]) | (corner != others[1]) | (corner != others[2])
@@ -222,12 +281,12 @@ def _upsampled_labels(logits: Tensor, factor: int) -> Tensor:
     shares = (1 - distance, distance)
     interpolated = sum(
         torch.kron(shares[below], shares[right])[:, None]
-        * logits[n, row + below, column + right].float()[:, None]
+        * logits[n, rows[row + below], columns[column + right]].float()[:, None]
         for below in range(2)
         for right in range(2)
     )  # (cells, pixels of a cell, classes); no matrix product, for which CUDA would load cuBLAS
     cells = corner[..., None].repeat(1, 1, 1, factor**2)
-    cells[n, row, column] = interpolated.argmax(dim=2).to(torch.uint8)
+    cells[n, row, column] = _labels(interpolated)
 
     cells = cells.unflatten(3, (factor, factor)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
     inside = slice(factor // 2, -(factor // 2))

@@ -15,10 +15,10 @@ def network():
     return trained_looking_network(8, seed=1)
 
 
-def predictor_of(network, *, dtype=torch.float32, batch_size=None, **changes):
+def predictor_of(network, *, dtype=torch.float32, batch_size=None, lanes=None, **changes):
     metadata = metadata_of(network, **changes)
     state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    return Predictor(state, metadata, CPU, dtype=dtype, batch_size=batch_size)
+    return Predictor(state, metadata, CPU, dtype=dtype, batch_size=batch_size, lanes=lanes)
 
 
 @torch.no_grad()
@@ -45,6 +45,20 @@ def test_labels_are_the_plain_networks(network, hu, batch_size):
     assert labels.flags.c_contiguous
     assert (labels == expected).mean() >= 0.9999
     assert len(np.unique(expected)) >= 8
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_slices_in_several_threads_keep_their_places(network, hu, batch_size):
+    predictor = predictor_of(network, batch_size=batch_size, lanes=3)
+    done = []
+    labels = predictor.predict(hu, window=(-400, 500), on_slices=done.append)
+    one_by_one = predictor_of(network, batch_size=batch_size, lanes=1)
+    assert (labels == one_by_one.predict(hu, window=(-400, 500))).mean() >= 0.9999
+    assert sum(done) == len(hu)
+    # What goes wrong in one of them is the volume's error, and the next volume is predicted.
+    with pytest.raises(RuntimeError, match="clamp"):
+        predictor.predict(hu, window=(None, None))
+    assert (predictor.predict(hu, window=(-400, 500)) == labels).all()
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint16", ">i2", "int64", "float16", "float64"])
@@ -100,7 +114,7 @@ def test_labels_of_upsampled_logits(reduction):
     coarse = torch.randn(3, 15, 5, 7)
     logits = torch.nn.functional.interpolate(coarse, scale_factor=3, mode="bilinear")
     expected = torch.nn.functional.interpolate(logits, scale_factor=reduction, mode="bilinear")
-    labels = _upsampled_labels(logits, reduction)
+    labels = _upsampled_labels(logits.permute(0, 2, 3, 1), reduction)
     assert labels.dtype == torch.uint8
     assert (labels == expected.argmax(dim=1)).float().mean() > 0.9999  # but for ties in rounding
 
@@ -116,7 +130,7 @@ def test_coarse_pixels_are_not_reduced(network, hu):
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(network, hu):
-    predictor = predictor_of(network, batch_size=7)
+    predictor = predictor_of(network, batch_size=7, lanes=1)
     expected = predictor.predict(hu, window=(-400, 500))
     sizes = []
 
@@ -134,7 +148,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(network, hu):
 
 
 def test_one_slice_too_many_is_an_error(network, hu):
-    predictor = predictor_of(network, batch_size=4)
+    predictor = predictor_of(network, batch_size=4, lanes=1)
 
     def refuse(module, inputs):
         raise torch.OutOfMemoryError("CUDA out of memory")

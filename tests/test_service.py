@@ -242,17 +242,36 @@ def test_predict_sh_and_what_it_imports(folders, weights_file, ct, tmp_path):
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert stored(outputs / "a.nii.gz").shape == ct.shape
+    assert re.search(r"^1 of 1 cases in .* s: .*outputs$", ended.stdout.splitlines()[-1])
     if "NVIDIA" not in ended.stderr:
         assert ended.stderr.count("No CUDA device found: running on the CPU") == 1
-    imported = {
-        line.split("'")[1].split(".")[0]
-        for line in ended.stderr.splitlines()
-        if line.startswith("import '")
+    modules = {
+        line.split("'")[1] for line in ended.stderr.splitlines() if line.startswith("import '")
     }
+    assert "torch.nn.functional" in modules
+    assert "torch._meta_registrations" not in modules
+    imported = {module.split(".")[0] for module in modules}
     assert {"inference", "torch", "nibabel"} <= imported
     # Not scipy, pynvml and tqdm: nibabel and torch import them where they are installed.
     others = {"torchvision", "skimage", "matplotlib", "benchmark", "training", "psutil"}
     assert not imported & (others | {"pytest", "PIL"})
+
+
+def test_what_is_left_out_of_torch_can_be_imported_afterwards():
+    script = """if True:
+        import sys
+        from inference.__main__ import _import_torch
+        _import_torch()
+        import torch
+        assert "torch._meta_registrations" not in sys.modules
+        from torch import _meta_registrations
+        # Of an operator whose shape rule is written in Python.
+        print(torch.linalg.cholesky(torch.empty(5, 3, 3, device="meta")).shape)
+        _import_torch()
+        assert torch._meta_registrations is _meta_registrations
+    """
+    ended = in_a_new_process(sys.executable, "-c", script)
+    assert ended.stdout == "torch.Size([5, 3, 3])\n", ended.stderr
 
 
 def test_a_terminal_sees_a_bar(folders, weights_file, ct):

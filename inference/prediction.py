@@ -127,13 +127,13 @@ class Predictor:
             torch.cuda.set_per_process_memory_fraction(self.memory_mb / total, device)
         else:
             _reuse_freed_memory()
-        self._lanes = None
         threads = torch.get_num_threads()
-        lanes = lanes or (1 if device.type == "cuda" else min(threads, _MOST_LANES))
-        if lanes > 1:
-            self._lanes = ThreadPoolExecutor(
-                lanes, initializer=torch.set_num_threads, initargs=(max(1, threads // lanes),)
-            )
+        self.lanes = lanes or (1 if device.type == "cuda" else min(threads, _MOST_LANES))
+        self._pool = ThreadPoolExecutor(
+            self.lanes,
+            initializer=torch.set_num_threads,
+            initargs=(max(1, threads // self.lanes),),
+        )
 
     def predict(
         self,
@@ -170,10 +170,10 @@ class Predictor:
             labels = self._predict_batch(batch, window, slope, intercept, reduction)
             label_map[start:stop] = labels.cpu().numpy()
 
-        if self._lanes is not None:
+        if self.lanes > 1:
             starts = range(0, len(voxels), batch_size)
             stops = [min(start + batch_size, len(voxels)) for start in starts]
-            done = self._lanes.map(label, starts, stops)
+            done = self._pool.map(label, starts, stops)
             for start, stop, _ in zip(starts, stops, done, strict=True):
                 on_slices(stop - start)
             return label_map
@@ -230,8 +230,7 @@ class Predictor:
     def release(self) -> None:
         """Give the device's memory back, but for the context; nothing can be predicted after."""
         del self.network
-        if self._lanes is not None:
-            self._lanes.shutdown()
+        self._pool.shutdown()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -4,7 +4,7 @@ One volume is read ahead and one is written behind while the device works on the
 most three are in memory. The first is read while torch is still being imported.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,17 +89,17 @@ class Service:
         if not waiting:
             return cases
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-            reading = reader.submit(self._attempt, waiting[0], self._read)
+            unread = iter(waiting)
+            reading = reader.submit(self._read_next, unread)
             predictor = self.make_predictor()
             writing = None
-            for case, following in zip(waiting, [*waiting[1:], None], strict=True):
-                reading.result()
-                if following is not None:
-                    reading = reader.submit(self._attempt, following, self._read)
-                self._attempt(case, lambda case: self._predict(case, predictor))
-                if writing is not None:
-                    writing.result()  # so that label maps do not pile up behind a slow disk
-                writing = writer.submit(self._end, case)
+            while just_read := reading.result():
+                reading = reader.submit(self._read_next, unread)
+                for case in just_read:
+                    self._attempt(case, lambda case: self._predict(case, predictor))
+                    if writing is not None:
+                        writing.result()  # so that label maps do not pile up behind a slow disk
+                    writing = writer.submit(self._end, case)
             predictor.release()  # while the last label map is still being finished
         return cases
 
@@ -129,6 +129,20 @@ class Service:
         case.shape = case.volume.voxels.shape
         with self.timer.phase("percentiles", case.name):
             case.window = percentiles(case.volume.voxels)
+
+    def _read_next(self, unread: Iterator[Case]) -> list[Case]:
+        """Read on up to a case that can be read, so that bad ones do not use up the read-ahead.
+
+        Returns:
+            The cases taken, none at the end; all but the last have failed.
+        """
+        taken = []
+        for case in unread:
+            self._attempt(case, self._read)
+            taken.append(case)
+            if case.status != "failed":
+                break
+        return taken
 
     def _predict(self, case: Case, predictor: "Predictor") -> None:
         with self.timer.phase("predict", case.name):

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import termios
+import threading
 from pathlib import Path
 
 import nibabel
@@ -21,6 +22,7 @@ from PIL import Image
 
 from inference import volume as volume_module
 from inference.__main__ import main
+from inference.service import Service
 
 ROOT = Path(__file__).parents[1]
 
@@ -95,6 +97,36 @@ def test_bad_cases_fail_alone_each_with_one_line(folders, run, ct, capsys):
     for name, reason in reasons.items():
         assert any(str(inputs / name) in line and reason in line for line in errors), name
     assert [path.name for path in outputs.iterdir()] == ["good.nii.gz"]
+
+
+def test_bad_cases_do_not_use_up_the_read_ahead(folders, run, ct, tmp_path, monkeypatch):
+    """What follows bad cases is being read before the case ahead of them is predicted."""
+    inputs, outputs = folders
+    for name in ("a", "d", "e"):
+        save_nifti(inputs / f"{name}_0000.nii.gz", ct)
+    for name in ("b", "c", "f"):
+        (inputs / f"{name}_0000.nii.gz").write_bytes(b"not NIfTI")
+    reads = {name: threading.Event() for name in "abcdef"}
+    read, predict, order = Service._read, Service._predict, []
+
+    def seen_read(self, case):
+        try:
+            read(self, case)
+        finally:
+            reads[case.name].set()
+
+    def waits_for_d(self, case, predictor):
+        if case.name == "a":
+            assert reads["d"].wait(60)
+            assert not reads["e"].is_set()  # one is enough: volumes are large
+        order.append(case.name)
+        predict(self, case, predictor)
+
+    monkeypatch.setattr(Service, "_read", seen_read)
+    monkeypatch.setattr(Service, "_predict", waits_for_d)
+    assert run() == 1
+    assert order == ["a", "d", "e"]
+    assert sorted(path.name for path in outputs.iterdir()) == [f"{n}.nii.gz" for n in "ade"]
 
 
 def test_table_and_progress(folders, run, ct, capsys):

@@ -12,12 +12,11 @@ import os
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import nibabel
 import numpy as np
-from isal import igzip
+from isal import igzip, isal_zlib
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
@@ -28,6 +27,7 @@ ORIENTATION = "SPL"
 SUFFIXES = (".nii.gz", ".nii")
 
 _GZIP_MAGIC = b"\x1f\x8b"
+_GZIP_WBITS = 31  # zlib's way of asking for gzip's header and trailer
 _NIFTI2_HEADER_SIZE = 540
 _MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
 
@@ -138,7 +138,7 @@ def read_stored(path: Path) -> StoredImage:
     if content.startswith(_GZIP_MAGIC):
         try:
             content = igzip.decompress(content)
-        except (EOFError, OSError, zlib.error, igzip.isal_zlib.IsalError) as error:
+        except (EOFError, OSError, zlib.error, isal_zlib.IsalError) as error:
             raise VolumeError(f"damaged gzip data ({error})") from error
     nifti2 = _NIFTI2_HEADER_SIZE.to_bytes(4, "little")
     image_class = (
@@ -223,14 +223,12 @@ def write_label_map(path: Path, label_map: np.ndarray, volume: Volume) -> None:
     no_extensions = b"\0\0\0\0"
 
     stored = _flipped(label_map, volume.disk_flips).transpose(np.argsort(volume.disk_axes))
-    content = BytesIO()
-    content.write(header.binaryblock)
-    content.write(no_extensions)
-    content.write(stored.ravel(order="F").data)  # copies only where the file is not LPS
-    data = content.getbuffer()
+    parts = [header.binaryblock + no_extensions]
+    parts.append(stored.ravel(order="F").data)  # copies only where the file is not LPS
     if path.name.endswith(".gz"):
-        data = igzip.compress(data, compresslevel=1)
-    write_atomically(path, data)
+        gzip = isal_zlib.compressobj(level=1, wbits=_GZIP_WBITS)
+        parts = [*map(gzip.compress, parts), gzip.flush()]
+    write_atomically(path, b"".join(parts))
 
 
 def write_atomically(path: Path, data: bytes) -> None:

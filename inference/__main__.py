@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _ROOT = Path(__file__).parents[1]
 
-_SWITCH_INTERVAL = 0.0005  # s; Python's own is ten times as long
+_SWITCH_INTERVAL = 0.0002  # s; Python's own is 25 times as long
 
 
 def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

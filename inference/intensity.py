@@ -7,9 +7,9 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-_HISTOGRAM_CHUNK = (
-    1 << 18
-)  # voxels; numpy.bincount widens its input to 8 bytes, so keep it in cache
+# Voxels counted at once. numpy.bincount widens its input to 8 bytes, which should stay in cache;
+# but the interpreter may be waited for between chunks, so that there should not be many.
+_HISTOGRAM_CHUNK = 1 << 20
 
 
 def _histogram_percentiles(voxels: np.ndarray, percents: tuple[float, ...]) -> list[float]:

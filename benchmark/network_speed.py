@@ -93,7 +93,7 @@ def measure_steps(
     state_dict, metadata = load_weights(weights)
     predictor = Predictor(state_dict, metadata, device)
     if device.type == "cuda":
-        batch_size = min(predictor.fitting_batch_size(slices.shape[2:], 1), len(slices))
+        batch_size = min(predictor.default_batch_size(slices.shape[2:], 1), len(slices))
         add(f"batches of {batch_size}", network, halved, batch_size, _labels_on_host)
         add("labels on the device", network, halved, batch_size, _labels_on_device)
     voxels = slices[:, 0].numpy()
@@ -183,7 +183,7 @@ def sweep(
         context_mb = (total - torch.cuda.mem_get_info(device)[0]) / 2**20
     state_dict, metadata = load_weights(weights)
     predictor = Predictor(state_dict, metadata, device, gpu_memory_mb=_SWEEP_MEMORY_MB)
-    default_batch_size = predictor.fitting_batch_size(size, 1)
+    default_batch_size = predictor.default_batch_size(size, 1)
     predictor.release()
     if on_cuda:
         torch.cuda.set_per_process_memory_fraction(1.0, device)

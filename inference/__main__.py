@@ -60,7 +60,7 @@ def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--batch-size",
         type=int,
         metavar="N",
-        help="slices predicted at once (default: what fits --gpu-memory; 1 on a CPU)",
+        help="slices predicted at once (default: what fits --gpu-memory, at most 32; 1 on a CPU)",
     )
     parser.add_argument(
         "--gpu-memory",

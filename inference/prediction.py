@@ -27,6 +27,10 @@ _CUDA_CONTEXT_MB = 500
 # the last decoder, torch holds 3.6 (test_folding.py counts them); the rest is for what cuDNN adds.
 _LIVE_WIDTHS = 5
 
+# Slices of a batch on CUDA unless asked otherwise, however much memory there is: so many keep any
+# card busy, and what more of them take only adds to the area under the memory curve.
+_LARGEST_BATCH = 32
+
 # On a CPU so many slices at most are predicted at once, so that their maps fit in memory however
 # many cores there are.
 _MOST_LANES = 16
@@ -84,8 +88,8 @@ class Predictor:
         state_dict: of `AttentionUNet`; fp16 or fp32.
         metadata: that came with it.
         device: CUDA or CPU.
-        batch_size: slices a batch; by default what fits `gpu_memory_mb` on CUDA, 1 on a CPU (where
-            larger batches are slower: their maps leave the cache).
+        batch_size: slices a batch; by default what fits `gpu_memory_mb` on CUDA, at most 32; 1 on a
+            CPU (where larger batches are slower: their maps leave the cache).
         lanes: batches at once, each in a thread that shares the cores with the others; by default
             1 on CUDA, as many as cores on a CPU (at most 16), whose threads then seldom wait for
             one another.
@@ -163,7 +167,7 @@ class Predictor:
         """
         label_map = np.empty(voxels.shape, np.uint8)
         reduction = reduction or self.metadata.matrix_reduction
-        batch_size = self.batch_size or self.fitting_batch_size(voxels.shape[1:], reduction)
+        batch_size = self.batch_size or self.default_batch_size(voxels.shape[1:], reduction)
 
         def label(start: int, stop: int) -> None:
             batch = voxels[start:stop]
@@ -234,14 +238,14 @@ class Predictor:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def fitting_batch_size(self, size: tuple[int, int], reduction: int) -> int:
-        """Slices of this size (rows, columns), reduced so, that fit the memory budget."""
+    def default_batch_size(self, size: tuple[int, int], reduction: int) -> int:
+        """The default batch size for slices of this size (rows, columns), reduced so."""
         if self.device.type == "cpu":
             return 1
         bytes_per_pixel = 2 * self.metadata.base_channels * _LIVE_WIDTHS / reduction**2
         slice_mb = size[0] * size[1] * bytes_per_pixel / 2**20
         weights_mb = sum(weight.nbytes for weight in self.network.parameters()) / 2**20
-        return max(1, int((self.memory_mb - weights_mb) / slice_mb))
+        return min(max(1, int((self.memory_mb - weights_mb) / slice_mb)), _LARGEST_BATCH)
 
 
 def _labels(logits: Tensor) -> Tensor:

@@ -158,6 +158,19 @@ def test_one_slice_too_many_is_an_error(network, hu):
         predictor.predict(hu, window=(-400, 500))
 
 
+@pytest.mark.parametrize(
+    ("memory_mb", "whole", "reduced"), [(0, 1, 1), (101, 5, 20), (359, 17, 32), (8000, 32, 32)]
+)
+def test_batch_size_within_memory(network, memory_mb, whole, reduced):
+    """A slice of 512x512 takes 2 bytes x 8 channels x 5 maps = 20 MB, reduced by 2 a quarter."""
+    predictor = predictor_of(network)
+    assert predictor.default_batch_size((512, 512), 1) == 1
+    weights_mb = sum(weight.nbytes for weight in predictor.network.parameters()) / 2**20
+    predictor.device, predictor.memory_mb = torch.device("cuda"), weights_mb + memory_mb
+    assert predictor.default_batch_size((512, 512), 1) == whole
+    assert predictor.default_batch_size((512, 512), 2) == reduced
+
+
 def test_devices():
     assert choose_device("cpu") == CPU
     available = torch.cuda.is_available()

@@ -59,14 +59,16 @@ class ConvolutionRelu(nn.Module):
         return functional.relu_(layer(features))
 
 
-def _add_convolution_relu(total: Tensor, features: Tensor, layer: nn.Conv2d) -> Tensor:
-    """`relu(total + layer(features))`, in the memory of `total`."""
+def _add_convolution(total: Tensor, features: Tensor, layer: nn.Conv2d, *, relu: bool) -> Tensor:
+    """`total + layer(features)`, then a ReLU if asked for, in the memory of `total`."""
     if _has_fused_kernels(features.device.type, features.dtype):
         geometry = (layer.padding, layer.stride, layer.dilation, layer.groups)
+        after = "relu" if relu else None
         return torch.ops.mkldnn._convolution_pointwise_.binary(
-            total, features, layer.weight, layer.bias, *geometry, "add", 1.0, "relu", [], None
+            total, features, layer.weight, layer.bias, *geometry, "add", 1.0, after, [], None
         )
-    return total.add_(layer(features)).relu_()
+    total.add_(layer(features))
+    return total.relu_() if relu else total
 
 
 def _convolution(weight: Tensor, bias: Tensor | None, *, padding: int = 1) -> nn.Conv2d:
@@ -177,15 +179,13 @@ class FoldedDecoder(nn.Module):
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
         """(N, in, H, W) and `from_skip`'s output, which is overwritten, to (N, out, 2H, 2W)."""
         features = self.upsample(features)
-        if not self.attends:
-            if self.reduces_first:
-                features = self.from_features(features)
-            return self.refine(skip.add_(features))
         if self.reduces_first:
-            features = _add_convolution_relu(skip, features, self.from_features)
+            features = _add_convolution(skip, features, self.from_features, relu=self.attends)
         else:
-            features = skip.add_(features).relu_()
-        return self.refine(features.sigmoid_())
+            features = skip.add_(features)
+            if self.attends:
+                features = features.relu_()
+        return self.refine(features.sigmoid_() if self.attends else features)
 
 
 def _upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -55,7 +55,7 @@ def prepare(
     pixel_mm = batch.pixel_mm.tolist()
     batch = batch.to(device)
     low, high = (batch.window[:, index, None, None, None] for index in (0, 1))
-    images = batch.hu.float().clamp(low, high)
+    images = _draw_windows(batch.hu.float().clamp(low, high), recipe, rngs)
     images, labels = _move(images, batch.labels, pixel_mm, recipe, rngs, generator)
     step = recipe.matrix_reduction
     if step > 1:
@@ -71,6 +71,28 @@ def prepare(
     images = (images - intensities.mean) / intensities.std
     images = images.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
     return images, labels
+
+
+_AIR_HU, _FAT_HU = -1000.0, -100.0
+
+
+def _draw_windows(images: Tensor, recipe: Recipe, rngs: list[np.random.Generator]) -> Tensor:
+    """Some slices as if they came from 8-bit pictures of a soft tissue window.
+
+    Above the window they are clipped; below it, what is dense enough to be tissue becomes fat and
+    the rest air, as in data sets put back from such pictures (`window_hu` in `training/data.py`);
+    a slice that is windowed already stays as it is but for a lower top.
+    """
+    if not recipe.window_probability:
+        return images
+    low, high = np.full((2, len(rngs)), np.inf, np.float32)
+    low[:] = -np.inf
+    for index, rng in enumerate(rngs):
+        if rng.random() < recipe.window_probability:
+            low[index], high[index] = rng.uniform(-160, 0), rng.uniform(240, 300)
+    low, high = (_each(list(values), images) for values in (low, high))
+    filled = torch.where(images < -300, _AIR_HU, _FAT_HU)
+    return torch.where(images < low, filled, images).minimum(high)
 
 
 def _uniform(rng: np.random.Generator, largest: float) -> float:

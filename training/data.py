@@ -7,10 +7,15 @@ A data set is a folder in one of three layouts:
 
 Beside them may lie `cases.json`, which says of each case what its annotator looked for:
 
-    {"NAME": {"annotated_labels": [1, 2, 13], "patient": "P7"}, …}
+    {"NAME": {"annotated_labels": [1, 2, 13], "patient": "P7", "split": "left_out",
+              "slices": "stack", "window_hu": [-160, 240]}, …}
 
 A label that is not listed may be present and unmarked. A case with an empty list is unlabelled and
-left out. `patient` is whom several cases share; without it each case is a patient. Where nothing
+not used. `patient` is whom several cases share; without it each case is a patient. A case whose
+`split` is `left_out` is never trained on; it is there for a last score. A `stack` is of single
+slices that do not touch, so that nothing in it is whole in 3D. `window_hu` is the range outside
+which an 8-bit picture lost its HU (training draws such windows for other slices as well, by the
+recipe's `window_probability`, so that the network does not learn them as a mark). Where nothing
 says what was looked for, it is the labels present, the rule for the challenge's own set. A data
 set with numbers of its own comes with a label map file (`label_maps/*.json`), or with nnU-Net's
 `dataset.json`, whose names say which of its numbers are ours and that all of these were looked for.
@@ -84,6 +89,8 @@ class Case:
         mapping: of its label numbers, or None if they are the challenge's.
         annotated: our labels that its annotator looked for, without 0; None until the label map is
             read, where the rule is "labels present".
+        stack: whether its slices do not touch: single slices of a patient in one file.
+        window_hu: the range outside which its HU are lost, or None.
         cached: what the cache knows of it, once there.
     """
 
@@ -93,6 +100,8 @@ class Case:
     patient: str
     mapping: LabelMapping | None = None
     annotated: tuple[int, ...] | None = None
+    stack: bool = False
+    window_hu: tuple[float, float] | None = None
     cached: "CachedVolume | None" = None
 
 
@@ -242,12 +251,36 @@ def _pair_folders(folder: Path) -> tuple[list[Path], list[Path]]:
     )
 
 
-def find_training_cases(folder: Path, mapping: LabelMapping | None = None) -> list[Case]:
+def _described(about: dict) -> tuple[bool, bool, tuple[float, float] | None]:
+    """Whether a case is left out, whether it is a stack, and its window, from `cases.json`.
+
+    Raises:
+        ValueError, TypeError: a value that is none of those of this module's head: read as
+            something else, a case that was to be left out might be trained on.
+    """
+    split, slices = about.get("split", "train"), about.get("slices", "volume")
+    if split not in ("train", "left_out"):
+        raise ValueError(f"split is train or left_out, not {split!r}")
+    if slices not in ("volume", "stack"):
+        raise ValueError(f"slices is volume or stack, not {slices!r}")
+    window = about.get("window_hu")
+    if window is not None:
+        low, high = (float(value) for value in window)
+        if not low < high:
+            raise ValueError(f"window_hu is [low, high], not {window!r}")
+        window = (low, high)
+    return split == "left_out", slices == "stack", window
+
+
+def find_training_cases(
+    folder: Path, mapping: LabelMapping | None = None, *, left_out: bool = False
+) -> list[Case]:
     """The labelled cases of a data set, sorted by name; none of their files is read.
 
     Args:
         folder: in one of the layouts of this module's head.
         mapping: of its label numbers.
+        left_out: find the cases whose split is `left_out`, and only them; else all but them.
 
     Returns:
         Cases that have a label map and are not described as unlabelled.
@@ -276,6 +309,12 @@ def find_training_cases(folder: Path, mapping: LabelMapping | None = None) -> li
         annotated = about.get("annotated_labels", mapping.annotated_labels if mapping else None)
         if name not in label_paths or annotated == []:
             continue
+        try:
+            of_split, stack, window_hu = _described(about)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{description}: {name}: {error}") from error
+        if of_split != left_out:
+            continue
         if annotated is not None:
             annotated = tuple(sorted(set(annotated) - {0}))
             if not set(annotated) <= set(range(_NUM_LABELS)):
@@ -288,6 +327,8 @@ def find_training_cases(folder: Path, mapping: LabelMapping | None = None) -> li
                 patient=str(about.get("patient", name)),
                 mapping=mapping,
                 annotated=annotated,
+                stack=stack,
+                window_hu=window_hu,
             )
         )
     return sorted(cases, key=lambda case: case.name)

@@ -1,4 +1,9 @@
-"""Held-out volumes through the service's own prediction, scored in 3D as the challenge does."""
+"""Held-out volumes through the service's own prediction, scored in 3D as the challenge does.
+
+A stack of slices that do not touch has no surfaces and no components in 3D: there the network's own
+labels are compared, pixel by pixel over the whole stack, with no NSD. It shows a few centimetres
+of a patient, so that a label absent from its reference says little: only those present are scored.
+"""
 
 import csv
 from collections.abc import Callable
@@ -21,7 +26,7 @@ from training.data import Case, annotated_mask, annotated_only
 
 @dataclass(frozen=True)
 class Score:
-    """DSC and NSD of one label of one held-out case at one step."""
+    """DSC and NSD of one label of one held-out case at one step; a stack's NSD is NaN."""
 
     step: int
     case: str
@@ -34,6 +39,34 @@ def reference_of(case: Case) -> np.ndarray:
     """A cached case's label map, labels that its annotator did not look for as 0."""
     labels = np.load(case.cached.labels, mmap_mode="r")
     return annotated_only(labels, annotated_mask(case.annotated))
+
+
+def _score_stack(case: Case, prediction: np.ndarray, step: int) -> list[Score]:
+    reference = reference_of(case)
+    scores = []
+    for label in case.annotated:
+        truth, found = reference == label, prediction == label
+        if truth.any():
+            dsc = 2 * np.count_nonzero(truth & found) / (truth.sum() + found.sum())
+            scores.append(Score(step, case.name, label, float(dsc), float("nan")))
+    return scores
+
+
+def _score_volume(case: Case, prediction: np.ndarray, step: int) -> list[Score]:
+    protocol = PROTOCOLS["flare23"]
+    found = score_label_maps(
+        reference_of(case).T,
+        prediction.T,
+        case.cached.spacing[::-1],
+        replace(
+            protocol,
+            tolerances_mm={label: protocol.tolerances_mm[label] for label in case.annotated},
+        ),
+    )
+    return [
+        Score(step, case.name, label, found.dsc[label], found.nsd[label])
+        for label in case.annotated
+    ]
 
 
 def score_cases(
@@ -50,7 +83,8 @@ def score_cases(
 ) -> list[Score]:
     """Predict and score cases with the weights as an export would hold them, in fp16.
 
-    Only labels that a case's annotator looked for are scored.
+    Only labels that a case's annotator looked for are scored; the largest components are kept but
+    in stacks, which are scored as this module's head says.
 
     Args:
         cases: cached.
@@ -69,40 +103,31 @@ def score_cases(
     if device.type == "cuda":  # the predictor limits its process to the memory free at its start
         torch.cuda.set_per_process_memory_fraction(1.0, device)
     scores = []
-    protocol = PROTOCOLS["flare23"]
     for case in cases:
         prediction = predictor.predict(
             np.load(case.cached.image, mmap_mode="r"),
             window=case.cached.window,
             reduction=metadata.reduction_at(case.cached.spacing),
         )
-        keep_largest_components(prediction)
-        found = score_label_maps(
-            reference_of(case).T,
-            prediction.T,
-            case.cached.spacing[::-1],
-            replace(
-                protocol,
-                tolerances_mm={label: protocol.tolerances_mm[label] for label in case.annotated},
-            ),
-        )
-        of_case = [
-            Score(step, case.name, label, found.dsc[label], found.nsd[label])
-            for label in case.annotated
-        ]
+        if case.stack:
+            of_case = _score_stack(case, prediction, step)
+        else:
+            keep_largest_components(prediction)
+            of_case = _score_volume(case, prediction, step)
         on_case(case, prediction, of_case)
         scores += of_case
     return scores
 
 
 def mean_by_label(scores: list[Score]) -> dict[int, tuple[float, float, int]]:
-    """For each label scored its mean DSC, mean NSD and number of cases."""
+    """For each label scored its mean DSC, mean NSD (NaN without one) and number of cases."""
     means = {}
     for label in sorted({score.label for score in scores}):
         of_label = [score for score in scores if score.label == label]
+        surfaces = [score.nsd for score in of_label if not np.isnan(score.nsd)]
         means[label] = (
             float(np.mean([score.dsc for score in of_label])),
-            float(np.mean([score.nsd for score in of_label])),
+            float(np.mean(surfaces)) if surfaces else float("nan"),
             len(of_label),
         )
     return means

@@ -190,6 +190,7 @@ def describe_run(
             "slices": case.cached.shape[0],
             "annotated_labels": case.annotated,
             "present_labels": case.cached.present,
+            "window_hu": case.window_hu,
             "data_set": case.mapping.description if case.mapping else None,
         }
 

@@ -89,6 +89,9 @@ class Recipe:
         (0.0, 0.0), "range from which a pixel's size is drawn, mm, before `scale`; 0 0 keeps it"
     )
     # augmentation of intensities
+    window_probability: float = _number(
+        0.0, "part of the slices shown as 8-bit pictures of a window show them (`window_hu`)"
+    )
     intensity_probability: float = _number(0.0, "with which each of the following is applied")
     brightness_hu: float = _number(0.0, "largest shift, HU")
     contrast: tuple[float, float] = _number(

@@ -1,12 +1,16 @@
-"""Command line of training: `python -m training fit`, `export` and `compare`."""
+"""Command line of training: `python -m training fit`, `export`, `score` and `compare`."""
 
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from training import recipe as recipes
 
-COMMANDS = ("fit", "export", "compare")
+if TYPE_CHECKING:
+    from training.data import Case
+
+COMMANDS = ("fit", "export", "score", "compare")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -108,6 +112,30 @@ def _parser() -> argparse.ArgumentParser:
         help="a known weakness, for the model card; repeatable",
     )
 
+    score = commands.add_parser(
+        "score",
+        help="score exported weights on cases that were left out of training",
+        description="Predict the left-out cases of data sets (split left_out in cases.json) with "
+        "exported weights, print the DSC of every label by data set, and write a row a case and "
+        "label. Stacks of slices are scored without largest components. Whoever chooses weights "
+        "by these scores can no longer call them left out: tune on --held-out patients of fit.",
+        epilog="example: python -m training score weights/abdomen-slim.safetensors "
+        "--data CTS --output left-out.csv",
+    )
+    score.add_argument("weights", type=Path, metavar="FILE.safetensors")
+    score.add_argument(
+        "--data", action="append", required=True, metavar="DIR[=MAP]", help="as in fit"
+    )
+    score.add_argument(
+        "--output", type=Path, required=True, metavar="FILE.csv", help="to write, a row a score"
+    )
+    score.add_argument(
+        "--cache", type=Path, metavar="DIR", help="of read volumes (default: cache/ beside it)"
+    )
+    score.add_argument(
+        "--device", default="auto", metavar="auto|cuda[:N]|cpu", help="(default: %(default)s)"
+    )
+
     compare = commands.add_parser(
         "compare",
         help="set runs that differ in one number side by side",
@@ -118,6 +146,24 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--by", required=True, metavar="NUMBER", help="such as attention")
     compare.add_argument("--picture", type=Path, required=True, metavar="FILE.png", help="to write")
     return parser
+
+
+def _data_sets(arguments: list[str], *, left_out: bool = False) -> "dict[str, list[Case]]":
+    """The cases of each `--data DIR[=MAP]`, by the folder's name as it was given.
+
+    Raises:
+        DataError, OSError: a data set or a label map cannot be read.
+    """
+    from training import data
+
+    found = {}
+    for argument in arguments:
+        folder, _, name = argument.partition("=")
+        mapping = data.load_label_mapping(name) if name else data.nnunet_label_mapping(Path(folder))
+        if mapping and mapping.ignored:
+            print(f"{folder}: not labels of ours, taken as 0: {', '.join(mapping.ignored)}")
+        found[folder] = data.find_training_cases(Path(folder), mapping, left_out=left_out)
+    return found
 
 
 def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -136,14 +182,7 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from training.fit import RunError, describe_run, fit, join_processes, start_or_check_run
 
     try:
-        cases = []
-        for argument in options.data:
-            folder, _, name = argument.partition("=")
-            folder = Path(folder)
-            mapping = data.load_label_mapping(name) if name else data.nnunet_label_mapping(folder)
-            if mapping and mapping.ignored:
-                print(f"{folder}: not labels of ours, taken as 0: {', '.join(mapping.ignored)}")
-            cases += data.find_training_cases(folder, mapping)
+        cases = [case for part in _data_sets(options.data).values() for case in part]
     except (data.DataError, OSError) as error:
         parser.error(str(error))
     names = [case.name for case in cases]
@@ -235,6 +274,43 @@ def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
     return 0
 
 
+def _score(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from inference.labels import LABEL_NAMES, ORGANS
+    from inference.prediction import choose_device
+    from inference.weights import WeightsError, load_weights
+    from training import data
+    from training.evaluation import mean_by_label, score_cases, write_scores
+
+    try:
+        data_sets = _data_sets(options.data, left_out=True)
+    except (data.DataError, OSError) as error:
+        parser.error(str(error))
+    if not any(data_sets.values()):
+        parser.error("--data: no case has the split left_out in its cases.json")
+    try:
+        weights, metadata = load_weights(options.weights)
+        device = choose_device(options.device)
+    except (WeightsError, ValueError) as error:
+        parser.error(str(error))
+    cache = options.cache or options.output.resolve().parent / "cache"
+    every = []
+    for folder, cases in data_sets.items():
+        cases = data.cache_cases(cases, cache)
+        scores = score_cases(cases, weights, metadata, device, batch_size=None, step=0)
+        every += scores
+        print(f"{folder}: {len(cases)} cases left out")
+        means = mean_by_label(scores)
+        for label, (dsc, nsd, count) in means.items():
+            print(f"  {LABEL_NAMES[label]:<22} DSC {dsc:.3f}  NSD {nsd:.3f}  n {count}")
+        organs = [dsc for label, (dsc, _, _) in means.items() if label in ORGANS]
+        if organs:
+            print(
+                f"  mean of {len(organs)} organs: DSC {sum(organs) / len(organs):.3f}", flush=True
+            )
+        write_scores(options.output, every)
+    return 0
+
+
 def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from training.pictures import compare_runs
 
@@ -255,7 +331,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments = ["fit", *arguments]
     parser = _parser()
     options = parser.parse_args(arguments)
-    commands = {"fit": _fit, "export": _export, "compare": _compare}
+    commands = {"fit": _fit, "export": _export, "score": _score, "compare": _compare}
     return commands[options.command](options, parser)
 
 

@@ -1,12 +1,13 @@
 # make demo   segments a synthetic CT and leaves pictures and a table in demo/
 # make test   lint and every test
+# make quick  lint and the tests that are not marked slow, in some 20 seconds
 # make docker the container image, abdoseg:latest
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 IMAGE := abdoseg:latest
 
-.PHONY: setup browser demo test docker test-docker clean
+.PHONY: setup browser demo test quick docker test-docker clean
 
 setup: $(VENV)/.installed
 
@@ -23,18 +24,26 @@ browser:
 		|| echo "chromium is missing and needs root to be installed: apt-get install chromium"
 
 demo: setup
-	$(PYTHON) -m benchmark.demo
+	$(PYTHON) -m benchmark demo
 
 test: setup browser
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(PYTHON) -m pytest
 
+quick: setup
+	$(VENV)/bin/ruff check .
+	$(PYTHON) -m pytest -m "not slow"
+
 docker:
 	docker build -t $(IMAGE) .
 
 # Needs a Docker engine and the image; runs it as the challenge's organisers do, and hardened.
-test-docker:
+test-quick: setup
+	$(VENV)/bin/ruff check .
+	$(PYTHON) -m pytest -m "not slow"
+
+docker:
 	$(PYTHON) -m pytest tests/container
 
 clean:

@@ -6,20 +6,63 @@ import sys
 
 COMMANDS = {
     "efficiency": (
-        "benchmark.efficiency",
+        "benchmark.containers.efficiency",
         "run a container case by case and measure time, GPU memory, CPU and RAM",
+        "--inputs CTS --outputs LABELS --report REPORT --image abdoseg:latest",
     ),
     "accuracy": (
-        "benchmark.accuracy",
+        "benchmark.scoring.accuracy",
         "score label maps: DSC and NSD of every organ, as the official script does",
+        "--reference TRUTH --prediction LABELS --report REPORT",
     ),
-    "rank": ("benchmark.rank", "rank teams as the challenge does, with the ranks' confidence"),
-    "compare": ("benchmark.compare", "paired ratios of two runs, case by case"),
-    "report": ("benchmark.report", "one self-contained HTML page about one run or several"),
-    "speed": ("benchmark.speed", "where the time goes: the service against the plain pipeline"),
+    "rank": (
+        "benchmark.judging.rank",
+        "rank teams as the challenge does, with the ranks' confidence",
+        "REPORT-A REPORT-B --report RANKING",
+    ),
+    "compare": (
+        "benchmark.judging.compare",
+        "paired ratios of two runs, case by case",
+        "REPORT-A REPORT-B",
+    ),
+    "report": (
+        "benchmark.judging.report",
+        "one self-contained HTML page about one run or several",
+        "REPORT-A REPORT-B --output page.html",
+    ),
+    "speed": (
+        "benchmark.speed.speed",
+        "where the time goes: the service against the plain pipeline",
+        "--weights weights/phantom-slim.safetensors",
+    ),
+    "plain-pipeline": (
+        "benchmark.speed.plain_pipeline",
+        "the paper's pipeline written plainly, the baseline of speed",
+        "--input CTS --output LABELS --weights weights/abdomen-slim.safetensors",
+    ),
+    "network-speed": (
+        "benchmark.speed.network_speed",
+        "the network alone, step by step or in every type, form and batch size",
+        "--weights weights/abdomen-slim.safetensors",
+    ),
+    "gpu-sweep": (
+        "benchmark.speed.gpu_sweep",
+        "every figure that needs a GPU, as one page",
+        "--report RESULTS",
+    ),
+    "phantom": (
+        "benchmark.phantom",
+        "draw synthetic CT with exact label maps",
+        "--output PHANTOMS --cases 4",
+    ),
+    "demo": (
+        "benchmark.demo",
+        "segment a synthetic CT and leave pictures (what `make demo` runs)",
+        "--output demo",
+    ),
 }
-"""Sub-command: the module with its `add_arguments(parser)` and `run(arguments) -> exit code`, and
-its line of help."""
+"""Sub-command: the module with its `add_arguments(parser)` and `run(arguments) -> exit code`, its
+line of help, and an example of its options."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,13 +81,15 @@ def main(argv: list[str] | None = None) -> int:
         epilog="Each command has its own --help.",
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (module_name, help_line) in COMMANDS.items():
+    for name, (module_name, help_line, example) in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=help_line)
         if argv[:1] == [name]:
             module = importlib.import_module(module_name)
             subparser.description = module.__doc__
             subparser.formatter_class = argparse.RawDescriptionHelpFormatter
             module.add_arguments(subparser)
+            example = f"example: python -m benchmark {name} {example}"
+            subparser.epilog = "\n\n".join(filter(None, (subparser.epilog, example)))
     arguments = parser.parse_args(argv)
     try:
         return module.run(arguments)

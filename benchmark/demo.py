@@ -8,9 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-from benchmark.accuracy import score_case
-from benchmark.phantom import draw_phantom, write_nifti
+from benchmark.scoring.scores import score_case
 from inference.labels import LABEL_NAMES, ORGANS
+from synthetic.phantom import draw_phantom, write_nifti
 
 _ROOT = Path(__file__).parents[1]
 _SEED = 2023  # not among the seeds that the demonstration weights were trained on
@@ -18,17 +18,21 @@ _SHAPE = (100, 512, 512)
 _SPACING = (2.5, 0.8, 0.8)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `python -m benchmark demo`."""
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo"), metavar="DIR",
+        help="folder, made anew (default: %(default)s)",
+    )  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> int:
     """Draw a CT, run `predict.sh` on it, score the label map.
 
     Returns:
         The exit code of `predict.sh`.
     """
-    parser = argparse.ArgumentParser(prog="python -m benchmark.demo", description=__doc__)
-    parser.add_argument(
-        "--output", type=Path, default=Path("demo"), help="made anew (default: %(default)s)"
-    )
-    folder = parser.parse_args(arguments).output.resolve()
+    folder = options.output.resolve()
     shutil.rmtree(folder, ignore_errors=True)
     for name in ("images", "labels", "predictions"):
         (folder / name).mkdir(parents=True)
@@ -63,7 +67,3 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"  {'mean of the organs':<20}{mean:.3f}")
     print(f"\nLook at {folder / 'predictions' / f'{name}.png'}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

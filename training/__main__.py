@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from training import recipe as recipes
 
 if TYPE_CHECKING:
-    from training.data import Case
+    from training.cases import Case
 
 COMMANDS = ("fit", "export", "score", "compare")
 
@@ -27,6 +27,7 @@ def _parser() -> argparse.ArgumentParser:
         help="train on labelled CT, or go on where a run stopped",
         description="Train on labelled CT. The same command again goes on at the last checkpoint. "
         "On many devices: torchrun --nproc-per-node N -m training fit …",
+        epilog="example: python -m training fit --data CTS --recipe slim --output runs/slim",
     )
     fit.add_argument(
         "--data",
@@ -85,6 +86,8 @@ def _parser() -> argparse.ArgumentParser:
         "export",
         help="write a run's weights and model card",
         description="Write the safetensors that the container runs, and a model card beside it.",
+        epilog="example: python -m training export runs/slim --output weights/mine.safetensors "
+        "--trained-on 'FLARE 2023' --licence MIT",
     )
     export.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
     export.add_argument(
@@ -141,6 +144,8 @@ def _parser() -> argparse.ArgumentParser:
         help="set runs that differ in one number side by side",
         description="Print a table of the held-out organ DSC of runs that differ in one number of "
         "their recipes, mean over seeds (least to greatest), and draw their curves.",
+        epilog="example: python -m training compare runs/a runs/b --by attention "
+        "--picture curves.png",
     )
     compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
     compare.add_argument("--by", required=True, metavar="NUMBER", help="such as attention")
@@ -154,15 +159,16 @@ def _data_sets(arguments: list[str], *, left_out: bool = False) -> "dict[str, li
     Raises:
         DataError, OSError: a data set or a label map cannot be read.
     """
-    from training import data
+    from training.cases import find_training_cases
+    from training.label_mapping import load_label_mapping, nnunet_label_mapping
 
     found = {}
     for argument in arguments:
         folder, _, name = argument.partition("=")
-        mapping = data.load_label_mapping(name) if name else data.nnunet_label_mapping(Path(folder))
+        mapping = load_label_mapping(name) if name else nnunet_label_mapping(Path(folder))
         if mapping and mapping.ignored:
             print(f"{folder}: not labels of ours, taken as 0: {', '.join(mapping.ignored)}")
-        found[folder] = data.find_training_cases(Path(folder), mapping, left_out=left_out)
+        found[folder] = find_training_cases(Path(folder), mapping, left_out=left_out)
     return found
 
 
@@ -177,13 +183,19 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
     from inference.volume import VolumeError
     from inference.weights import WeightsError, load_weights
-    from training import data, synthesis
+    from training import synthesis
+    from training.anatomies import AnatomyError
     from training.augmentation import Intensities
-    from training.fit import RunError, describe_run, fit, join_processes, start_or_check_run
+    from training.cache import cache_cases
+    from training.cases import intensity_statistics, label_table, split_patients
+    from training.fit import fit
+    from training.label_mapping import DataError
+    from training.processes import join_processes
+    from training.run_folder import RunError, describe_run, start_or_check_run
 
     try:
         cases = [case for part in _data_sets(options.data).values() for case in part]
-    except (data.DataError, OSError) as error:
+    except (DataError, OSError) as error:
         parser.error(str(error))
     names = [case.name for case in cases]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -196,18 +208,18 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         options.output.mkdir(parents=True, exist_ok=True)
         cache = options.cache or options.output.resolve().parent / "cache"
         if processes.first:  # fills the cache; the others then find everything there
-            cases = data.cache_cases(cases, cache, report)
+            cases = cache_cases(cases, cache, report)
         if processes.count > 1:
             distributed.barrier()
             if not processes.first:
-                cases = data.cache_cases(cases, cache, report)
+                cases = cache_cases(cases, cache, report)
         synthesise = None
         if recipe.synthetic_fraction:
             synthesise = synthesis.load(options.anatomy, recipe.synthetic_phantoms, cache)
         if recipe.synthetic_fraction == 1:  # what is read is for scoring alone
             training, held_out = [], cases
         else:
-            training, held_out = data.split_patients(
+            training, held_out = split_patients(
                 cases, recipe.held_out_fraction, recipe.seed, options.held_out
             )
         start = None
@@ -215,10 +227,10 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             start, metadata = load_weights(options.start_from)
             intensities = Intensities(metadata.intensity_mean, metadata.intensity_std)
         elif training:
-            intensities = Intensities(*data.intensity_statistics(training))
+            intensities = Intensities(*intensity_statistics(training))
         else:
             intensities = Intensities(*synthesis.intensity_statistics(synthesise))
-        report(data.label_table(training, held_out))
+        report(label_table(training, held_out))
         report(
             f"{len(training)} cases to train on, held out: "
             f"{', '.join(case.name for case in held_out) or 'none'}; "
@@ -244,7 +256,7 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             synthesise=synthesise,
             start=start,
         )
-    except (data.DataError, RunError, VolumeError, WeightsError, synthesis.AnatomyError) as error:
+    except (DataError, RunError, VolumeError, WeightsError, AnatomyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     finally:
@@ -278,12 +290,13 @@ def _score(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from inference.labels import LABEL_NAMES, ORGANS
     from inference.prediction import choose_device
     from inference.weights import WeightsError, load_weights
-    from training import data
+    from training.cache import cache_cases
     from training.evaluation import mean_by_label, score_cases, write_scores
+    from training.label_mapping import DataError
 
     try:
         data_sets = _data_sets(options.data, left_out=True)
-    except (data.DataError, OSError) as error:
+    except (DataError, OSError) as error:
         parser.error(str(error))
     if not any(data_sets.values()):
         parser.error("--data: no case has the split left_out in its cases.json")
@@ -295,7 +308,7 @@ def _score(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     cache = options.cache or options.output.resolve().parent / "cache"
     every = []
     for folder, cases in data_sets.items():
-        cases = data.cache_cases(cases, cache)
+        cases = cache_cases(cases, cache)
         scores = score_cases(cases, weights, metadata, device, batch_size=None, step=0)
         every += scores
         print(f"{folder}: {len(cases)} cases left out")

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from inference.model import DOWNSAMPLING
-from training.data import Batch
 from training.recipe import Recipe
+from training.slices import Batch
 
 
 @dataclass(frozen=True)

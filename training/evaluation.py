@@ -15,13 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmark.accuracy import PROTOCOLS, score_label_maps
+from benchmark.scoring.protocol import PROTOCOLS
+from benchmark.scoring.scores import score_label_maps
 from inference.components import keep_largest_components
 from inference.labels import LABEL_NAMES, ORGANS
 from inference.prediction import Predictor
 from inference.volume import write_atomically
 from inference.weights import WeightsMetadata
-from training.data import Case, annotated_mask, annotated_only
+from training.cases import Case
+from training.slices import annotated_mask, annotated_only
 
 
 @dataclass(frozen=True)

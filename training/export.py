@@ -93,7 +93,7 @@ def _synthetic_lines(about: dict) -> list[str]:
     if recipe["synthetic_fraction"]:
         sources = list(about["anatomies"])
         if recipe["synthetic_phantoms"]:
-            sources.append(f"{recipe['synthetic_phantoms']} patients of benchmark/phantom.py")
+            sources.append(f"{recipe['synthetic_phantoms']} patients of synthetic/phantom.py")
         lines += [
             "",
             f"{recipe['synthetic_fraction']:.0%} of the slices were drawn by "

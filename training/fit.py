@@ -9,16 +9,10 @@ on as if it had not been: the same command takes it up at `last.pt`.
 """
 
 import copy
-import dataclasses
-import json
 import math
-import os
-import signal
-import subprocess
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -30,11 +24,10 @@ from torch.utils.data import DataLoader
 
 from inference.labels import LABEL_NAMES
 from inference.model import DOWNSAMPLING, AttentionUNet
-from inference.prediction import choose_device, choose_dtype
-from inference.volume import write_atomically
+from inference.prediction import choose_dtype
 from inference.weights import WeightsMetadata
 from training.augmentation import Intensities, prepare
-from training.data import Case, Slice, SliceDataset, collate
+from training.cases import Case
 from training.evaluation import (
     Score,
     mean_organ_dsc,
@@ -45,19 +38,15 @@ from training.evaluation import (
 )
 from training.loss import deep_supervision_loss
 from training.pictures import draw_curves, draw_overlay
-from training.recipe import MAY_CHANGE_ON_RESUME, Recipe, to_toml
-
-METRICS = ("step", "loss", "learning_rate", "slices_per_s", "seconds")
-"""Columns of metrics.csv: loss is the mean since the row before, seconds those of training."""
+from training.processes import Processes, StopRequest, leave_stopping_to_parent
+from training.recipe import Recipe
+from training.run_folder import RunError, save_checkpoint, truncate_metrics
+from training.slices import Slice, SliceDataset, collate
 
 WORST_CASES = 3
 """Held-out cases of which overlays are drawn at each scoring."""
 
 _AUGMENTATION, _DEVICE_NOISE = 1, 2  # streams of random numbers beside that of the slices
-
-
-class RunError(ValueError):
-    """A run that cannot be started or taken up; the message is the reason, in one line."""
 
 
 def learning_rate_at(step: int, recipe: Recipe) -> float:
@@ -90,163 +79,6 @@ def follow(average: nn.Module, network: nn.Module, decay: float, step: int) -> N
     torch._foreach_lerp_(averages, values, 1 - min(decay, (1 + step) / (10 + step)))
     for count, value in (pair for pair in pairs if not pair[0].is_floating_point()):
         count.copy_(value)
-
-
-@dataclasses.dataclass
-class Processes:
-    """Where this process stands among those of `torchrun`; alone, it is number 0 of 1."""
-
-    rank: int
-    count: int
-    device: torch.device
-
-    @property
-    def first(self) -> bool:
-        """Whether this is the process that prints and writes."""
-        return self.rank == 0
-
-
-def join_processes(device: str) -> Processes:
-    """Join the processes that torchrun started, with NCCL on CUDA and Gloo on a CPU.
-
-    Raises:
-        ValueError: the device asked for is not there.
-    """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
-        return Processes(0, 1, choose_device(device))
-    local = int(os.environ["LOCAL_RANK"])
-    on_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    chosen = choose_device(f"cuda:{local}" if on_cuda else "cpu")
-    if on_cuda:
-        torch.cuda.set_device(chosen)
-    # Scoring a large volume may keep the others waiting for longer than NCCL's ten minutes.
-    distributed.init_process_group("nccl" if on_cuda else "gloo", timeout=timedelta(hours=2))
-    return Processes(int(os.environ["RANK"]), count, chosen)
-
-
-class _StopRequest:
-    """Whether SIGTERM or Ctrl-C came; the step under way is finished and a checkpoint saved."""
-
-    def __init__(self) -> None:
-        self.signal = 0
-        self.previous = {
-            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
-        }
-
-    def _note(self, number: int, _frame: object) -> None:
-        self.signal = number
-        self.restore()  # a second one ends the process at once
-
-    def restore(self) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def seen_by_any(self, processes: Processes) -> bool:
-        if processes.count == 1:
-            return bool(self.signal)
-        seen = torch.tensor([self.signal], device=processes.device)
-        distributed.all_reduce(seen, distributed.ReduceOp.MAX)
-        self.signal = int(seen.item())
-        return bool(self.signal)
-
-
-def _leave_stopping_to_parent(_worker: int) -> None:
-    """Ctrl-C and `kill` of a group reach the readers of slices too, which must not die first."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def code_revision() -> str:
-    """The git revision of this code, with "+" if files were changed, or "unknown"."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def describe_run(
-    training: list[Case],
-    held_out: list[Case],
-    intensities: Intensities,
-    anatomies: list[str],
-    start_from: str | None,
-) -> dict:
-    """What `run.json` says of a run: everything but its numbers.
-
-    Args:
-        training, held_out: cached cases.
-        intensities: of the training set.
-        anatomies: the files of which slices are drawn.
-        start_from: the weights with which the run begins, or None for random ones.
-    """
-
-    def describe(case: Case) -> dict:
-        return {
-            "name": case.name,
-            "patient": case.patient,
-            "image": str(case.image),
-            "slices": case.cached.shape[0],
-            "annotated_labels": case.annotated,
-            "present_labels": case.cached.present,
-            "window_hu": case.window_hu,
-            "data_set": case.mapping.description if case.mapping else None,
-        }
-
-    return {
-        "intensity_mean": intensities.mean,
-        "intensity_std": intensities.std,
-        "training": [describe(case) for case in training],
-        "held_out": [describe(case) for case in held_out],
-        "anatomies": anatomies,
-        "start_from": start_from,
-    }
-
-
-def start_or_check_run(output: Path, recipe: Recipe, description: dict) -> None:
-    """Write a new run's files, or see that the run there is this one.
-
-    Raises:
-        RunError: the run there has other numbers or other data.
-    """
-    known = output / "run.json"
-    numbers = dataclasses.asdict(recipe)
-    about = json.loads(json.dumps({**description, "recipe": numbers}))
-    if known.is_file() and (output / "last.pt").is_file():
-        before = json.loads(known.read_text())
-        # Numbers that the run's version did not know have their defaults, which change nothing.
-        defaults = json.loads(json.dumps(dataclasses.asdict(Recipe())))
-        before["recipe"] = {**defaults, **before["recipe"]}
-        for name in MAY_CHANGE_ON_RESUME:
-            before["recipe"].pop(name), about["recipe"].pop(name)
-        for name, value in about["recipe"].items():
-            if before["recipe"][name] != value:
-                raise RunError(
-                    f"{output} is a run with {name} {before['recipe'][name]}, not {value}: "
-                    "name another --output, or give the same numbers to go on"
-                )
-        for name in description:
-            if before[name] != about[name]:
-                raise RunError(f"{output} is a run with other data ({name}): name another --output")
-        about = {**before, "recipe": numbers}
-    else:
-        about["revision"] = code_revision()
-    write_atomically(output / "recipe.toml", to_toml(recipe).encode())
-    write_atomically(known, json.dumps(about, indent=1).encode())
-
-
-def _save_checkpoint(path: Path, state: dict) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    torch.save(state, temporary)
-    temporary.replace(path)
-
-
-def _truncate_metrics(path: Path, step: int) -> None:
-    """Drop the rows after a checkpoint: their steps are about to be done again."""
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    kept = [line for line in lines[1:] if int(line.split(",")[0]) <= step]
-    write_atomically(path, "".join([",".join(METRICS) + "\n", *kept]).encode())
 
 
 def _duration(seconds: float) -> str:
@@ -340,7 +172,7 @@ def fit(
         if (output / "held_out.csv").is_file():
             scores = [score for score in read_scores(output / "held_out.csv") if score.step <= step]
     if first:
-        _truncate_metrics(output / "metrics.csv", step)
+        truncate_metrics(output / "metrics.csv", step)
         print(
             f"{'goes on at' if step else 'starts at'} step {step} of {recipe.steps}: {device}, "
             f"{str(precision).removeprefix('torch.')}, {processes.count} process(es), "
@@ -365,7 +197,7 @@ def fit(
             "best": best,
         }
         if first:
-            _save_checkpoint(output / name, state)
+            save_checkpoint(output / name, state)
 
     def evaluate() -> None:
         nonlocal best, scores
@@ -442,13 +274,13 @@ def fit(
         batch_sampler=positions,
         collate_fn=partial(collate, multiple=DOWNSAMPLING * recipe.matrix_reduction),
         num_workers=workers,
-        worker_init_fn=_leave_stopping_to_parent,
+        worker_init_fn=leave_stopping_to_parent,
         pin_memory=device.type == "cuda",
     )
     generator = torch.Generator(device)
 
     model.train()
-    stop = _StopRequest()
+    stop = StopRequest()
     since, reported = time.monotonic(), step
     for drawn, batch in zip(positions, loader, strict=True):
         for group in optimizer.param_groups:

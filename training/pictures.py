@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from inference.labels import LABEL_NAMES
 from inference.preview import LABEL_COLOURS
 from inference.volume import write_atomically
-from training.data import Case
+from training.cases import Case
 from training.evaluation import mean_by_label, mean_organ_dsc, read_scores, reference_of
 
 _COLOURS = ListedColormap(LABEL_COLOURS / 255)

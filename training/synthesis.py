@@ -5,45 +5,37 @@ map of many structures is deformed at random, every structure gets a random atte
 scanner's own marks are added. Nothing is learned from real grey values, so that a network trained
 on it depends on shapes and neighbourhoods and not on one contrast phase or one kernel.
 
-An anatomy is a label map in the numbers of `benchmark.phantom.STRUCTURES`, widened by those below.
+An anatomy is a label map in the numbers of `synthetic.structures.STRUCTURES`, widened by those of
+`anatomies.py`.
 It comes from the phantom (many patients, each a cartoon) or from a file in TotalSegmentator's class
 numbers (one patient, in detail).
 
 Axes are (slices, rows, columns), toward (superior, posterior, left); lengths are in mm.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy import ndimage
-from skimage.morphology import convex_hull_image
 
-from benchmark.phantom import CORES, NUMBERS, PHASES, STRUCTURES, draw_anatomy
-from inference.labels import LABEL_NAMES, ORGANS, TUMOR
-from inference.volume import read_volume
-from training.data import Slice, save_array
-
-VOXEL_MM = 1.5
-"""Spacing of the anatomies from files: about the pixel of a slice reduced by 2."""
-
-_PHANTOM_GRID = ((84, 256, 256), (4.0, 1.6, 1.6))
-_PHANTOM_SEED = 500_000  # of the first patient: far from the seeds of tests and demonstration
-_CACHE_VERSION = 2
-
-# Numbers beside the phantom's: the insides of organs, and lesions of different attenuation.
-_RIGHT_MEDULLA, _LEFT_MEDULLA, _STOMACH_CONTENT = range(len(STRUCTURES), len(STRUCTURES) + 3)
-_LESIONS = tuple(range(_STOMACH_CONTENT + 1, _STOMACH_CONTENT + 4))
-_COUNT = _LESIONS[-1] + 1
-
-_LABELS = np.zeros(_COUNT, np.uint8)
-_LABELS[: TUMOR + 1] = np.arange(TUMOR + 1)
-_LABELS[[_RIGHT_MEDULLA, _LEFT_MEDULLA, _STOMACH_CONTENT]] = 2, 13, 11
-_LABELS[list(_LESIONS)] = TUMOR
+from inference.labels import LABEL_NAMES
+from synthetic.structures import CORES, NUMBERS, PHASES, STRUCTURES
+from training.anatomies import (
+    COUNT,
+    LABELS,
+    LEFT_MEDULLA,
+    LESIONS,
+    RIGHT_MEDULLA,
+    STOMACH_CONTENT,
+    Anatomy,
+    AnatomyError,
+    phantom_anatomies,
+    read_anatomy,
+)
+from training.slices import Slice
+from training.textures import blurred, doubled, scanner, smooth_noise
 
 _HOSTS = [
     NUMBERS[name] for name in ("liver", "right kidney", "left kidney", "pancreas", "spleen")
@@ -51,218 +43,6 @@ _HOSTS = [
 """Where lesions grow; the insides of the kidneys count as kidney."""
 
 _HOST_WEIGHTS = np.array([6, 2, 2, 3, 0.5, 1, 0.5, 0.5])
-
-
-def _totalsegmentator() -> np.ndarray:
-    """TotalSegmentator's class numbers, 0 to 117, to those of `STRUCTURES`."""
-    names = {
-        1: "spleen", 2: "right kidney", 3: "left kidney", 4: "gallbladder", 5: "liver",
-        6: "stomach", 7: "pancreas", 8: "right adrenal gland", 9: "left adrenal gland",
-        15: "esophagus", 16: "bowel gas", 17: "muscle", 18: "small bowel wall", 19: "duodenum",
-        20: "colon wall", 21: "urinary bladder", 22: "muscle", 23: "tumor", 24: "tumor",
-        51: "heart", 52: "aorta", 63: "inferior vena cava", 64: "portal vein", 79: "spinal canal",
-        90: "muscle", 91: "pelvis", 116: "rib", 117: "intervertebral disc",
-    }  # fmt: skip
-    runs = {
-        "lung": (10, 14),
-        "vertebra": (25, 50),
-        "veins": (53, 53),
-        "arteries": (54, 62),
-        "pelvis": (69, 78),
-        "muscle": (80, 89),
-        "rib": (92, 115),
-    }
-    table = np.zeros(256, np.uint8)
-    for name, (first, last) in runs.items():
-        table[first : last + 1] = NUMBERS[name]
-    table[65:67], table[67:69] = NUMBERS["arteries"], NUMBERS["veins"]
-    for number, name in names.items():
-        table[number] = NUMBERS[name]
-    return table
-
-
-class AnatomyError(ValueError):
-    """A label map that no anatomy can be made of; the message is the reason, in one line."""
-
-
-@dataclass(frozen=True)
-class Anatomy:
-    """A patient to draw slices of.
-
-    Attributes:
-        name: for reports.
-        structures: (slices, rows, columns), uint8, numbers of structures.
-        beyond: the distance from the hull of the organs in each slice, mm, uint8, of the same
-            shape, where the body's wall is still to be drawn; None where it is in `structures`.
-        spacing: (slice, row, column), mm.
-        boxes: of each of the 13 organs present: its centre (voxels) and half its size (mm).
-        slices_with: by label, 1 to 14, the slices that show it.
-    """
-
-    name: str
-    structures: np.ndarray
-    beyond: np.ndarray | None
-    spacing: tuple[float, float, float]
-    boxes: dict[int, tuple[np.ndarray, np.ndarray]]
-    slices_with: dict[int, np.ndarray]
-
-
-def _anatomy(
-    name: str, structures: np.ndarray, beyond: np.ndarray | None, spacing: Sequence[float]
-) -> Anatomy:
-    """Look up what the drawing needs to know."""
-    labels = _LABELS[structures]
-    boxes, slices_with = {}, {}
-    for label, box in enumerate(ndimage.find_objects(labels, max_label=TUMOR), 1):
-        if box is None:
-            continue
-        slices_with[label] = np.flatnonzero((labels == label).any(axis=(1, 2)))
-        if label in ORGANS:
-            middle = np.array([(part.start + part.stop - 1) / 2 for part in box])
-            size = np.array([part.stop - part.start for part in box]) * spacing
-            boxes[label] = middle, np.maximum(size / 2, 8.0)
-    return Anatomy(name, structures, beyond, tuple(map(float, spacing)), boxes, slices_with)
-
-
-def _hollow(structures: np.ndarray, spacing: Sequence[float]) -> None:
-    """Give kidneys, stomach and bowel their insides, in place."""
-    insides = {
-        "right kidney": (_RIGHT_MEDULLA, CORES["right kidney"][0]),
-        "left kidney": (_LEFT_MEDULLA, CORES["left kidney"][0]),
-        "stomach": (_STOMACH_CONTENT, CORES["stomach"][0]),
-        "small bowel wall": (NUMBERS["small bowel content"], 2.5),
-        "colon wall": (NUMBERS["colon content"], 2.5),
-    }
-    boxes = ndimage.find_objects(structures, max_label=len(STRUCTURES))
-    for name, (inside, depth) in insides.items():
-        box = boxes[NUMBERS[name] - 1]
-        if box is not None:
-            mask = np.pad(structures[box] == NUMBERS[name], 1)  # around its box it ends as well
-            distance = ndimage.distance_transform_edt(mask, spacing)[1:-1, 1:-1, 1:-1]
-            structures[box][distance > depth] = inside
-
-
-def _refined(label_map: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    """A label map on a grid of `VOXEL_MM`, its surfaces smooth: linear one-hot maps compete."""
-    factors = [size / VOXEL_MM for size in spacing]
-    shape = [round(length * f) for length, f in zip(label_map.shape, factors, strict=True)]
-    refined = np.zeros(shape, np.uint8)
-    best = np.full(shape, 0.5, np.float32)  # background where no structure has the majority
-    for number, box in enumerate(ndimage.find_objects(label_map), 1):
-        if box is None:
-            continue
-        start = [max(part.start - 2, 0) for part in box]
-        stop = [min(part.stop + 2, n) for part, n in zip(box, label_map.shape, strict=True)]
-        inner = tuple(map(slice, start, stop))
-        target = tuple(
-            slice(round(a * f), min(round(b * f), n))
-            for a, b, f, n in zip(start, stop, factors, shape, strict=True)
-        )
-        points = [
-            (np.arange(part.start, part.stop) + 0.5) / f - 0.5 - a
-            for part, f, a in zip(target, factors, start, strict=True)
-        ]
-        mask = ndimage.gaussian_filter((label_map[inner] == number).astype(np.float32), 0.5)
-        share = mask
-        for axis, place in enumerate(points):  # linear interpolation, one axis after another
-            place = np.clip(place, 0, share.shape[axis] - 1)
-            low = place.astype(int)
-            high = np.minimum(low + 1, share.shape[axis] - 1)
-            weight = (place - low).astype(np.float32)
-            weight = weight.reshape([-1 if other == axis else 1 for other in range(3)])
-            share = share.take(low, axis) * (1 - weight) + share.take(high, axis) * weight
-        won = share > best[target]
-        refined[target][won] = number
-        best[target][won] = share[won]
-    return refined
-
-
-def read_anatomy(path: Path) -> Anatomy:
-    """Make an anatomy of a label map in TotalSegmentator's class numbers.
-
-    What lies around the organs in each slice, wall, fat and skin, is drawn with the slice.
-
-    Raises:
-        AnatomyError: not such a label map, or it shows none of the 13 organs.
-        VolumeError: the file cannot be used.
-        OSError: the file cannot be read.
-    """
-    volume = read_volume(path)
-    numbers = np.asarray(volume.voxels)
-    if numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() > 117:
-        raise AnatomyError("not a label map in TotalSegmentator's class numbers, 0 to 117")
-    structures = _totalsegmentator()[_refined(numbers.astype(np.uint8), volume.spacing)]
-    if not np.isin(structures, ORGANS).any():
-        raise AnatomyError("none of the 13 organs is in it")
-    spacing = (VOXEL_MM,) * 3
-    beyond = np.zeros(structures.shape, np.uint8)
-    for index, plane in enumerate(structures):
-        hull = convex_hull_image(plane > 0) if (plane > 0).sum() > 3 else plane > 0
-        distance = ndimage.distance_transform_edt(~hull, VOXEL_MM) if hull.any() else 255
-        beyond[index] = np.clip(distance, 0, 255)
-    inside = (structures == 0) & (beyond == 0)
-    structures[inside] = NUMBERS["visceral fat"]
-    _hollow(structures, spacing)
-    return _anatomy(path.name, structures, beyond, spacing)
-
-
-def phantom_anatomies(count: int, folder: Path) -> list[Anatomy]:
-    """Anatomies of synthetic patients, kept in a cache.
-
-    Args:
-        count: of patients; the first ones are the same whatever their number.
-        folder: of the cache.
-
-    Raises:
-        OSError: the cache cannot be written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    shape, spacing = _PHANTOM_GRID
-    key = hashlib.sha256(repr((_CACHE_VERSION, _PHANTOM_GRID)).encode()).hexdigest()[:8]
-    anatomies = []
-    for number in range(count):
-        path = folder / f"anatomy-{key}-{number:04}.npy"
-        if not path.is_file():
-            structures = draw_anatomy(shape, spacing, np.random.default_rng(_PHANTOM_SEED + number))
-            _hollow(structures, spacing)
-            save_array(path, structures)
-        structures = np.load(path, mmap_mode="r")
-        anatomies.append(_anatomy(f"phantom {number}", structures, None, spacing))
-    return anatomies
-
-
-@lru_cache(maxsize=64)
-def _splines(count: int, step: float) -> np.ndarray:
-    """(count, cells) float32: cubic B-spline weights of pixels for control points `step` apart."""
-    places = np.arange(count) / step
-    cells = int(np.ceil(places[-1])) + 3
-    distance = np.abs(places[:, None] - (np.arange(cells) - 1))
-    near = 2 / 3 - distance**2 + distance**3 / 2
-    far = (2 - distance).clip(0) ** 3 / 6
-    return np.where(distance < 1, near, far).astype(np.float32)
-
-
-def _smooth_noise(rng: np.random.Generator, size: int, step: float) -> np.ndarray:
-    """(size, size) float32: noise of mean 0 and deviation about 1, smooth over `step` pixels."""
-    weights = torch.from_numpy(_splines(size, step))
-    cells = weights.shape[1]
-    control = torch.from_numpy(rng.standard_normal((cells, cells), dtype=np.float32))
-    # By torch, which keeps to one thread in a process that reads slices; numpy's BLAS takes all
-    # cores there, and waits for those that train.
-    return (weights @ control @ weights.T / 0.5).numpy()
-
-
-def _blurred(image: np.ndarray, sigma: float) -> np.ndarray:
-    return ndimage.gaussian_filter(image, sigma, truncate=2.5) if sigma > 0.2 else image
-
-
-def _doubled(image: np.ndarray) -> np.ndarray:
-    """Twice the rows, linearly between them; five times as fast as scipy's zoom."""
-    before, after = np.concatenate([image[:1], image[:-1]]), np.concatenate([image[1:], image[-1:]])
-    doubled = np.empty((2 * len(image), image.shape[1]), image.dtype)
-    doubled[::2] = 0.75 * image + 0.25 * before
-    doubled[1::2] = 0.75 * image + 0.25 * after
-    return doubled
 
 
 @dataclass(frozen=True)
@@ -363,7 +143,7 @@ def _sample(
         )
     for distance, strength in ((90.0, rng.uniform(0, 9)), (30.0, rng.uniform(0, 3))):
         for axis in range(3):
-            points[axis] += strength * _smooth_noise(rng, size, distance / pixel_mm)
+            points[axis] += strength * smooth_noise(rng, size, distance / pixel_mm)
 
     shape = np.array(anatomy.structures.shape)
     centre = (shape - 1) / 2
@@ -398,7 +178,7 @@ def _add_wall(
 ) -> None:
     """Draw muscle, fat and skin around the hull of the organs, and a table, in place."""
     size = structures.shape[-1]
-    uneven = _smooth_noise(rng, size, 60 / pixel_mm)
+    uneven = smooth_noise(rng, size, 60 / pixel_mm)
     distance = beyond + 2.0 * uneven
     muscle = rng.uniform(2, 14)
     fat = muscle + np.exp(rng.uniform(np.log(3), np.log(45)))
@@ -429,10 +209,10 @@ def _add_lesions(
         return {}
     size = structures.shape[-1]
     plane = structures[structures.shape[0] // 2]
-    kidneys = {NUMBERS["right kidney"]: _RIGHT_MEDULLA, NUMBERS["left kidney"]: _LEFT_MEDULLA}
+    kidneys = {NUMBERS["right kidney"]: RIGHT_MEDULLA, NUMBERS["left kidney"]: LEFT_MEDULLA}
     hosts = {}
-    for number in _LESIONS[: rng.integers(1, len(_LESIONS) + 1)]:
-        counts = np.bincount(plane.ravel(), minlength=_COUNT)
+    for number in LESIONS[: rng.integers(1, len(LESIONS) + 1)]:
+        counts = np.bincount(plane.ravel(), minlength=COUNT)
         weights = _HOST_WEIGHTS * (counts[_HOSTS] > 30)
         if not weights.sum():
             break
@@ -447,7 +227,7 @@ def _add_lesions(
             slice(max(column - reach, 0), min(column + reach, size)),
         )
         stretch = np.exp(rng.normal(0, 0.2))
-        ragged = _smooth_noise(rng, size, max(radius * 0.8, 2))[window]
+        ragged = smooth_noise(rng, size, max(radius * 0.8, 2))[window]
         y = np.arange(window[0].start, window[0].stop)[:, None]
         x = np.arange(window[1].start, window[1].stop)
         away = np.hypot((y - row) * stretch, (x - column) / stretch) / radius
@@ -462,7 +242,7 @@ def _levels(rng: np.random.Generator, hosts: dict[int, int]) -> tuple[np.ndarray
     """Mean attenuation and texture of every structure, HU, of one patient in one phase."""
     phase = rng.integers(len(PHASES))
     doubt = rng.uniform(0, 18)  # no table of attenuations is the truth of a clinic
-    levels, textures = np.zeros((2, _COUNT), np.float32)
+    levels, textures = np.zeros((2, COUNT), np.float32)
     for number, structure in enumerate(STRUCTURES):
         levels[number] = rng.uniform(*structure.hu[phase])
         textures[number] = structure.texture
@@ -477,13 +257,13 @@ def _levels(rng: np.random.Generator, hosts: dict[int, int]) -> tuple[np.ndarray
         levels[NUMBERS[other]] = levels[NUMBERS[one]] + rng.normal(0, 4)
     if rng.random() < 0.15:  # fatty liver
         levels[NUMBERS["liver"]] -= rng.uniform(10, 60)
-    levels[[_RIGHT_MEDULLA, _LEFT_MEDULLA]] = rng.uniform(*CORES["left kidney"][1][phase])
-    levels[_STOMACH_CONTENT] = rng.uniform(*CORES["stomach"][1][phase])
-    for content in (_STOMACH_CONTENT, NUMBERS["small bowel content"], NUMBERS["duodenum"]):
+    levels[[RIGHT_MEDULLA, LEFT_MEDULLA]] = rng.uniform(*CORES["left kidney"][1][phase])
+    levels[STOMACH_CONTENT] = rng.uniform(*CORES["stomach"][1][phase])
+    for content in (STOMACH_CONTENT, NUMBERS["small bowel content"], NUMBERS["duodenum"]):
         if rng.random() < 0.2:  # oral contrast agent
             levels[content] = rng.uniform(100, 350)
-    textures[[_RIGHT_MEDULLA, _LEFT_MEDULLA]] = 6
-    textures[_STOMACH_CONTENT] = rng.uniform(3, 40)
+    textures[[RIGHT_MEDULLA, LEFT_MEDULLA]] = 6
+    textures[STOMACH_CONTENT] = rng.uniform(3, 40)
     textures *= rng.uniform(0.5, 2)
     for number, host in hosts.items():
         sign = -1 if rng.random() < 0.8 or host == NUMBERS["visceral fat"] else 1
@@ -497,7 +277,7 @@ def _add_gas(structures: np.ndarray, hu: np.ndarray, rng: np.random.Generator) -
     """Gas above the contents of stomach and bowel, in place: it rises to the front."""
     size = structures.shape[-1]
     for content, often in (
-        (_STOMACH_CONTENT, 0.5),
+        (STOMACH_CONTENT, 0.5),
         (NUMBERS["small bowel content"], 0.25),
         (NUMBERS["colon content"], 0.6),
     ):
@@ -540,21 +320,21 @@ def draw_slice(
         _add_wall(structures, beyond, rng, coarse_mm)
     hosts = _add_lesions(structures, rng, coarse_mm)
     levels, textures = _levels(rng, hosts)
-    labels = _LABELS[structures[structures.shape[0] // 2]]
+    labels = LABELS[structures[structures.shape[0] // 2]]
 
-    smooth = _smooth_noise(rng, size, rng.uniform(6, 25) / coarse_mm)
+    smooth = smooth_noise(rng, size, rng.uniform(6, 25) / coarse_mm)
     # Vessels: thin ridges of a smooth field, where organs have them.
-    ridges = np.abs(_smooth_noise(rng, size, rng.uniform(10, 22) / coarse_mm)) < 0.07
+    ridges = np.abs(smooth_noise(rng, size, rng.uniform(10, 22) / coarse_mm)) < 0.07
     vessel = rng.uniform(-15, 70)
     hu = levels[structures] + textures[structures] * smooth
     hu += vessel * (ridges & np.isin(structures, (NUMBERS["liver"], NUMBERS["visceral fat"])))
     grain = rng.standard_normal((size, size), dtype=np.float32)
-    hu += textures[structures] * _blurred(grain, rng.uniform(0.3, 1.2))
+    hu += textures[structures] * blurred(grain, rng.uniform(0.3, 1.2))
     _add_gas(structures, hu, rng)
     plane = hu.mean(axis=0)
-    plane = _blurred(plane, rng.uniform(0.3, 1.0))
+    plane = blurred(plane, rng.uniform(0.3, 1.0))
 
-    image = _scanner(_doubled(_doubled(plane).T).T, rng, pixel_mm)
+    image = scanner(doubled(doubled(plane).T).T, rng, pixel_mm)
     low, high = rng.normal(-1010, 15), np.exp(rng.uniform(np.log(160), np.log(900)))
     if rng.random() < 0.4:  # what lies outside the circle that was measured
         padding = float(rng.choice((-1024, -2048, -3024), p=(0.6, 0.25, 0.15)))
@@ -569,21 +349,3 @@ def draw_slice(
         window=(float(low), float(high)),
         pixel_mm=pixel_mm,
     )
-
-
-def _scanner(image: np.ndarray, rng: np.random.Generator, pixel_mm: float) -> np.ndarray:
-    """Add noise with a kernel's correlation, cupping and streaks to a slice, HU."""
-    size = len(image)
-    deviation = np.exp(rng.uniform(np.log(3), np.log(40)))
-    noise = rng.standard_normal((size, size), dtype=np.float32)
-    sigma = rng.uniform(0.3, 1.3) / pixel_mm
-    soft = _blurred(noise, sigma)
-    if rng.random() < 0.3:  # a sharp kernel strengthens what is fine
-        soft = noise - 0.7 * soft
-    image = image + soft * np.float32(deviation / max(soft.std(), 1e-6))
-    if rng.random() < 0.3:  # beam hardening: darker or brighter toward the middle, and streaks
-        line = np.linspace(-1, 1, size, dtype=np.float32)
-        image += rng.normal(0, 8) * (1 - np.add.outer(line**2, line**2))
-        across = ndimage.gaussian_filter1d(rng.standard_normal(size).astype(np.float32), 2)
-        image += rng.uniform(0, 25) * across[:, None] * (1 - line**2)
-    return image

@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from benchmark.phantom import draw_phantom, write_nifti
+from synthetic.phantom import draw_phantom, write_nifti
 
 IMAGE = os.environ.get("IMAGE", "abdoseg:latest")
 SHARED = Path(__file__).parents[3] / "shared"

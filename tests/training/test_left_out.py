@@ -11,11 +11,15 @@ from conftest import save_nifti
 
 from inference.model import AttentionUNet
 from inference.weights import WeightsMetadata, save_weights
-from training import data, evaluation
-from training.__main__ import main
+from training import evaluation
+from training.__main__ import COMMANDS, main
 from training.augmentation import Intensities, prepare
+from training.cache import cache_cases
+from training.cases import find_training_cases
 from training.evaluation import Score, mean_by_label, score_cases
+from training.label_mapping import DataError
 from training.recipe import Recipe
+from training.slices import Batch, Slice, collate
 
 METADATA = WeightsMetadata(
     base_channels=4,
@@ -49,8 +53,8 @@ def data_set(folder: Path, about: dict[str, dict]) -> Path:
 
 def test_nobody_trains_on_a_case_that_is_left_out(tmp_path):
     folder = data_set(tmp_path, {"a": {"split": "train"}, "b": {"split": "left_out"}, "c": {}})
-    assert [case.name for case in data.find_training_cases(folder)] == ["a", "c"]
-    assert [case.name for case in data.find_training_cases(folder, left_out=True)] == ["b"]
+    assert [case.name for case in find_training_cases(folder)] == ["a", "c"]
+    assert [case.name for case in find_training_cases(folder, left_out=True)] == ["b"]
 
 
 @pytest.mark.parametrize(
@@ -64,8 +68,8 @@ def test_nobody_trains_on_a_case_that_is_left_out(tmp_path):
 )
 def test_a_word_that_is_not_understood_is_an_error(tmp_path, about, message):
     folder = data_set(tmp_path, {"a": about})
-    with pytest.raises(data.DataError, match=message):
-        data.find_training_cases(folder)
+    with pytest.raises(DataError, match=message):
+        find_training_cases(folder)
 
 
 def test_a_stack_is_scored_without_largest_components(tmp_path, monkeypatch):
@@ -77,7 +81,7 @@ def test_a_stack_is_scored_without_largest_components(tmp_path, monkeypatch):
     looked_for = {"annotated_labels": [1, 2]}
     about = {"stack": {"slices": "stack", **looked_for}, "volume": looked_for}
     (tmp_path / "cases.json").write_text(json.dumps(about))
-    cases = data.cache_cases(data.find_training_cases(tmp_path), tmp_path / "cache")
+    cases = cache_cases(find_training_cases(tmp_path), tmp_path / "cache")
 
     class Oracle:
         def __init__(self, *_: object, **__: object) -> None:
@@ -103,15 +107,15 @@ def test_means_leave_out_the_surfaces_that_stacks_do_not_have():
     assert means[2][0] == 0.5 and np.isnan(means[2][1])
 
 
-def batch_of(values: np.ndarray, count: int) -> data.Batch:
-    part = data.Slice(
+def batch_of(values: np.ndarray, count: int) -> Batch:
+    part = Slice(
         hu=values.astype(np.int16),
         labels=np.zeros(values.shape, np.uint8),
         annotated=np.ones(15, bool),
         window=(-3000.0, 3000.0),
         pixel_mm=1.0,
     )
-    return data.collate([part] * count, 16)
+    return collate([part] * count, 16)
 
 
 def test_windows_are_drawn_for_a_part_of_the_slices():
@@ -148,6 +152,14 @@ def test_a_window_leaves_a_slice_from_a_narrower_one_as_it_is():
         torch.Generator(),
     )
     assert (images[:, 0].numpy() == values).all()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_an_example(name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "--help"])
+    assert stopped.value.code == 0
+    assert f"example: python -m training {name} " in capsys.readouterr().out
 
 
 def test_left_out_cases_are_scored_by_data_set(tmp_path, capsys):

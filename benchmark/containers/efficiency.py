@@ -1,0 +1,344 @@
+"""Measure a team's container as the organisers do, case by case.
+
+One container start per case, alone in its inputs folder. The files of a run folder:
+
+    TEAM_Efficiency.csv    the official table, one row a case
+    efficiency.md          the same in the shape of the paper's Table 4
+    environment.json       machine, image, command
+    efficiency/CASE.json   every sample and every number of a case (CASE.repeatN.json: repetitions)
+    efficiency/CASE.png    GPU memory, RAM and CPU against time
+    efficiency/CASE.log    what the container printed
+"""
+
+import argparse
+import contextlib
+import math
+import re
+import shlex
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel
+from nibabel.filebasedimages import ImageFileError
+
+from benchmark.containers.curves import draw_curves
+from benchmark.containers.engine import EngineError, docker, image_id, load_archive
+from benchmark.containers.environment import describe_machine
+from benchmark.containers.gpu import Gpu, GpuUnavailable
+from benchmark.containers.measurement import Case, Idle, file_stem, measure_case, peaks_and_areas
+from benchmark.containers.run_folder import UsageError, earlier_results, write_json, write_tables
+from benchmark.containers.runner import STOP_SIGNALS
+from benchmark.containers.tables import OFFICIAL_INTERVAL, PENALTY, by, markdown_table
+from benchmark.containers.targets import Command, Container, Folders, MemoryLimit
+from inference.volume import case_name, find_cases, write_atomically
+
+_IDLE_SAMPLES = 10
+
+_BUSY_MB = 256.0
+"""Idle memory, the driver's own part left out, above which the device is taken to be in use."""
+
+
+class _Stopped(KeyboardInterrupt):
+    """A signal asked the run to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command line of `python -m benchmark efficiency`."""
+    parser.epilog = (
+        "Exit code 0: every case ran and wrote a valid label map; 1: some did not; 2: wrong usage."
+    )
+    parser.add_argument(
+        "--inputs", type=Path, required=True, metavar="DIR", help="folder of NAME_0000.nii.gz"
+    )
+    parser.add_argument(
+        "--outputs", type=Path, required=True, metavar="DIR", help="where NAME.nii.gz go"
+    )
+    parser.add_argument(
+        "--report", type=Path, required=True, metavar="DIR", help="where the measurements go"
+    )
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--image", metavar="NAME:TAG", help="a Docker image that is here")
+    target.add_argument(
+        "--archive",
+        type=Path,
+        metavar="TEAM.tar.gz",
+        help="a `docker save` file; the image in it is named as the file, in lower case",
+    )
+    target.add_argument(
+        "--command",
+        dest="shell_command",
+        metavar="'COMMAND'",
+        help="a local command, such as 'sh predict.sh --input {inputs} --output {outputs}'",
+    )
+    parser.add_argument("--team", help="name in the tables (default: the image's; 'command')")
+    parser.add_argument("--gpu", type=int, default=0, metavar="N", help="device (default: 0)")
+    parser.add_argument(
+        "--interval",
+        type=_positive,
+        default=OFFICIAL_INTERVAL,
+        metavar="S",
+        help="seconds between samples (default and official: 0.1)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=_positive,
+        default=PENALTY["seconds"],
+        metavar="S",
+        help="end a case after this time (default: 3600)",
+    )
+    parser.add_argument(
+        "--memory-limit",
+        type=MemoryLimit.parse,
+        default="28g",
+        metavar="SIZE",
+        help="RAM and shared memory of a case (default and official: 28g)",
+    )
+    parser.add_argument(
+        "--time-tolerance",
+        type=_not_negative,
+        default=15.0,
+        metavar="S",
+        help="seconds that cost nothing (default: 15, as in 2023; 2022: 0)",
+    )
+    parser.add_argument(
+        "--memory-tolerance",
+        type=_not_negative,
+        default=4096.0,
+        metavar="MB",
+        help="GPU memory that costs nothing (default: 4096, as in 2023; 2022: 2048)",
+    )
+    parser.add_argument(
+        "--repeat",
+        type=_count,
+        default=1,
+        metavar="K",
+        help="run every case K times; the tables take the run of median time (default: 1)",
+    )
+    parser.add_argument(
+        "--phases",
+        action="store_true",
+        help="ask for a phase log through ABDOSEG_PHASE_LOG, which adds one -e to the organisers' "
+        "command line",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the cases that REPORT already holds"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure every case and write the run folder.
+
+    Returns:
+        0 if every case is ok, 1 if some are not, 2 for wrong usage or an engine that does not
+        work, 128 + N if signal N ended the run.
+    """
+    try:
+        with _signals_raise():
+            return _run(arguments)
+    except (UsageError, EngineError) as error:
+        print(f"benchmark efficiency: {error}", file=sys.stderr)
+        return 2
+    except _Stopped as stopped:
+        print(
+            f"stopped by {stopped}; nothing is left running. --resume goes on from here",
+            file=sys.stderr,
+        )
+        return 128 + stopped.number
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    cases = _list_cases(arguments.inputs)
+    if arguments.outputs.resolve() == arguments.inputs.resolve():
+        raise UsageError("--outputs must be another folder than --inputs")
+    gpu, gpu_note = _open_gpu(arguments.gpu)
+    try:
+        target, team, identity = _find_target(arguments, gpu)
+        report = arguments.report
+        (report / "efficiency").mkdir(parents=True, exist_ok=True)
+        arguments.outputs.mkdir(parents=True, exist_ok=True)
+        idle = _read_idle(gpu, arguments.interval)
+        environment = describe_machine(gpu, gpu_note) | identity
+        environment |= {"idle_gpu_mb": idle.gpu_mb, "idle_gpu_processes": list(idle.processes)}
+        done = earlier_results(arguments, cases, environment)
+        write_json(report / "environment.json", environment)
+
+        results: dict[str, list[dict]] = {case.name: [] for case in cases}
+        rounds = [(repeat, case) for repeat in range(arguments.repeat) for case in cases]
+        for number, (repeat, case) in enumerate(rounds, start=1):
+            result = done.get((case.name, repeat))
+            kept = result is not None
+            if not kept:
+                result = measure_case(case, repeat, target, team, gpu, idle, arguments)
+            result |= peaks_and_areas(result, arguments)
+            stem = report / "efficiency" / file_stem(case.name, repeat)
+            write_json(stem.with_name(f"{stem.name}.json"), result)
+            if not kept:
+                picture = draw_curves(result, gpu_note)
+                write_atomically(stem.with_name(f"{stem.name}.png"), picture)
+            results[case.name].append(result)
+            write_tables(report, results, environment)
+            print(_progress_line(number, len(rounds), result, kept), file=sys.stderr, flush=True)
+        print(markdown_table(results))
+        return 0 if all(r["status"] == "ok" for runs in results.values() for r in runs) else 1
+    finally:
+        if gpu:
+            gpu.close()
+
+
+def _list_cases(inputs: Path) -> list[Case]:
+    if not inputs.is_dir():
+        raise UsageError(f"--inputs {inputs} is not a folder")
+    cases: dict[str, Case] = {}
+    for image in find_cases(inputs):
+        name = case_name(image)
+        if name in cases:
+            raise UsageError(f"{cases[name].image.name} and {image.name} are both case {name}")
+        try:
+            cases[name] = Case(name, image, nibabel.load(image).shape)
+        except (ImageFileError, OSError, EOFError) as error:
+            raise UsageError(f"{image} is not a NIfTI file: {error}") from error
+    if not cases:
+        raise UsageError(f"--inputs {inputs} holds no .nii.gz file")
+    return list(cases.values())
+
+
+def _open_gpu(index: int) -> tuple[Gpu | None, str | None]:
+    try:
+        return Gpu(index), None
+    except GpuUnavailable as error:
+        note = f"{error}; `--gpus` is left out"
+        print(f"GPU columns stay empty: {note}", file=sys.stderr)
+        return None, note
+    except IndexError as error:
+        raise UsageError(f"--gpu {index}: {error}") from error
+
+
+def _find_target(
+    arguments: argparse.Namespace, gpu: Gpu | None
+) -> tuple[Container | Command, str, dict]:
+    """What to run, the team's name, and what makes two runs the same for --resume."""
+    index = gpu.index if gpu else None
+    limit, phases = arguments.memory_limit, arguments.phases
+    if arguments.shell_command:
+        missing = [
+            name for name in ("{inputs}", "{outputs}") if name not in arguments.shell_command
+        ]
+        if missing:
+            raise UsageError(
+                f"--command needs {' and '.join(missing)} where the folder is to stand"
+            )
+        target = Command(arguments.shell_command, limit, index, phases)
+        identity = {"image": None, "image_digest": None, "docker": None}
+        identity["command"] = arguments.shell_command
+        team = arguments.team or "command"
+    else:
+        if arguments.archive:
+            if not arguments.archive.is_file():
+                raise UsageError(f"--archive {arguments.archive} is not a file")
+            image = load_archive(arguments.archive)
+        else:
+            last = arguments.image.rpartition("/")[2]
+            image = arguments.image if ":" in last else f"{arguments.image}:latest"
+        digest = image_id(image)
+        if digest is None:
+            raise UsageError(f"there is no image {image} here: `docker pull` it, or use --archive")
+        target = Container(image, limit, index, phases)
+        placeholder = Folders(Path("INPUTS"), Path("OUTPUTS"), Path())
+        identity = {
+            "image": image,
+            "image_digest": digest,
+            "docker": docker("version", "--format", "{{.Server.Version}}").stdout.strip(),
+            "command": shlex.join(target.command_line("NAME", placeholder)),
+        }
+        team = arguments.team or image.rpartition("/")[2].partition(":")[0]
+    if re.search(r"[/\0]", team) or team.startswith("."):
+        raise UsageError(f"--team {team}: a name that can begin a file's name is needed")
+    identity |= {
+        "team": team,
+        "interval_s": arguments.interval,
+        "memory_limit": str(limit),
+        "timeout_s": arguments.timeout,
+        "phases": phases,
+        "repeat": arguments.repeat,
+        "tolerances": {"seconds": arguments.time_tolerance, "mb": arguments.memory_tolerance},
+    }
+    return target, team, identity
+
+
+def _read_idle(gpu: Gpu | None, interval: float) -> Idle:
+    """Sample the device before the first case, and warn where it is in use."""
+    if gpu is None:
+        return Idle(None, ())
+    readings = []
+    for _ in range(_IDLE_SAMPLES):
+        readings.append(gpu.memory_mb())
+        time.sleep(interval)
+    idle_mb = statistics.fmean(used for used, _ in readings)
+    processes = gpu.processes_mb() or {}
+    own_mb = idle_mb - (readings[-1][1] or 0.0)
+    if processes or own_mb > _BUSY_MB:
+        print(
+            f"warning: GPU {gpu.index} is not idle: {idle_mb:,.0f} MB are taken"
+            + (f" (processes {', '.join(map(str, processes))})" if processes else "")
+            + ", which the official area counts in every sample",
+            file=sys.stderr,
+        )
+    return Idle(idle_mb, tuple(processes))
+
+
+def _progress_line(number: int, count: int, run: dict, kept: bool) -> str:
+    parts = [f"[{number}/{count}] {run['case']} ({by(run['image_size'])}): {run['seconds']:.2f} s"]
+    if run["peak_gpu_mb"] is not None:
+        parts.append(f"peak {run['peak_gpu_mb']:,.0f} MB, {run['auc_flare_mb_s']:,.0f} MB·s")
+    parts.append(f"RAM {run['max_ram_mb']:,.0f} MB")
+    parts.append(run["status"] + (f" ({run['reason']})" if run["reason"] else ""))
+    if kept:
+        parts.append("from the earlier run")
+    return ", ".join(parts)
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Turn Ctrl-C, SIGTERM and a closed terminal into `_Stopped`; what is ignored stays so."""
+
+    def stop(number: int, _frame: object) -> None:
+        raise _Stopped(number)
+
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    for number, handler in handlers.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"a number above 0 is needed, not {text}")
+    return value
+
+
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not (value >= 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"a number of 0 or more is needed, not {text}")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"a whole number of 1 or more is needed, not {text}")
+    return value

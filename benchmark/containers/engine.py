@@ -1,0 +1,95 @@
+"""The container engine, through its command line: images, archives, containers to remove."""
+
+import re
+import secrets
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+_ENGINE_SECONDS = 60.0  # for the engine's answer to a question
+
+
+class EngineError(RuntimeError):
+    """The container engine cannot do what is asked; the message says what is wrong."""
+
+
+def container_name(image: str, case: str) -> str:
+    """A name of its own for the container of one run of one case."""
+    team = image.rpartition("/")[2].partition(":")[0]
+    return re.sub(r"[^a-zA-Z0-9_.-]", "_", f"{team}-{case}-{secrets.token_hex(4)}")
+
+
+def docker(*arguments: str, seconds: float | None = _ENGINE_SECONDS) -> subprocess.CompletedProcess:
+    """Ask the engine through its command line.
+
+    Raises:
+        EngineError: there is no `docker` command, or no answer within `seconds`.
+    """
+    try:
+        return subprocess.run(
+            ["docker", *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            start_new_session=True,
+        )
+    except FileNotFoundError as error:
+        raise EngineError("there is no docker command here; use --command instead") from error
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(f"docker {arguments[0]} has not answered for {seconds:g} s") from error
+
+
+def image_id(image: str) -> str | None:
+    """The digest of an image's content, None where the engine has no such image.
+
+    Raises:
+        EngineError: the engine does not answer.
+    """
+    answer = docker("image", "inspect", "--format", "{{.Id}}", image)
+    if answer.returncode == 0:
+        return answer.stdout.strip()
+    if "No such image" in answer.stderr:
+        return None
+    raise EngineError(f"the container engine does not answer: {answer.stderr.strip()}")
+
+
+def load_archive(archive: Path) -> str:
+    """Load a team's `docker save` file.
+
+    Returns:
+        The image that the organisers run: the file's name up to the first dot, in lower case, with
+        the tag `latest`.
+
+    Raises:
+        EngineError: the file does not load, or holds no image of that name.
+    """
+    answer = docker("load", "-i", str(archive), seconds=None)
+    if answer.returncode != 0:
+        raise EngineError(f"docker does not load {archive}: {answer.stderr.strip()}")
+    image = archive.name.partition(".")[0].lower() + ":latest"
+    if image_id(image) is None:
+        loaded = re.sub(r"Loaded image( ID)?: ", "", answer.stdout).split()
+        raise EngineError(
+            f"{archive.name} holds {', '.join(loaded) or 'no image'}, but the organisers run "
+            f"{image}: name the image so before `docker save`"
+        )
+    return image
+
+
+def remove_container(name: str) -> None:
+    """Remove a container by name, also one that the engine is still about to create."""
+    absent = 0
+    for _ in range(20):
+        try:
+            docker("container", "rm", "-f", name)
+            listed = docker("container", "ls", "-aq", "--filter", f"name=^/{name}$")
+        except EngineError as error:
+            print(f"container {name} may still be there: {error}", file=sys.stderr)
+            return
+        absent = absent + 1 if listed.returncode == 0 and not listed.stdout.strip() else 0
+        if absent == 2:
+            return
+        time.sleep(0.25)
+    print(f"container {name} is still there: end it with `docker rm -f {name}`", file=sys.stderr)

@@ -1,0 +1,158 @@
+"""One case measured: run in folders of its own, its label map checked, its numbers in one place."""
+
+import argparse
+import contextlib
+import json
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmark.containers.areas import flare_area, true_area
+from benchmark.containers.gpu import Gpu
+from benchmark.containers.output_check import OutputCheck, check_output
+from benchmark.containers.runner import run_case
+from benchmark.containers.sampler import Sampler, Samples
+from benchmark.containers.tables import PENALTY
+from benchmark.containers.targets import PHASE_LOG, Command, Container, Folders
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input volume.
+
+    Attributes:
+        name: of the case, without `_0000`.
+        image: the volume's file.
+        size: its shape on disk.
+    """
+
+    name: str
+    image: Path
+    size: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Idle:
+    """The device before the first case.
+
+    Attributes:
+        gpu_mb: mean of total − free; None without a device.
+        processes: ids of the compute processes already there.
+    """
+
+    gpu_mb: float | None
+    processes: tuple[int, ...]
+
+
+def measure_case(
+    case: Case,
+    repeat: int,
+    target: Container | Command,
+    team: str,
+    gpu: Gpu | None,
+    idle: Idle,
+    arguments: argparse.Namespace,
+) -> dict:
+    """Run one case in folders of its own, and say everything about it but the areas."""
+    work = (arguments.report / f".work-{case.name}").resolve()
+    log = arguments.report / "efficiency" / f"{file_stem(case.name, repeat)}.log"
+    shutil.rmtree(work, ignore_errors=True)
+    folders = Folders(work / "inputs", work / "outputs", log)
+    try:
+        for folder in (folders.inputs, folders.outputs):
+            folder.mkdir(parents=True)
+            folder.chmod(0o777)  # as the organisers do: a container may run as any user
+        shutil.copy(case.image, folders.inputs)
+        sampler = Sampler(gpu, arguments.interval, idle.processes)
+        outcome, samples, cost = run_case(target, case.name, folders, arguments.timeout, sampler)
+        output = check_output(folders.outputs, case.name, case.image)
+        if output.found and outcome.status == "ok" and repeat == 0:
+            _move(folders.outputs / f"{case.name}.nii.gz", arguments.outputs)
+        phases = _read_phases(folders.outputs / PHASE_LOG, sampler.started)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        if work.exists():
+            print(f"{work} cannot be removed: its files belong to another user", file=sys.stderr)
+
+    status, reason = _judge(outcome.status, outcome.reason, output)
+    failed = outcome.status != "ok" or not output.scorable
+    return {
+        "case": case.name,
+        "file": case.image.name,
+        "team": team,
+        "status": status,
+        "reason": reason,
+        "penalty": PENALTY if failed else None,
+        "exit_code": outcome.exit_code,
+        "seconds": round(outcome.seconds, 4),
+        "repeat": repeat,
+        "image_size": list(case.size),
+        "interval_s": arguments.interval,
+        "idle_gpu_mb": idle.gpu_mb,
+        "sampler": asdict(cost),
+        "samples": asdict(samples),
+        "phases": phases,
+        "output": {"found": output.found, "valid": output.valid, "problems": output.problems},
+    }
+
+
+def _judge(status: str, reason: str | None, output: OutputCheck) -> tuple[str, str | None]:
+    problems = "; ".join(output.problems)
+    if status != "ok":
+        return status, reason + (" (a valid label map was written)" if output.valid else "")
+    if not output.found:
+        return "no output", problems
+    return ("ok", None) if output.valid else ("invalid output", problems)
+
+
+def _move(file: Path, folder: Path) -> None:
+    """Move a file to another folder, where it appears only when it is whole."""
+    partial = folder / f".{file.name}.partial"
+    shutil.copyfile(file, partial)
+    partial.replace(folder / file.name)
+
+
+def _read_phases(path: Path, started: float) -> list[dict]:
+    """The phase log, its times relative to the case's start; lines that are none are left out."""
+    phases = []
+    with contextlib.suppress(OSError):
+        for line in path.read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                entry = json.loads(line)
+                phases.append(
+                    {
+                        "phase": str(entry["phase"]),
+                        "case": entry["case"],
+                        "start_s": round(entry["start"] - started, 6),
+                        "end_s": round(entry["end"] - started, 6),
+                    }
+                )
+    return phases
+
+
+def peaks_and_areas(result: dict, arguments: argparse.Namespace) -> dict:
+    """Peaks and areas of a case's samples, with and without the tolerances."""
+    samples = Samples(**result["samples"])
+    interval, tolerance = result["interval_s"], arguments.memory_tolerance
+    times, gpu = samples.time_s, samples.gpu_used_mb
+    return {
+        "peak_gpu_mb": max(gpu) if gpu else None,
+        "auc_flare_mb_s": flare_area(gpu, interval) if gpu else None,
+        "auc_true_mb_s": true_area(times, gpu) if gpu else None,
+        "auc_flare_tolerated_mb_s": flare_area(gpu, interval, tolerance) if gpu else None,
+        "auc_true_tolerated_mb_s": true_area(times, gpu, tolerance) if gpu else None,
+        "seconds_tolerated": max(0.0, result["seconds"] - arguments.time_tolerance),
+        "tolerances": {"seconds": arguments.time_tolerance, "mb": tolerance},
+        "max_cpu_percent": max(samples.cpu_percent),
+        "auc_cpu_percent_s": float(np.round(sum(samples.cpu_percent) * interval, 2)),
+        "max_ram_mb": max(samples.ram_mb),
+        "auc_ram_mb_s": flare_area(samples.ram_mb, interval),
+    }
+
+
+def file_stem(case: str, repeat: int) -> str:
+    """What the names of a case's files begin with, repetitions apart."""
+    return f"{case}.repeat{repeat}" if repeat else case

@@ -1,0 +1,79 @@
+"""The run folder: what is written there, and what `--resume` keeps of it."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from benchmark.containers.measurement import Case, file_stem
+from benchmark.containers.tables import csv_table, markdown_page
+from inference.volume import write_atomically
+
+
+class UsageError(ValueError):
+    """What was asked cannot be done; the message says what to do, in one line."""
+
+
+def earlier_results(
+    arguments: argparse.Namespace, cases: list[Case], environment: dict
+) -> dict[tuple[str, int], dict]:
+    """What --resume keeps; anything else of an earlier run is removed.
+
+    Raises:
+        UsageError: a label map is in the way that no earlier run of this report wrote.
+    """
+    folder = arguments.report / "efficiency"
+    earlier = {path.name: _read_json(path) for path in folder.glob("*.json")}
+    differences = _differences(_read_json(arguments.report / "environment.json"), environment)
+    kept = {}
+    if earlier and not arguments.resume:
+        print(f"replacing the earlier run in {arguments.report}", file=sys.stderr)
+    elif earlier and differences:
+        print(
+            f"starting over: the run in {arguments.report} has another {', '.join(differences)}",
+            file=sys.stderr,
+        )
+    elif arguments.resume:
+        for case in cases:
+            for repeat in range(arguments.repeat):
+                result = earlier.get(f"{file_stem(case.name, repeat)}.json")
+                written = (arguments.outputs / f"{case.name}.nii.gz").is_file()
+                scored = result and result["status"] in ("ok", "invalid output") and repeat == 0
+                if result and (written or not scored):
+                    kept[case.name, repeat] = result
+    for case in cases:
+        output = arguments.outputs / f"{case.name}.nii.gz"
+        if (case.name, 0) not in kept and output.exists():
+            if f"{case.name}.json" not in earlier:
+                raise UsageError(f"{output} is in the way: name an empty folder for --outputs")
+            output.unlink()
+    keep = {file_stem(*key) for key in kept}
+    for path in folder.iterdir():
+        if path.suffix in (".json", ".png", ".log") and path.stem not in keep:
+            path.unlink()
+    return kept
+
+
+def _differences(earlier: dict | None, environment: dict) -> list[str]:
+    names = ("team", "image_digest", "command", "gpu", "interval_s", "memory_limit", "timeout_s")
+    earlier = earlier or {}
+    return [name for name in names if earlier.get(name) != environment[name]]
+
+
+def write_tables(report: Path, results: dict[str, list[dict]], environment: dict) -> None:
+    """Write the official table and the page, anew after each case."""
+    name = f"{environment['team']}_Efficiency.csv"
+    write_atomically(report / name, csv_table(results).encode())
+    write_atomically(report / "efficiency.md", markdown_page(results, environment).encode())
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a file that is one JSON value, whole or not at all."""
+    write_atomically(path, (json.dumps(content) + "\n").encode())
+
+
+def _read_json(path: Path) -> dict | None:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None

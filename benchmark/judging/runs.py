@@ -1,0 +1,204 @@
+"""Read back the folder of one run: what `efficiency` and `accuracy` wrote of one team.
+
+`rank`, `compare` and `report` all start here. A folder holds one or both of
+`TEAM_Efficiency.csv` (with `efficiency/CASE.json` for the samples) and `accuracy_per_case.csv`; the
+organisers' own tables do as well.
+"""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+from benchmark.containers.areas import flare_area
+from benchmark.containers.tables import PENALTY
+from benchmark.scoring.protocol import COLUMNS
+from benchmark.scoring.tables import PER_CASE_CSV
+from inference.labels import ORGANS, TUMOR
+from inference.volume import SUFFIXES
+
+EFFICIENCY_SUFFIX = "_Efficiency.csv"
+
+JSON_KEYS = {
+    "Time": "seconds",
+    "MaxGPU_Mem": "peak_gpu_mb",
+    "AUC_GPU_Time": "auc_flare_mb_s",
+    "MaxCPU_Utilization": "max_cpu_percent",
+    "AUC_CPU_Time": "auc_cpu_percent_s",
+    "MaxRAM": "max_ram_mb",
+    "AUC_RAM_Time": "auc_ram_mb_s",
+}
+"""The official efficiency columns (s, MB, MB·s, %, %·s), and their keys in `efficiency/CASE.json`.
+"""
+
+
+class RunError(ValueError):
+    """A folder that is no run, or runs that cannot be set side by side; one line says why."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One team's results.
+
+    Attributes:
+        team: the part of the CSV's name before `_Efficiency.csv`, or else the folder's name.
+        folder: where it was read.
+        efficiency: case to official column to value, None where it was not measured (no GPU); a
+            case of several rows has their medians.
+        measurements: case to the content of its `efficiency/*.json`, a dict for each repeat.
+        accuracy: case to official column (`Liver_DSC`) to score.
+        environment: the content of `environment.json`; empty where there is none.
+    """
+
+    team: str
+    folder: Path
+    efficiency: dict[str, dict[str, float | None]]
+    measurements: dict[str, list[dict]]
+    accuracy: dict[str, dict[str, float]]
+    environment: dict
+
+    @property
+    def cases(self) -> list[str]:
+        """Every case that the run has something of, sorted."""
+        return sorted({*self.efficiency, *self.measurements, *self.accuracy})
+
+    def failed(self, case: str) -> bool:
+        """Whether the case's row in the official table is that of a container that failed."""
+        return (self.efficiency.get(case, {}).get("Time") or 0.0) >= PENALTY["seconds"]
+
+    def completed(self, case: str) -> list[dict]:
+        """The measurements of a case that count, each one repeat."""
+        return [
+            measurement
+            for measurement in self.measurements.get(case, [])
+            if not measurement.get("penalty")
+        ]
+
+    def measured(self, case: str, column: str) -> float | None:
+        """An efficiency figure: the median over repeats; None if not measured or failed."""
+        if self.failed(case):
+            return None
+        if repeats := self.completed(case):
+            return _median([repeat[JSON_KEYS[column]] for repeat in repeats])
+        return self.efficiency.get(case, {}).get(column)
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether GPU memory was measured; a failed case's penalty is no measurement."""
+        return any(row["MaxGPU_Mem"] is not None for row in self.efficiency.values())
+
+    def score(self, case: str, metric: str) -> float | None:
+        """DSC or NSD of a case, mean of the 13 organs; or of its tumor.
+
+        Args:
+            case: its name.
+            metric: "dsc", "nsd", "tumor-dsc" or "tumor-nsd".
+
+        Returns:
+            0 to 1; None where the run has no such score.
+        """
+        kind = metric.removeprefix("tumor-").upper()
+        labels = [TUMOR] if metric.startswith("tumor-") else ORGANS
+        row = self.accuracy.get(case, {})
+        scores = [row.get(f"{COLUMNS[label - 1]}_{kind}") for label in labels]
+        return None if None in scores else sum(scores) / len(scores)
+
+
+def tolerated_area(measurement: dict, tolerance_mb: float) -> float:
+    """GPU memory area by the official rule, of the memory above a tolerance.
+
+    Args:
+        measurement: the content of one `efficiency/CASE.json`, with GPU samples.
+        tolerance_mb: 4096 in FLARE 2023, 2048 in 2022.
+
+    Returns:
+        MB·s.
+    """
+    samples, interval = measurement["samples"]["gpu_used_mb"], measurement["interval_s"]
+    return flare_area(samples, interval, tolerance_mb)
+
+
+def case_of(name: str) -> str:
+    """The case's name, from NAME, NAME.nii.gz or NAME_0000.nii.gz, as the tables have them."""
+    for suffix in SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name.removesuffix("_0000")
+
+
+def read_run(folder: Path) -> Run:
+    """Read one run's folder.
+
+    Raises:
+        RunError: there is nothing of a run in it, or a file is not what its name says.
+    """
+    tables = sorted(folder.glob("*" + EFFICIENCY_SUFFIX))
+    if len(tables) > 1:
+        names = ", ".join(table.name for table in tables)
+        raise RunError(f"{folder}: a run has one team, and this folder has {names}")
+    environment = folder / "environment.json"
+    try:
+        run = Run(
+            team=tables[0].name.removesuffix(EFFICIENCY_SUFFIX)
+            if tables
+            else folder.resolve().name,
+            folder=folder,
+            efficiency={
+                case: {column: _median([row[column] for row in rows]) for column in JSON_KEYS}
+                for table in tables
+                for case, rows in _read_csv(table).items()
+            },
+            measurements=_read_measurements(folder / "efficiency"),
+            accuracy={
+                case: rows[-1]
+                for table in folder.glob(PER_CASE_CSV)
+                for case, rows in _read_csv(table).items()
+            },
+            environment=json.loads(environment.read_text()) if environment.is_file() else {},
+        )
+    except (ValueError, KeyError, OSError) as error:
+        raise RunError(f"{folder}: a table or JSON cannot be read ({error!r})") from error
+    if not run.cases:
+        raise RunError(f"{folder}: neither TEAM{EFFICIENCY_SUFFIX} nor {PER_CASE_CSV} is there")
+    return run
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read several runs; those of one team get their folder's name or path beside the team's.
+
+    Raises:
+        RunError: as `read_run`.
+    """
+    runs = [read_run(folder) for folder in folders]
+    for describe in (lambda run: run.folder.resolve().name, lambda run: str(run.folder)):
+        counts = Counter(run.team for run in runs)
+        runs = [
+            replace(run, team=f"{run.team} ({describe(run)})") if counts[run.team] > 1 else run
+            for run in runs
+        ]
+    return runs
+
+
+def _read_csv(path: Path) -> dict[str, list[dict[str, float | None]]]:
+    rows = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            case = case_of(row.pop("Name"))
+            values = {column: float(text) if text else None for column, text in row.items()}
+            rows.setdefault(case, []).append(values)
+    return rows
+
+
+def _read_measurements(folder: Path) -> dict[str, list[dict]]:
+    measurements = {}
+    for path in sorted(folder.glob("*.json")):
+        content = json.loads(path.read_text())
+        measurements.setdefault(case_of(content["case"]), []).append(content)
+    return measurements
+
+
+def _median(values: list[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return median(present) if present else None

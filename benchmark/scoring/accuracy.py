@@ -1,0 +1,163 @@
+"""Score predicted label maps against references: DSC and NSD of 13 organs and tumor.
+
+Every number agrees with the challenge's own script (FLARE23_DSC_NSD_Eval.py, and
+FLARE22_DSC_NSD_Eval.py with --protocol flare22) to its 4 decimals. Where that script stops or says
+nothing, this one goes on and says so:
+
+  prediction missing, unreadable,  DSC 0 and NSD 0 for every structure; exit code 1
+  or of another shape
+  affine unlike the reference's    warned; arrays are compared as stored, as the challenge does
+  float labels                     taken; fractions are cut off as the challenge does, and warned
+  labels outside 0 to 14, NaN      counted as background, and warned
+  aorta, inferior vena cava or     scored on that slice, and warned (the challenge's slice range
+  esophagus on a single slice      would be empty)
+"""
+
+import argparse
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmark.scoring.label_map import LabelMapError
+from benchmark.scoring.protocol import PROTOCOLS, Protocol
+from benchmark.scoring.scores import CaseScores, score_case
+from benchmark.scoring.tables import official_summary, write_report
+from inference.labels import ORGANS
+from inference.volume import SUFFIXES, find_cases
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `python -m benchmark accuracy`."""
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="reference label maps, NAME.nii.gz or NAME.nii",
+    )
+    parser.add_argument(
+        "--prediction",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="predicted label maps under the same names",
+    )
+    parser.add_argument(
+        "--report", type=Path, required=True, metavar="DIR", help="folder for tables and plots"
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        default="flare23",
+        help="the year's rules (default: %(default)s; flare22 has no tumor and no NSD floor)",
+    )
+    parser.add_argument(
+        "--nsd-floor",
+        type=float,
+        metavar="DSC",
+        help="NSD is 0 where DSC is below this (default: 0.2 in flare23, 0 in flare22; the results "
+        "published in 2023 had 0.1)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count(),
+        metavar="N",
+        help="cases scored at once (default: the number of cores, %(default)s)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Score a folder and write the report.
+
+    Returns:
+        0 all cases scored; 1 some failed, and the rest is written; 2 nothing to do.
+    """
+    for folder in (arguments.reference, arguments.prediction):
+        if not folder.is_dir():
+            print(f"benchmark accuracy: there is no folder {folder}", file=sys.stderr)
+            return 2
+    references = find_cases(arguments.reference)
+    if not references:
+        print(f"benchmark accuracy: no .nii.gz or .nii in {arguments.reference}", file=sys.stderr)
+        return 2
+    if arguments.workers < 1:
+        print("benchmark accuracy: --workers must be at least 1", file=sys.stderr)
+        return 2
+    protocol = PROTOCOLS[arguments.protocol]
+    if arguments.nsd_floor is not None:
+        protocol = replace(protocol, nsd_floor=arguments.nsd_floor)
+
+    pairs = {path: prediction_of(path, arguments.prediction) for path in references}
+    unmatched = [
+        path.name for path in find_cases(arguments.prediction) if path not in pairs.values()
+    ]
+    try:
+        cases, unscored = score_cases(pairs, protocol, arguments.workers)
+    except BrokenProcessPool:
+        print(
+            "benchmark accuracy: a worker was killed; with little memory, lower --workers",
+            file=sys.stderr,
+        )
+        return 1
+    if not cases:
+        print("benchmark accuracy: no reference could be used", file=sys.stderr)
+        return 1
+    write_report(arguments.report, cases, unscored, unmatched, protocol)
+    for name in unmatched:
+        print(f"  warning: {name} has no reference and was left out")
+    summary = official_summary(cases)
+    shown = [key for key in summary if key.startswith(("Organ", "Lesion"))]
+    print(", ".join(f"{key} {summary[key]:.4f}" for key in shown))
+    print(f"report: {arguments.report / 'accuracy.md'}")
+    return int(bool(unscored) or any(case.failure for case in cases))
+
+
+def prediction_of(reference: Path, folder: Path) -> Path:
+    """Name the prediction's path: the reference's name, `.nii.gz` or `.nii`."""
+    stem = reference.name.removesuffix(".gz").removesuffix(".nii")
+    names = (reference.name, *(stem + suffix for suffix in SUFFIXES))
+    return next(
+        (folder / name for name in names if (folder / name).is_file()), folder / reference.name
+    )
+
+
+def score_cases(
+    pairs: dict[Path, Path], protocol: Protocol, workers: int
+) -> tuple[list[CaseScores], dict[str, str]]:
+    """Score reference and prediction files in parallel, saying how it goes.
+
+    Returns:
+        The scores in the order of `pairs`, and for each reference that could not be used its file
+        name and the reason.
+    """
+    scored, unscored = {}, {}
+    with ProcessPoolExecutor(min(workers, len(pairs))) as pool:
+        futures = {pool.submit(score_case, *pair, protocol): pair[0] for pair in pairs.items()}
+        try:
+            for done, future in enumerate(as_completed(futures), 1):
+                reference = futures[future]
+                try:
+                    scored[reference] = future.result()
+                    lines = _progress(scored[reference])
+                except LabelMapError as error:
+                    unscored[reference.name] = str(error)
+                    lines = [f"{reference.name}: not scored, reference: {error}"]
+                print(f"[{done}/{len(pairs)}]", *lines, sep=" ", flush=True)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [scored[path] for path in pairs if path in scored], unscored
+
+
+def _progress(case: CaseScores) -> list[str]:
+    if case.failure:
+        return [f"{case.name}: failed, {case.failure}"]
+    means = (np.mean([scores[label] for label in ORGANS]) for scores in (case.dsc, case.nsd))
+    line = "{}: organs DSC {:.4f} NSD {:.4f}, {:.1f} s".format(case.name, *means, case.seconds)
+    return [line, *(f"\n  warning: {warning}" for warning in case.warnings)]

@@ -1,0 +1,174 @@
+"""The GPU sweep's arithmetic and page on known numbers, and its stages on a CPU."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import metadata_of, trained_looking_network
+from test_sampler import nvml_stub  # noqa: F401  (a fixture)
+
+from benchmark.__main__ import main
+from benchmark.speed import gpu_page, gpu_sweep, network_speed
+from inference.weights import load_weights
+
+
+def cold_run(seconds, peak, area, *, idle=100.0, end=2.0):
+    """Device memory: idle, `peak` up to `end`, then 300 MB above idle for one second."""
+    return {
+        "seconds": seconds,
+        "peak_gpu_mb": peak,
+        "auc_flare_mb_s": area,
+        "auc_true_mb_s": area,
+        "max_ram_mb": 1234.0,
+        "idle_gpu_mb": idle,
+        "phases": [
+            {"phase": "predict", "case": "a", "start_s": 1.0, "end_s": end},
+            {"phase": "write", "case": "a", "start_s": end, "end_s": end + 1},
+        ],
+        "samples": {
+            "time_s": [0.0, 1.0, end, end + 0.5, end + 1],
+            "gpu_used_mb": [idle, peak, idle + 300, idle + 300, idle + 300],
+        },
+    }
+
+
+def network_run(dtype, ms, tflops, *, merged=True):
+    return {
+        "dtype": dtype,
+        "merges_upsampling": merged,
+        "searches": False,
+        "batch_size": 8,
+        "ms": ms,
+        "tflops": tflops,
+        "peak_mb": 1500.0,
+        "widths": 4.25,
+    }
+
+
+@pytest.fixture
+def result():
+    return {
+        "machine": {
+            "gpu": "Card", "gpu_memory_mb": 80000.0, "driver": "1.2", "cpu": "a CPU", "cores": 16,
+            "memory_gb": 128, "date": "today", "versions": {"python": "3"},
+        },
+        "torch": "torch 9",
+        "weights": "seeded random, full size",
+        "service": {"200": [cold_run(s, 2000.0, 2500.0) for s in (9.0, 4.0, 1.0)]},
+        "plain": {"200": [cold_run(44.0, 3000.0, 45000.0)]},
+        "batches": {"4": [cold_run(5.0, 1500.0, 2400.0)]},
+        "folder": {"volumes": 8, "volumes_per_s": 0.8, "network_share": 0.75},
+        "network": {
+            "matrix_tflops": {"float16": 600.0, "bfloat16": 700.0},
+            "context_mb": 480.0,
+            "default_batch_size": 9,
+            "gflop": {"plain": 564.25, "apart": 563.6, "merged": 462.1},
+            "runs": [
+                network_run("float16", 1.5, 330.0),
+                network_run("bfloat16", 1.6, 600.0, merged=False),
+            ],
+        },
+        "speed": "| step |",
+        "left_out": {"plain, 500 slices": "17 s were left"},
+    }  # fmt: skip
+
+
+def test_page(result):
+    page = gpu_page.markdown(result)
+    # The run of median time, 4 s, is the case's.
+    assert "| cold, 200 slices: time, plain / service | ≥ 10 | 11.0 | yes |" in page
+    assert "| the same, GPU area | ≥ 20 | 18.0 | **no** |" in page
+    assert "| < 3,000 on an H100 | 2,500 | yes |" in page
+    assert "| < 2,048 | 2,000 | yes |" in page
+    assert "| ≥ 1 | 0.80 | **no** |" in page
+    assert "| ≥ 50 % | 55 % | yes |" in page  # of fp16: bfloat16's share is higher
+    assert "| service, 200 slices | 4.00 | 2,000 | 2,500 | 2,500 | 300 | 1,234 |" in page
+    assert "| bfloat16, upsampling apart, batch of 8 | 1.60 | 600 | 86 % | 1,500 | 4.2 |" in page
+    assert "Card, 80,000 MB, driver 1.2; a CPU, 16 cores" in page
+    assert "**Left out**: plain, 500 slices: 17 s were left" in page
+    assert "0.80 volumes a second" in page
+
+
+def test_page_of_what_there_is(result):
+    for name in ("service", "plain", "batches", "folder", "network"):
+        result[name] = {}
+    page = gpu_page.markdown(result | {"speed": ""})
+    assert "**Left out**" in page
+    assert "##" not in page
+
+
+def test_warm_rate_from_the_first_label_map_on():
+    phases = []
+    for number in range(5):  # a volume every 2 s, of which the network takes 1.5 s
+        start = 10 + 2 * number
+        phases.append({"phase": "predict", "start": start, "end": start + 1.5})
+        phases.append({"phase": "write", "start": start + 1.5, "end": start + 2})
+    rate = gpu_page.warm_rate(phases)
+    assert rate["volumes_per_s"] == pytest.approx(0.5)
+    assert rate["network_share"] == pytest.approx(0.75)
+
+
+def test_tiled_volumes_have_no_step():
+    ramp = np.arange(4)[:, None, None] * np.ones((4, 2, 3), int)
+    assert gpu_sweep.tiled(ramp, 10)[:, 1, 2].tolist() == [0, 1, 2, 3, 3, 2, 1, 0, 0, 1]
+
+
+def test_without_a_gpu(capsys, monkeypatch):
+    def none(index):
+        raise gpu_sweep.GpuUnavailable("no driver")
+
+    monkeypatch.setattr(gpu_sweep, "Gpu", none)
+    assert main(["gpu-sweep"]) == 2
+    assert capsys.readouterr().err == "benchmark gpu-sweep: it needs a GPU: no driver\n"
+
+
+def test_random_weights_are_the_full_network(tmp_path):
+    gpu_sweep.save_random_weights(tmp_path / "a", base_channels=8)
+    gpu_sweep.save_random_weights(tmp_path / "b", base_channels=8)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert load_weights(tmp_path / "a")[1].base_channels == 8
+
+
+def test_operations_of_the_full_network():
+    """284.39 GMAC are with the classifiers of training, 4·16·15·9·512² = 2.265 GMAC of them."""
+    metadata = metadata_of(trained_looking_network(), base_channels=64)
+    gflop = network_speed.gflop_a_slice(metadata, (512, 512))
+    assert gflop["plain"] == pytest.approx(2 * (284.39 - 2.265), abs=0.02)
+    # Two of the first convolution's three channels go; see issue 5 for what merging saves.
+    assert gflop["plain"] - gflop["apart"] == pytest.approx(2e-9 * 2 * 9 * 64 * 512**2)
+    assert gflop["apart"] - gflop["merged"] == pytest.approx(2 * 51, rel=0.01)
+
+
+def test_network_sweep_on_a_cpu(weights_file):
+    swept = network_speed.sweep(
+        weights_file, torch.device("cpu"), (32, 32), batch_sizes=(1, 2), matrix=64, repeats=1
+    )
+    forms = [(run["merges_upsampling"], run["batch_size"]) for run in swept["runs"]]
+    assert forms == [(True, 1), (True, 2), (False, 1), (False, 2)]
+    for run in swept["runs"]:
+        form = "merged" if run["merges_upsampling"] else "apart"
+        assert run["tflops"] * run["ms"] == pytest.approx(swept["gflop"][form])
+    assert set(swept["matrix_tflops"]) == {run["dtype"] for run in swept["runs"]}
+
+
+@pytest.mark.slow
+def test_cold_and_warm_stages(tmp_path, monkeypatch, nvml_stub, weights_file):  # noqa: F811
+    """With the stand-in for NVML, whose device has 3 MB more in use at each reading."""
+    for name, value in {"_DEVICE": "cpu", "SHORT": 3, "MIDDLE": 4, "LONG": 7, "SIZE": 48}.items():
+        monkeypatch.setattr(gpu_sweep, name, value)
+    monkeypatch.setattr(gpu_sweep, "_FOLDER", 3)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(nvml_stub))
+    monkeypatch.setenv("NVML_STUB_CURVE", "steps")
+    monkeypatch.setenv("NVML_STUB_LOG", str(tmp_path / "readings"))
+    sweep = gpu_sweep._Sweep(0, tmp_path, weights_file, time.monotonic() + 60)
+    sweep.draw()
+    (run,) = sweep.cold(sweep.service_command("--batch-size", "2"), 7, 1)
+    assert run["image_size"] == [48, 48, 7]
+    assert run["peak_gpu_mb"] > 200
+    assert 0 <= gpu_page.held_after_network(run) < run["auc_true_mb_s"]
+    warm = sweep.warm()
+    assert warm["volumes"] == 3
+    assert 0 < warm["network_share"] <= 1
+    with pytest.raises(gpu_sweep.StageError, match="crashed"):
+        sweep.cold("false", 3, 1)

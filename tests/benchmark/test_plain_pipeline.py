@@ -1,0 +1,33 @@
+"""The plain baseline and the service write the same label maps in fp32."""
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from conftest import ORIENTATIONS, RAS_AFFINE, reoriented, save_nifti
+
+from benchmark.__main__ import main
+from inference import prediction
+from inference.__main__ import main as run_service
+from inference.weights import DEMONSTRATION_WEIGHTS
+from synthetic.phantom import draw_phantom
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("orientation", [0, 21, 46])
+def test_label_maps_are_equal_voxel_for_voxel(tmp_path, monkeypatch, orientation):
+    phantom = draw_phantom((12, 250, 310), (16.0, 1.4, 1.3), seed=11)
+    patient = np.ascontiguousarray(phantom.volume[:, ::-1, ::-1].transpose(2, 1, 0))  # RAS
+    volume, affine = reoriented(patient, RAS_AFFINE, ORIENTATIONS[orientation])
+    save_nifti(tmp_path / "a_0000.nii.gz", volume, affine)
+    monkeypatch.setattr(prediction, "choose_dtype", lambda device: torch.float32)
+
+    common = ["--input", str(tmp_path / "a_0000.nii.gz"), "--weights", str(DEMONSTRATION_WEIGHTS)]
+    common += ["--device", "cpu", "--output"]
+    assert main(["plain-pipeline", *common, str(tmp_path / "plain")]) == 0
+    assert run_service([*common, str(tmp_path / "service"), "--quiet"]) == 0
+    plain, service = (nibabel.load(tmp_path / name / "a.nii.gz") for name in ("plain", "service"))
+    np.testing.assert_array_equal(plain.affine, service.affine)
+    labels = np.asanyarray(service.dataobj)
+    np.testing.assert_array_equal(np.asanyarray(plain.dataobj), labels)
+    assert len(np.unique(labels)) > 8

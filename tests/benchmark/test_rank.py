@@ -1,0 +1,329 @@
+import csv
+import json
+from itertools import product
+
+import numpy as np
+import pytest
+
+from benchmark.__main__ import main
+from benchmark.judging.compare import spread
+from benchmark.judging.ranking import METRICS, RULES, rank_teams
+from benchmark.judging.runs import RunError, case_of, read_run, read_runs
+from benchmark.scoring.protocol import COLUMNS
+
+HEADER = "Name,Time,MaxGPU_Mem,AUC_GPU_Time,MaxCPU_Utilization,AUC_CPU_Time,MaxRAM,AUC_RAM_Time"
+
+
+def write_run(folder, team=None, efficiency=None, scores=None, samples=None, environment=None):
+    """A run's folder.
+
+    efficiency: case to (time, max GPU, GPU area, CPU area), None is an empty cell.
+    scores: case to (organ DSC, organ NSD, tumor DSC, tumor NSD), the organs all alike.
+    samples: case to a list of repeats, each (seconds, GPU samples).
+    """
+    folder.mkdir(parents=True)
+    if efficiency is not None:
+        lines = [HEADER]
+        for case, (seconds, peak, area, cpu) in efficiency.items():
+            cells = (f"{case}_0000.nii.gz", seconds, peak, area, 50, cpu, 1000, 100 * seconds)
+            lines.append(",".join("" if cell is None else str(cell) for cell in cells))
+        (folder / f"{team}_Efficiency.csv").write_text("\n".join(lines) + "\n")
+    if scores is not None:
+        with (folder / "accuracy_per_case.csv").open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["Name", *(f"{c}_{m}" for m in ("DSC", "NSD") for c in COLUMNS)])
+            for case, (dsc, nsd, tumor_dsc, tumor_nsd) in scores.items():
+                table.writerow([f"{case}.nii.gz", *[dsc] * 13, tumor_dsc, *[nsd] * 13, tumor_nsd])
+    for case, repeats in (samples or {}).items():
+        (folder / "efficiency").mkdir(exist_ok=True)
+        for number, (seconds, used) in enumerate(repeats):
+            content = {
+                "case": case,
+                "status": "ok",
+                "penalty": None,
+                "repeat": number,
+                "seconds": seconds,
+                "interval_s": 0.1,
+                "samples": {"gpu_used_mb": used},
+                "peak_gpu_mb": used and max(used),
+                "auc_flare_mb_s": used and round(sum(used) * 0.1),
+                "max_cpu_percent": 50.0,
+                "auc_cpu_percent_s": 10.0,
+                "max_ram_mb": 1000.0,
+                "auc_ram_mb_s": 100 * seconds,
+            }
+            name = f"{case}.repeat{number}.json" if number else f"{case}.json"
+            (folder / "efficiency" / name).write_text(json.dumps(content))
+    if environment:
+        (folder / "environment.json").write_text(json.dumps(environment))
+    return folder
+
+
+def rank(runs, output, *more):
+    return main(["rank", *map(str, runs), "--report", str(output), *more])
+
+
+@pytest.fixture
+def three_teams(tmp_path):
+    """Three teams, two cases; `slow` has no row for y."""
+    fast = write_run(
+        tmp_path / "1",
+        "fast",
+        {"x": (10, 3000, 20000, 900), "y": (20, 3000, 50000, 2000)},
+        {"x": (0.8, 0.7, 0.5, 0.5), "y": (0.9, 0.9, 0.5, 0.5)},
+    )
+    good = write_run(
+        tmp_path / "2",
+        "good",
+        {"x": (30, 3000, 90000, 800), "y": (20, 3000, 40000, 3000)},
+        {"x": (0.9, 0.9, 0.6, 0.6), "y": (0.9, 0.8, 0.6, 0.6)},
+    )
+    slow = write_run(
+        tmp_path / "3",
+        "slow",
+        {"x": (30, 3000, 10000, 700)},
+        {"x": (0.7, 0.9, 0.7, 0.4)},
+    )
+    return fast, good, slow
+
+
+def read_ranking(folder):
+    content = json.loads((folder / "ranking.json").read_text())
+    return {row["team"]: row for row in content["ranking"]}, content
+
+
+def test_hand_computed_table(three_teams, tmp_path, capsys):
+    rules = ("--protocol", "flare22", "--memory-tolerance", "0")
+    assert rank(three_teams, tmp_path / "out", *rules) == 0
+    rows, content = read_ranking(tmp_path / "out")
+    assert content["cases"] == ["x", "y"]
+    # Ranks of fast, good, slow; ties share the better rank, a missing row is last.
+    assert content["ranks"] == {
+        "dsc": [[2, 1], [1, 1], [3, 3]],
+        "nsd": [[3, 1], [1, 2], [1, 3]],
+        "time": [[1, 1], [2, 1], [2, 3]],
+        "gpu": [[2, 2], [3, 1], [1, 3]],
+        "cpu": [[3, 1], [2, 2], [1, 3]],
+    }
+    assert content["values"]["time"][2] == [30, 3600]
+    assert content["values"]["gpu"][2] == [10000, 29_491_200]
+    assert content["values"]["cpu"][2] == [700, 360_000]
+    assert content["values"]["dsc"][2] == pytest.approx([0.7, 0])
+    # Weights 1, 1, 1, 0.5, 0.5 over two cases: 8 in all.
+    assert rows["fast"]["score"] == (2 + 1 + 3 + 1 + 1 + 1 + (2 + 2 + 3 + 1) / 2) / 8
+    assert rows["good"]["score"] == (1 + 1 + 1 + 2 + 2 + 1 + (3 + 1 + 2 + 2) / 2) / 8
+    assert rows["slow"]["score"] == (3 + 3 + 1 + 3 + 2 + 3 + (1 + 3 + 1 + 3) / 2) / 8
+    assert [rows[team]["rank"] for team in ("good", "fast", "slow")] == [1, 2, 3]
+    page = (tmp_path / "out/ranking.md").read_text()
+    assert "| 1 | good | 1.500 |" in page
+    assert page in capsys.readouterr().out
+    (first, *_) = csv.DictReader((tmp_path / "out/ranking.csv").open())
+    assert (first["team"], float(first["time_rank"])) == ("good", 1.5)
+    assert "slow, time (s): counted as failed in y" in page
+
+
+def test_bootstrap_agrees_with_every_possible_resampling(three_teams, tmp_path):
+    rules = ("--protocol", "flare22", "--memory-tolerance", "0")
+    rank(three_teams, tmp_path, *rules, "--resamplings", "40000")
+    rows, content = read_ranking(tmp_path)
+    weights = content["rules"]["weights"]
+    sums = sum(weights[key] * np.array(table) for key, table in content["ranks"].items())
+    # Of two cases there are four equally likely samples; who is first in each is known.
+    first = np.zeros(3)
+    for chosen in product((0, 1), repeat=2):
+        total = sums[:, chosen].sum(axis=1)
+        first += (total == total.min()) / 4
+    measured = [rows[team]["probability_first"] for team in content["teams"]]
+    assert measured == pytest.approx(first, abs=0.01)
+    # fast, good, slow: x alone 8.5, 6.5, 7; y alone 4.5, 5.5, 12; both 13, 12, 19.
+    assert first.tolist() == [0.25, 0.75, 0]
+    assert (rows["fast"]["rank_low"], rows["fast"]["rank_high"]) == (1, 3)
+
+
+def test_a_team_that_is_always_better_is_surely_first():
+    cases = [f"case {number}" for number in range(20)]
+    values = {"dsc": np.array([np.full(20, 0.9), np.full(20, 0.8), np.full(20, 0.8)])}
+    ranking = rank_teams(["a", "b", "c"], cases, values, {"dsc": 1.0}, resamplings=200)
+    assert ranking.final.tolist() == [1, 2, 2]
+    assert ranking.scores.tolist() == [1, 2, 2]
+    assert ranking.interval.tolist() == [[1, 1], [2, 2], [2, 2]]
+    assert ranking.first.tolist() == [1, 0, 0]
+
+
+def test_probability_of_a_coin_toss():
+    """Of n cases in which two teams win half each, resampling gives either the same chance."""
+    cases = [str(number) for number in range(101)]
+    wins = np.arange(101) % 2 == 0  # 51 against 50
+    values = {"time": np.array([np.where(wins, 1, 2), np.where(wins, 2, 1)], float)}
+    ranking = rank_teams(["a", "b"], cases, values, {"time": 1.0}, resamplings=20_000, seed=3)
+    # P(Binomial(101, 51/101) > 50.5), by the normal approximation with mean 51 and sd 5.025
+    assert ranking.first[0] == pytest.approx(0.5396, abs=0.015)
+    assert ranking.first.sum() == pytest.approx(1)  # 101 cases cannot tie
+    again = rank_teams(["a", "b"], cases, values, {"time": 1.0}, resamplings=20_000, seed=3)
+    assert again.first.tolist() == ranking.first.tolist()
+
+
+def test_tolerances_come_off_the_time_and_off_every_sample(tmp_path):
+    used = [1000.0, 5000.0, 6000.0]  # above 4096: 904 + 1904, x 0.1 s = 281 MB·s
+    first = write_run(
+        tmp_path / "a",
+        "a",
+        {"x": (14, 6000, 1200, 5)},
+        samples={"x": [(14, used)]},
+    )
+    second = write_run(
+        tmp_path / "b",
+        "b",
+        {"x": (20, 4000, 9000, 5)},
+        samples={"x": [(20, [4000.0] * 22), (20, [4000.0] * 23)]},
+    )
+    rank((first, second), tmp_path / "out")
+    _, content = read_ranking(tmp_path / "out")
+    assert content["values"] == {"time": [[0], [5]], "gpu": [[281], [0]]}
+    rank((first, second), tmp_path / "out", "--memory-tolerance", "0", "--time-tolerance", "0")
+    _, content = read_ranking(tmp_path / "out")
+    assert content["values"] == {"time": [[14], [20]], "gpu": [[1200], [9000]]}
+
+
+def test_failed_container_has_the_failures_values_and_no_tolerance(tmp_path):
+    rows = {"x": (3600, 9000, 29_491_200, 360_000), "y": (20, 3000, 100, 5)}
+    run = write_run(tmp_path / "a", "a", rows, samples={"y": [(20, [5096.0])]})
+    rank([run], tmp_path / "out", "--weight", "cpu=1")
+    _, content = read_ranking(tmp_path / "out")
+    assert content["values"] == {
+        "time": [[3600, 5]],
+        "gpu": [[29_491_200, 100]],
+        "cpu": [[360_000, 5]],
+    }
+
+
+def test_without_gpu_the_area_is_left_out(tmp_path, capsys):
+    # A failed case's penalty stands in the table even where no GPU was measured.
+    rows = {"x": (20, None, None, 5), "y": (3600, None, 29_491_200, 360_000)}
+    without = write_run(tmp_path / "a", "a", rows)
+    other = write_run(tmp_path / "b", "b", {"x": (30, None, None, 6)})
+    assert rank((without, other), tmp_path / "out") == 0
+    _, content = read_ranking(tmp_path / "out")
+    assert list(content["values"]) == ["time"]
+    assert any("GPU area (MB·s): no team has it" in remark for remark in content["remarks"])
+
+    capsys.readouterr()
+    with_gpu = write_run(tmp_path / "c", "c", {"x": (30, 3000, 500, 6)})
+    runs = (without, with_gpu)
+    assert rank(runs, tmp_path / "no", "--memory-tolerance", "0") == 2
+    assert "--weight gpu=0" in capsys.readouterr().err
+    assert rank(runs, tmp_path / "no") == 2
+    assert "--memory-tolerance 0" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+    assert rank(runs, tmp_path / "out", "--weight", "gpu=0") == 0
+
+
+def test_weights_are_the_years(tmp_path):
+    assert {key: weight for key, weight in RULES["flare22"].weights.items() if weight} == {
+        "dsc": 1,
+        "nsd": 1,
+        "time": 1,
+        "gpu": 0.5,
+        "cpu": 0.5,
+    }
+    assert set(RULES["flare23"].weights) == set(METRICS)
+    assert RULES["flare23"].weights["cpu"] == 0
+
+
+@pytest.mark.parametrize("weight", ["speed=1", "gpu", "gpu=-1", "gpu=much"])
+def test_wrong_weights_are_wrong_usage(weight, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        rank([tmp_path], tmp_path, "--weight", weight)
+    assert stop.value.code == 2
+    assert "--weight" in capsys.readouterr().err
+
+
+def test_folders_that_are_no_run(tmp_path):
+    with pytest.raises(RunError, match="neither"):
+        read_run(tmp_path)
+    (tmp_path / "a_Efficiency.csv").write_text(HEADER + "\nx.nii.gz,fast,1,1,1,1,1,1\n")
+    with pytest.raises(RunError, match="cannot be read"):
+        read_run(tmp_path)
+    (tmp_path / "b_Efficiency.csv").write_text(HEADER + "\n")
+    with pytest.raises(RunError, match=r"a_Efficiency\.csv, b_Efficiency\.csv"):
+        read_run(tmp_path)
+
+
+def test_names(tmp_path):
+    assert {case_of(name) for name in ("x", "x_0000", "x.nii.gz", "x_0000.nii")} == {"x"}
+    row = {"x": (1, 1, 1, 1)}
+    folders = [
+        write_run(tmp_path / "one", "team", row),
+        write_run(tmp_path / "two", "team", row),
+        write_run(tmp_path / "deep/two", "team", row),
+        write_run(tmp_path / "scores", scores={"x": (1, 1, 1, 1)}),
+    ]
+    names = [run.team for run in read_runs(folders)]
+    assert names[0] == "team (one)"
+    assert names[3] == "scores"
+    assert len(set(names)) == 4
+
+
+def test_spread_of_known_ratios():
+    pairs = np.array([[1, 2], [2, 1], [1, 4], [1, 4]], float)  # ratios 1/2, 2, 1/4, 1/4
+    found = spread(pairs, ratios=True)
+    assert found.mean == pytest.approx((0.5 * 2 * 0.25 * 0.25) ** 0.25)
+    assert found.median == pytest.approx(np.sqrt(0.5 * 0.25))  # middle of the logarithms
+    assert (found.low, found.high) == pytest.approx((0.25, 2))
+    assert found.interval[0] < found.mean < found.interval[1]
+    turned = spread(pairs[:, ::-1], ratios=True)
+    assert turned.mean == pytest.approx(1 / found.mean)
+    same = spread(np.array([[3, 1], [6, 2]], float), ratios=True)
+    assert (same.mean, *same.interval) == pytest.approx((3, 3, 3))
+    assert spread(pairs[:1], ratios=True).interval is None
+
+
+def test_bootstrap_interval_of_a_mean():
+    rng = np.random.default_rng(0)
+    differences = rng.normal(0.1, 1, 400)
+    pairs = np.stack([differences, np.zeros(400)], axis=1)
+    found = spread(pairs, ratios=False)
+    error = differences.std(ddof=1) / 20  # standard error of the mean of 400
+    assert found.mean == pytest.approx(differences.mean())
+    assert found.interval == pytest.approx(
+        (differences.mean() - 1.96 * error, differences.mean() + 1.96 * error), abs=0.1 * error
+    )
+
+
+def test_compare_pairs_cases_and_takes_medians_of_repeats(tmp_path, capsys):
+    ours = write_run(
+        tmp_path / "a",
+        "ours",
+        {"x": (5, 100, 10, 1), "y": (4, 100, 10, 1), "z": (9, 100, 10, 1), "f": (3600, 9, 9, 9)},
+        {"x": (0.9, 0.8, 0.5, 0.5), "y": (0.7, 0.8, 0.5, 0.5)},
+        samples={"x": [(5, [100.0]), (2, [100.0]), (3, [100.0])]},
+        environment={"gpu": "NVIDIA H100", "cpu": "x", "cores": 16},
+    )
+    theirs = write_run(
+        tmp_path / "b",
+        "theirs",
+        {"x": (6, 200, 20, 1), "y": (16, 200, 0, 1), "f": (7, 9, 9, 9)},
+        {"x": (0.8, 0.8, 0.4, 0.5), "y": (0.7, 0.7, 0.3, 0.5)},
+        environment={"gpu": "NVIDIA H200", "cpu": "x", "cores": 16},
+    )
+    assert main(["compare", str(ours), str(theirs)]) == 0
+    page = capsys.readouterr().out
+    # x: median of 5, 2 and 3 s against 6; y: 4 against 16. sqrt(1/2 * 1/4) = 0.354.
+    assert "**A is 2.83 times as fast as B** (geometric mean of 2 cases" in page
+    assert "| time (s) | 2 | 0.354 | 0.250 to 0.500 | 0.354 | 0.250 | 0.500 |" in page
+    assert "| max GPU memory (MB) | 2 | 0.500 |" in page
+    assert "| GPU area (MB·s) | 1 |" in page  # y's area of 0 has no ratio
+    assert "| organ DSC | 2 | +0.0500 |" in page
+    assert "| tumor DSC | 2 | +0.1500 | +0.1000 to +0.2000 |" in page
+    assert "only in ours: z" in page
+    assert "failed in ours, so without ratios of time and memory: f" in page
+    assert "**other gpu**: A on NVIDIA H100, B on NVIDIA H200" in page
+    assert "other cpu" not in page
+
+
+def test_compare_needs_a_common_case(tmp_path, capsys):
+    a = write_run(tmp_path / "a", "a", {"x": (1, 1, 1, 1)})
+    b = write_run(tmp_path / "b", "b", {"y": (1, 1, 1, 1)})
+    assert main(["compare", str(a), str(b)]) == 2
+    assert "no case in common" in capsys.readouterr().err
+    assert main(["compare", str(a), str(tmp_path / "none")]) == 2

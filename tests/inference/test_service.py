@@ -1,0 +1,365 @@
+"""The command line from files to files: orientations, failures, exit codes, what is left behind."""
+
+import contextlib
+import csv
+import errno
+import json
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+import termios
+import threading
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from conftest import ORIENTATIONS, RAS_AFFINE, SHARED, reoriented, save_nifti
+from PIL import Image
+
+from inference import volume as volume_module
+from inference.__main__ import main
+from inference.service import Service
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folders(tmp_path):
+    (tmp_path / "inputs").mkdir()
+    return tmp_path / "inputs", tmp_path / "outputs"
+
+
+@pytest.fixture
+def run(folders, weights_file):
+    inputs, outputs = folders
+
+    def run(*arguments):
+        places = ("--input", str(inputs), "--output", str(outputs))
+        return main([*places, "--weights", str(weights_file), "--device", "cpu", *arguments])
+
+    return run
+
+
+def stored(path):
+    return np.asanyarray(nibabel.load(path).dataobj)
+
+
+@pytest.mark.slow
+def test_the_label_map_is_the_same_in_all_48_orientations(folders, run, ct):
+    inputs, outputs = folders
+    for index, orientation in enumerate(ORIENTATIONS):
+        turned, affine = reoriented(ct[:, :, :7], RAS_AFFINE, orientation)
+        save_nifti(inputs / f"o{index:02}_0000.nii.gz", turned, affine)
+    assert run("--quiet") == 0
+    canonical = []
+    for index, orientation in enumerate(ORIENTATIONS):
+        before = nibabel.load(inputs / f"o{index:02}_0000.nii.gz")
+        after = nibabel.load(outputs / f"o{index:02}.nii.gz")
+        assert after.shape == before.shape
+        np.testing.assert_array_equal(after.affine, before.affine)
+        np.testing.assert_array_equal(nibabel.io_orientation(after.affine), orientation)
+        canonical.append(np.asanyarray(nibabel.as_closest_canonical(after).dataobj))
+    assert len(np.unique(canonical[0])) > 5
+    for label_map in canonical[1:]:
+        np.testing.assert_array_equal(label_map, canonical[0])
+
+
+def bad_inputs(inputs, ct):
+    """Files that cannot be segmented, and the word that says why."""
+    whole = save_nifti(inputs / "good_0000.nii.gz", ct).read_bytes()
+    (inputs / "cut_0000.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (inputs / "text_0000.nii.gz").write_text("not a volume\n")
+    (inputs / "empty_0000.nii").touch()
+    save_nifti(inputs / "series_0000.nii", np.stack([ct, ct], axis=3))
+    save_nifti(inputs / "nan.nii", np.full((5, 5, 5), np.nan, np.float32))
+    shutil.copy(inputs / "good_0000.nii.gz", inputs / "good.nii.gz")
+    return {
+        "cut_0000.nii.gz": "gzip",
+        "text_0000.nii.gz": "NIfTI",
+        "empty_0000.nii": "NIfTI",
+        "series_0000.nii": "3D",
+        "nan.nii": "finite",
+        "good_0000.nii.gz": "good.nii.gz",
+    }
+
+
+def test_bad_cases_fail_alone_each_with_one_line(folders, run, ct, capsys):
+    inputs, outputs = folders
+    reasons = bad_inputs(inputs, ct)
+    assert run("--quiet") == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    errors = captured.err.splitlines()
+    assert len(errors) == len(reasons)
+    for name, reason in reasons.items():
+        assert any(str(inputs / name) in line and reason in line for line in errors), name
+    assert [path.name for path in outputs.iterdir()] == ["good.nii.gz"]
+
+
+def test_bad_cases_do_not_use_up_the_read_ahead(folders, run, ct, tmp_path, monkeypatch):
+    """What follows bad cases is being read before the case ahead of them is predicted."""
+    inputs, outputs = folders
+    for name in ("a", "d", "e"):
+        save_nifti(inputs / f"{name}_0000.nii.gz", ct)
+    for name in ("b", "c", "f"):
+        (inputs / f"{name}_0000.nii.gz").write_bytes(b"not NIfTI")
+    reads = {name: threading.Event() for name in "abcdef"}
+    read, predict, order = Service._read, Service._predict, []
+
+    def seen_read(self, case):
+        try:
+            read(self, case)
+        finally:
+            reads[case.name].set()
+
+    def waits_for_d(self, case, predictor):
+        if case.name == "a":
+            assert reads["d"].wait(60)
+            assert not reads["e"].is_set()  # one is enough: volumes are large
+        order.append(case.name)
+        predict(self, case, predictor)
+
+    monkeypatch.setattr(Service, "_read", seen_read)
+    monkeypatch.setattr(Service, "_predict", waits_for_d)
+    assert run() == 1
+    assert order == ["a", "d", "e"]
+    assert sorted(path.name for path in outputs.iterdir()) == [f"{n}.nii.gz" for n in "ade"]
+
+
+def test_table_and_progress(folders, run, ct, capsys):
+    inputs, _ = folders
+    bad_inputs(inputs, ct)
+    assert run() == 1
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert lines[0].split() == [
+        "case", "shape", "read", "percentiles", "predict", "components", "write", "status"
+    ]  # fmt: skip
+    assert [line.split()[-1] for line in lines[1:8]].count("done") == 1
+    assert "21x33x40" in captured.out
+    assert lines[-1].startswith("1 of 7 cases")
+    assert re.search(r"^\[\d/7\] good: done$", captured.err, re.MULTILINE)
+
+
+def test_nothing_half_written_stays(folders, run, ct, monkeypatch, capsys):
+    inputs, outputs = folders
+    save_nifti(inputs / "a_0000.nii.gz", ct)
+    write_bytes = Path.write_bytes
+
+    def full_disk(path, data):
+        write_bytes(path, bytes(data)[:100])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(volume_module.Path, "write_bytes", full_disk)
+    assert run("--quiet") == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert list(outputs.iterdir()) == []
+
+
+def test_existing_label_maps_are_kept_when_asked(folders, run, ct):
+    inputs, outputs = folders
+    save_nifti(inputs / "a_0000.nii.gz", ct)
+    save_nifti(inputs / "b_0000.nii.gz", ct)
+    outputs.mkdir()
+    (outputs / "a.nii.gz").write_text("mine")
+    assert run("--keep-existing", "--quiet") == 0
+    assert (outputs / "a.nii.gz").read_text() == "mine"
+    assert stored(outputs / "b.nii.gz").shape == ct.shape
+    assert run("--quiet") == 0
+    assert stored(outputs / "a.nii.gz").shape == ct.shape
+
+
+def test_statistics(folders, run, ct, tmp_path):
+    inputs, outputs = folders
+    image = nibabel.Nifti1Image(ct, RAS_AFFINE)
+    image.header.set_slope_inter(0.5, -100)
+    nibabel.save(image, inputs / "a_0000.nii.gz")
+    assert run("--quiet", "--statistics", str(tmp_path / "s.csv")) == 0
+    assert run("--quiet", "--statistics", str(tmp_path / "s.json")) == 0
+    with (tmp_path / "s.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["label"]) for row in rows] == list(range(1, 15))
+    label_map = stored(outputs / "a.nii.gz")
+    hu = nibabel.load(inputs / "a_0000.nii.gz").get_fdata()
+    for row, record in zip(rows, json.loads((tmp_path / "s.json").read_text()), strict=True):
+        mask = label_map == int(row["label"])
+        assert float(row["volume_ml"]) == pytest.approx(mask.sum() * 1.5 * 1.25 * 4e-3, abs=1e-3)
+        if mask.any():
+            assert float(row["mean_hu"]) == pytest.approx(hu[mask].mean(), abs=0.01)
+        else:
+            assert row["mean_hu"] == ""
+        assert record["volume_ml"] == float(row["volume_ml"])
+
+
+@pytest.mark.slow
+def test_preview_shows_slices_in_true_proportion(folders, run, ct):
+    inputs, outputs = folders
+    save_nifti(inputs / "a_0000.nii.gz", ct)
+    assert run("--quiet", "--preview") == 0
+    sheet = Image.open(outputs / "a.png")
+    tile_height = round(320 * 33 * 1.25 / (40 * 1.5))
+    assert sheet.size == (4 * 320, 3 * tile_height + 44)
+    assert len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--input", "nowhere"], "no such file or folder"),
+        (["--input", "{empty}"], "no .nii.gz or .nii file there"),
+        (["--input", "{text}"], "not a .nii.gz or .nii file"),
+        (["--device", "tpu"], "choose auto, cpu, cuda"),
+        (["--batch-size", "0"], "at least 1"),
+        (["--gpu-memory", "-5"], "more than 0"),
+        (["--statistics", "s.xlsx"], ".csv or .json"),
+        (["--weights", "none.safetensors"], "no such file"),
+        (["--weights", "{text}"], "not a safetensors file"),
+        (["--output", "{text}/x"], "Not a directory"),
+        (["--what"], "unrecognized"),
+    ],
+)
+def test_wrong_usage(folders, run, ct, tmp_path, capsys, arguments, message):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.txt").write_text("text")
+    places = {"empty": tmp_path / "empty", "text": tmp_path / "text.txt"}
+    with pytest.raises(SystemExit) as caught:
+        run(*(argument.format(**places) for argument in arguments))
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_device_that_is_not_there(folders, run, ct, capsys):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    assert run("--device", "cuda:77") == 2
+    assert "no CUDA device cuda:77" in capsys.readouterr().err
+
+
+def test_phase_log(folders, run, ct, tmp_path, monkeypatch):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    monkeypatch.setenv("ABDOSEG_PHASE_LOG", str(tmp_path / "phases.jsonl"))
+    assert run("--quiet") == 0
+    phases = [json.loads(line) for line in (tmp_path / "phases.jsonl").read_text().splitlines()]
+    by_name = {phase["phase"]: phase for phase in phases}
+    assert list(by_name)[-3:] == ["predict", "components", "write"]
+    assert {"imports", "context", "read", "percentiles"} < set(by_name)
+    assert by_name["read"]["case"] == "a"
+    assert by_name["imports"]["case"] is None
+    assert by_name["context"]["end"] <= by_name["predict"]["start"]
+    assert by_name["predict"]["end"] <= by_name["write"]["start"]
+
+
+def in_a_new_process(*arguments, **environment):
+    return subprocess.run(
+        arguments,
+        cwd=ROOT,
+        env={**os.environ, "PYTHON": sys.executable, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_predict_sh_and_what_it_imports(folders, weights_file, ct, tmp_path):
+    inputs, outputs = folders
+    save_nifti(inputs / "a_0000.nii.gz", ct)
+    spy = tmp_path / "python"
+    spy.write_text(f'#!/bin/sh\nexec "{sys.executable}" -v "$@"\n')
+    spy.chmod(0o755)
+    ended = in_a_new_process(
+        "sh", "predict.sh", "--input", str(inputs), "--output", str(outputs),
+        "--weights", str(weights_file), PYTHON=str(spy),
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert stored(outputs / "a.nii.gz").shape == ct.shape
+    assert re.search(r"^1 of 1 cases in .* s: .*outputs$", ended.stdout.splitlines()[-1])
+    if "NVIDIA" not in ended.stderr:
+        assert ended.stderr.count("No CUDA device found: running on the CPU") == 1
+    modules = {
+        line.split("'")[1] for line in ended.stderr.splitlines() if line.startswith("import '")
+    }
+    assert "torch.nn.functional" in modules
+    assert "torch._meta_registrations" not in modules
+    imported = {module.split(".")[0] for module in modules}
+    assert {"inference", "torch", "nibabel"} <= imported
+    # Not scipy, pynvml and tqdm: nibabel and torch import them where they are installed.
+    others = {"torchvision", "skimage", "matplotlib", "benchmark", "training", "psutil"}
+    assert not imported & (others | {"pytest", "PIL"})
+
+
+@pytest.mark.slow
+def test_what_is_left_out_of_torch_can_be_imported_afterwards():
+    script = """if True:
+        import sys
+        from inference.__main__ import _import_torch
+        _import_torch()
+        import torch
+        assert "torch._meta_registrations" not in sys.modules
+        from torch import _meta_registrations
+        # Of an operator whose shape rule is written in Python.
+        image = torch.empty(1, 1, 9, 9, device="meta")
+        print(torch.nn.functional.conv2d(image, image[..., :3, :3]).shape)
+        _import_torch()
+        assert torch._meta_registrations is _meta_registrations
+    """
+    ended = in_a_new_process(sys.executable, "-c", script)
+    assert ended.stdout == "torch.Size([1, 1, 7, 7])\n", ended.stderr
+
+
+@pytest.mark.slow
+def test_a_terminal_sees_a_bar(folders, weights_file, ct):
+    inputs, outputs = folders
+    save_nifti(inputs / "a_0000.nii.gz", ct)
+    shown, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
+    command = [sys.executable, "-m", "inference", "--device", "cpu"]
+    command += ["--input", str(inputs), "--output", str(outputs), "--weights", str(weights_file)]
+    ended = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=terminal)
+    os.close(terminal)
+    seen = b""
+    with contextlib.suppress(OSError):  # how a terminal says that nobody is left to write to it
+        while part := os.read(shown, 4096):
+            seen += part
+    os.close(shown)
+    assert ended.wait() == 0
+    assert b"/21 [" in seen  # slices done of slices
+    assert b"[1/1] a: done" in seen
+
+
+def test_predict_sh_is_posix_and_hands_on_the_exit_code():
+    assert in_a_new_process("dash", "-n", "predict.sh").returncode == 0
+    ended = in_a_new_process("sh", str(ROOT / "predict.sh"), "--input", "nowhere")
+    assert ended.returncode == 2
+
+
+def test_help_and_wrong_usage_do_not_wait_for_torch():
+    for arguments, code in ((["--help"], 0), (["--input", "nowhere"], 2)):
+        ended = in_a_new_process(sys.executable, "-X", "importtime", "-m", "inference", *arguments)
+        assert ended.returncode == code
+        assert "inference.volume" in ended.stderr
+        assert " torch" not in ended.stderr
+
+
+@pytest.mark.slow
+def test_real_ct_keeps_its_geometry(tmp_path, weights_file):
+    """Where real CT is at hand, the quickest three: 3 mm isotropic, LAS and LPS slabs."""
+    images = SHARED / "ct" / "images"
+    names = ("totalseg_3mm", "amos_0013", "totalseg_slab")
+    if not images.is_dir():
+        names = ()
+    for name in names:
+        path = images / f"{name}_0000.nii.gz"
+        output = ("--output", str(tmp_path), "--weights", str(weights_file), "--quiet")
+        assert main(["--input", str(path), "--device", "cpu", *output]) == 0
+        before, after = nibabel.load(path), nibabel.load(tmp_path / f"{name}.nii.gz")
+        assert after.shape == before.shape
+        assert after.get_data_dtype() == np.uint8
+        np.testing.assert_array_equal(after.affine, before.affine)
+        for code in ("sform_code", "qform_code", "xyzt_units"):
+            assert after.header[code] == before.header[code]
+        assert set(np.unique(np.asanyarray(after.dataobj))) <= set(range(15))

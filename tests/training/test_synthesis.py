@@ -1,0 +1,267 @@
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import SHARED
+
+from inference.labels import ORGANS, TUMOR
+from synthetic.phantom import draw_phantom, write_nifti
+from training import recipe as recipes
+from training.__main__ import main
+from training.anatomies import (
+    LABELS,
+    LEFT_MEDULLA,
+    RIGHT_MEDULLA,
+    STOMACH_CONTENT,
+    VOXEL_MM,
+    AnatomyError,
+    phantom_anatomies,
+    read_anatomy,
+)
+from training.slices import SliceDataset
+from training.synthesis import Synthesis, _add_lesions, draw_slice
+from training.textures import _splines, smooth_noise
+
+TEMPLATE = SHARED / "template" / "anatomy_61.nii.gz"
+
+# TotalSegmentator's number, ours, centre toward (R, A, S) in mm from the middle, radius in mm.
+BALLS = (
+    (5, 1, (45, 10, 0), 42.0),
+    (2, 2, (40, -65, -10), 24.0),
+    (1, 3, (-70, -30, 0), 27.0),
+    (52, 5, (-5, -45, 0), 11.0),
+    (4, 9, (20, 66, -5), 14.0),
+)
+
+
+def write_balls(path: Path, spacing: float = 3.0) -> None:
+    """A patient of balls in TotalSegmentator's numbers, RAS, about 240 x 240 x 150 mm."""
+    shape = np.array([80, 80, 50])
+    affine = np.diag([spacing, spacing, spacing, 1.0])
+    affine[:3, 3] = -(shape - 1) / 2 * spacing
+    grid = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), axis=-1)
+    points = grid * spacing + affine[:3, 3]
+    label_map = np.zeros(shape, np.uint8)
+    for number, _, (right, anterior, superior), radius in BALLS:
+        centre = (right, anterior, superior)
+        label_map[np.linalg.norm(points - centre, axis=-1) < radius] = number
+    nib.save(nib.Nifti1Image(label_map, affine), path)
+
+
+@pytest.fixture(scope="module")
+def labelled_cases(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    for name in ("images", "labels"):
+        (folder / name).mkdir()
+    phantom = draw_phantom((4, 64, 64), (16.0, 5.0, 5.0), seed=3)
+    write_nifti(folder / "images" / "p_0000.nii.gz", phantom.volume, phantom.spacing)
+    write_nifti(folder / "labels" / "p.nii.gz", phantom.label_map, phantom.spacing)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def balls(tmp_path_factory):
+    path = tmp_path_factory.mktemp("anatomy") / "balls.nii.gz"
+    write_balls(path)
+    return read_anatomy(path)
+
+
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory):
+    return phantom_anatomies(2, tmp_path_factory.mktemp("anatomies"))
+
+
+def test_organs_of_a_file_keep_their_place_and_size(balls):
+    labels = LABELS[balls.structures]
+    middle = (np.array(labels.shape) - 1) / 2
+    for _, label, (right, anterior, superior), radius in BALLS:
+        mask = labels == label
+        volume = mask.sum() * VOXEL_MM**3
+        assert volume == pytest.approx(4 / 3 * np.pi * radius**3, rel=0.06)
+        centre = (np.argwhere(mask).mean(axis=0) - middle) * VOXEL_MM
+        assert centre == pytest.approx([superior, -anterior, -right], abs=1.5)
+        assert set(balls.slices_with[label]) == set(np.flatnonzero(mask.any(axis=(1, 2))))
+
+
+@pytest.mark.slow
+def test_kidneys_and_stomach_have_insides_of_the_same_label(patients):
+    for anatomy in patients:
+        for inside, label in (
+            (RIGHT_MEDULLA, 2),
+            (LEFT_MEDULLA, 13),
+            (STOMACH_CONTENT, 11),
+        ):
+            core = anatomy.structures == inside
+            assert core.any()
+            grown = np.zeros_like(core)
+            grown[:, 1:-1, 1:-1] = core[:, :-2, 1:-1] | core[:, 2:, 1:-1]
+            # What touches an inside in a slice is the same organ: the rim is closed.
+            assert set(np.unique(LABELS[anatomy.structures[grown]])) == {label}
+
+
+def test_a_slice_depends_on_its_generator_alone(balls, patients):
+    synthesise = Synthesis([balls, *patients], (1, 2), matrix=128, pixel_mm=3.2)
+    first, again, other = (synthesise(np.random.default_rng(seed)) for seed in (7, 7, 8))
+    assert (first.hu == again.hu).all()
+    assert (first.labels == again.labels).all()
+    assert first.window == again.window
+    assert (first.hu != other.hu).any()
+    assert first.hu.shape == first.labels.shape == (128, 128)
+    assert first.hu.dtype == np.int16
+    assert first.annotated.all()
+
+
+def test_slices_look_like_ct_and_show_every_label(patients):
+    """Over many slices: attenuations of the kind that radiology's tables give, and no mirroring."""
+    synthesise = Synthesis(patients, (2,), matrix=192, pixel_mm=2.2)
+    means = {label: [] for label in range(TUMOR + 1)}
+    liver_is_right = []
+    for seed in range(150):
+        part = synthesise(np.random.default_rng(seed))
+        assert part.labels.max() <= TUMOR
+        assert part.window[0] < -900 < 100 < part.window[1]
+        for label in np.unique(part.labels):
+            mask = part.labels == label
+            if mask.sum() >= 30:
+                means[label].append(np.median(part.hu[mask]))
+        if (part.labels == 1).sum() > 200 and (part.labels == 3).sum() > 100:
+            columns = np.arange(192)[None, :].repeat(192, axis=0)
+            liver_is_right.append(
+                columns[part.labels == 1].mean() < columns[part.labels == 3].mean()
+            )
+    assert all(means[label] for label in (*ORGANS, TUMOR))
+    assert len(liver_is_right) > 10
+    assert all(liver_is_right)
+    for label, low, high in ((1, 20, 140), (3, 20, 150), (5, 20, 400), (9, -30, 60)):
+        assert low < np.median(means[label]) < high
+    # Contrast phases: the aorta's attenuation spreads far wider than the gallbladder's.
+    assert np.std(means[5]) > 2 * np.std(means[9])
+
+
+def test_lesions_grow_in_their_hosts(balls):
+    """Of what is drawn alike but for its lesions, only voxels of hosts become tumor."""
+    grown = 0
+    for seed in range(40):
+        structures = balls.structures[45:46].copy()
+        before = structures.copy()
+        hosts = _add_lesions(structures, np.random.default_rng(seed), 1.5)
+        changed = structures != before
+        assert set(np.unique(structures[changed])) <= set(hosts)
+        for number, host in hosts.items():
+            where = before[structures == number]
+            allowed = {host, RIGHT_MEDULLA, LEFT_MEDULLA}
+            assert set(np.unique(where)) <= allowed
+        grown += bool(changed.any())
+    assert 10 <= grown <= 30  # half of the slices
+
+
+def test_deformation_keeps_areas_on_average(balls):
+    """Enlargements are as often shrinkings: the liver's mean area is near that of the anatomy."""
+    label_map = LABELS[balls.structures]
+    slices = balls.slices_with[1]
+    expected = (label_map == 1).sum() / len(slices) * VOXEL_MM**2
+    balls = replace(balls, slices_with={1: slices})  # its slices are as likely as one another
+    areas = []
+    for seed in range(120):
+        part = draw_slice(balls, np.random.default_rng(seed), matrix=128, pixel_mm=2.4)
+        area = np.isin(part.labels, (1, TUMOR)).sum() * part.pixel_mm**2
+        if area:
+            areas.append(area)
+    assert np.mean(areas) == pytest.approx(expected, rel=0.2)
+
+
+def test_smooth_noise_has_unit_deviation():
+    fields = [
+        smooth_noise(np.random.default_rng(seed), 200, step)
+        for seed in range(20)
+        for step in (8.0, 25.0)
+    ]
+    assert np.mean([field.mean() for field in fields]) == pytest.approx(0, abs=0.1)
+    assert np.sqrt(np.mean([np.square(field).mean() for field in fields])) == pytest.approx(
+        1, abs=0.1
+    )
+
+
+def test_spline_weights_sum_to_one():
+    assert _splines(100, 7.3).sum(axis=1) == pytest.approx(1)
+
+
+@pytest.mark.slow
+def test_patients_come_from_the_cache(tmp_path):
+    drawn = phantom_anatomies(1, tmp_path)
+    path = next(tmp_path.glob("anatomy-*.npy"))
+    written = path.stat().st_mtime_ns
+    again = phantom_anatomies(1, tmp_path)
+    assert path.stat().st_mtime_ns == written
+    assert (drawn[0].structures == again[0].structures).all()
+
+
+def test_a_dataset_of_drawn_slices_alone(balls):
+    synthesise = Synthesis([balls], (1,), matrix=64, pixel_mm=5.0)
+    dataset = SliceDataset([], seed=3, synthesise=synthesise, synthetic_fraction=1.0)
+    assert (dataset[5].hu == dataset[5].hu).all()
+    assert (dataset[5].hu != dataset[6].hu).any()
+
+
+@pytest.mark.parametrize("what", ["numbers", "organs"])
+def test_what_is_no_anatomy_is_refused(tmp_path, what):
+    label_map = np.full((8, 8, 8), 200 if what == "numbers" else 51, np.uint8)
+    path = tmp_path / "map.nii.gz"
+    nib.save(nib.Nifti1Image(label_map, np.eye(4)), path)
+    with pytest.raises(AnatomyError, match="TotalSegmentator" if what == "numbers" else "organs"):
+        read_anatomy(path)
+
+
+@pytest.mark.slow
+def test_training_on_drawn_slices_scores_every_read_case(tmp_path, labelled_cases, capsys):
+    """All real cases are held out, and the weights may begin with another run's."""
+    anatomy = tmp_path / "balls.nii.gz"
+    write_balls(anatomy)
+    common = ["fit", "--data", str(labelled_cases), "--anatomy", str(anatomy), "--recipe", "slim"]
+    common += ["--synthetic-fraction", "1", "--synthetic-phantoms", "0", "--steps", "1"]
+    common += ["--batch-size", "2", "--base-channels", "4", "--slice-size", "64", "--device", "cpu"]
+    assert main([*common, "--output", str(tmp_path / "run")]) == 0
+    assert "0 cases to train on" in capsys.readouterr().out
+    weights = tmp_path / "weights.safetensors"
+    exported = ["export", str(tmp_path / "run"), "--output", str(weights), "--checkpoint", "last"]
+    assert main([*exported, "--trained-on", "balls", "--licence", "MIT"]) == 0
+    card = weights.with_suffix(".md").read_text()
+    assert "100% of the slices were drawn by training/synthesis.py, all labels known" in card
+    assert "balls.nii.gz" in card
+    others = tmp_path / "others.safetensors"
+    exported[3] = str(others)
+    everything = ["--trained-on", "balls", "--licence", "MIT", "--scores-of", str(tmp_path / "run")]
+    assert main([*exported, *everything]) == 0
+    assert "**not with the weights here**" in others.with_suffix(".md").read_text()
+    assert "**not with the weights here**" not in card
+    assert main([*common, "--output", str(tmp_path / "next"), "--start-from", str(weights)]) == 0
+    other = [*common, "--base-channels", "8", "--output", str(tmp_path / "wrong")]
+    assert main([*other, "--start-from", str(weights)]) == 1
+    assert "another network" in capsys.readouterr().err
+
+
+def test_synthetic_slices_need_an_anatomy(tmp_path, labelled_cases, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        options = ["--output", str(tmp_path), "--recipe", "slim", "--synthetic-phantoms", "0"]
+        main(["fit", "--data", str(labelled_cases), *options])
+    assert "--anatomy" in capsys.readouterr().err
+
+
+def test_the_slim_recipe_mixes_read_and_drawn_slices():
+    recipe = recipes.load_recipe("slim")
+    assert 0 < recipe.synthetic_fraction < 1
+    assert recipe.cross_entropy == "marginal"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TEMPLATE.is_file(), reason="the shared template is not there")
+def test_the_shared_template_has_every_organ():
+    anatomy = read_anatomy(TEMPLATE)
+    assert set(anatomy.slices_with) == set(ORGANS) - {10}  # it has no esophagus
+    # Counted in the file itself: 41,692 liver and 2,266 cava voxels of 27 mm³.
+    labels = LABELS[anatomy.structures]
+    for label, voxels in ((1, 41_692), (6, 2_266), (3, 9_668)):
+        volume = (labels == label).sum() * VOXEL_MM**3
+        assert volume == pytest.approx(voxels * 27, rel=0.05)

@@ -1,0 +1,188 @@
+"""The cache: volumes and label maps read once, as arrays to map into memory."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+
+from inference.intensity import percentiles
+from inference.volume import Volume, VolumeError, read_volume, write_atomically
+from training.cases import CachedVolume, Case
+from training.label_mapping import NUM_LABELS, LabelMapping
+
+_CACHE_VERSION = 1
+
+
+def _disagreement(image: Volume, label: Volume) -> tuple[str, bool]:
+    """How the headers of an image and its label map disagree, and whether they can be paired.
+
+    Both are compared as SPL arrays. Where only positions differ, the arrays belong together as
+    stored (the challenge itself compares raw arrays); where an axis runs the other way, nobody can
+    tell which header is right.
+    """
+    if image.voxels.shape != label.voxels.shape:
+        return f"shapes {image.voxels.shape} and {label.voxels.shape} differ", False
+    corners = np.array(np.meshgrid(*((0, size - 1) for size in image.voxels.shape))).reshape(3, -1)
+    points = []
+    for volume in (image, label):
+        indices = np.empty((4, corners.shape[1]))
+        indices[3] = 1
+        for axis, (disk_axis, flip) in enumerate(
+            zip(volume.disk_axes, volume.disk_flips, strict=True)
+        ):
+            last = volume.voxels.shape[axis] - 1
+            indices[disk_axis] = last - corners[axis] if flip else corners[axis]
+        points.append(volume.affine @ indices)
+    distance = float(np.linalg.norm((points[0] - points[1])[:3], axis=0).max())
+    if distance <= 0.1 * min(image.spacing):
+        return "", True
+    if (image.disk_axes, image.disk_flips) != (label.disk_axes, label.disk_flips):
+        return f"orientations differ and corners lie {distance:.1f} mm apart", False
+    return f"corners lie {distance:.1f} mm apart; paired as stored", True
+
+
+def _hu(volume: Volume) -> np.ndarray:
+    """The volume in HU as int16, rounded where the file has fractions or scales."""
+    if volume.voxels.dtype == np.int16 and (volume.slope, volume.intercept) == (1, 0):
+        return np.ascontiguousarray(volume.voxels)
+    limits = np.iinfo(np.int16)
+    hu = np.empty(volume.voxels.shape, np.int16)
+    for index, voxels in enumerate(volume.voxels):  # slice by slice: no float copy of the volume
+        values = np.nan_to_num(volume.slope * voxels.astype(np.float64) + volume.intercept)
+        hu[index] = np.clip(np.rint(values), limits.min, limits.max)
+    return hu
+
+
+def _our_labels(volume: Volume, mapping: LabelMapping | None) -> np.ndarray:
+    """A label map in our numbers, uint8; floats are taken where they are whole numbers."""
+    values = volume.slope * volume.voxels + volume.intercept
+    numbers = np.rint(values)
+    if not np.isfinite(values).all() or np.abs(values - numbers).max() > 1e-3:
+        raise VolumeError("the label map holds values that are not whole numbers")
+    if numbers.min() < 0 or numbers.max() > 65535:
+        raise VolumeError(f"the label map holds numbers up to {numbers.max():g}")
+    table = np.zeros(65536, np.uint8)
+    if mapping is None:
+        if numbers.max() >= NUM_LABELS:
+            raise VolumeError(
+                f"the label map holds {numbers.max():g}, our labels are 0 to {NUM_LABELS - 1}: "
+                "name the data set's own numbers with DIR=MAP"
+            )
+        table[:NUM_LABELS] = np.arange(NUM_LABELS)
+    for theirs, ours in (mapping.labels if mapping else {}).items():
+        table[theirs] = ours
+    return table[numbers.astype(np.uint16)]
+
+
+def _cache_key(case: Case) -> str:
+    """What the cached files depend on."""
+    parts = [str(_CACHE_VERSION), json.dumps(case.mapping.labels if case.mapping else None)]
+    for path in (case.image, case.label):
+        status = path.stat()
+        parts += [str(path.resolve()), str(status.st_size), str(status.st_mtime_ns)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write a .npy file under a temporary name, then rename it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with temporary.open("wb") as file:
+        np.save(file, array)
+    temporary.replace(path)
+
+
+def cache_case(case: Case, folder: Path) -> CachedVolume:
+    """Read a case into the cache, or find it there.
+
+    Args:
+        case: its files are identified by path, size and time of change.
+        folder: of the cache.
+
+    Raises:
+        VolumeError: a file cannot be used, or image and label map do not belong together.
+        OSError: a file cannot be read or written.
+    """
+    stem = f"{case.name}-{_cache_key(case)}"
+    image_path, labels_path = folder / f"{stem}.hu.npy", folder / f"{stem}.labels.npy"
+    about_path = folder / f"{stem}.json"
+    if about_path.is_file():
+        about = json.loads(about_path.read_text())
+        lists = ("shape", "spacing", "window", "slice_labels")
+        about.update({name: tuple(about[name]) for name in lists})
+        return CachedVolume(image=image_path, labels=labels_path, **about)
+
+    image, label = read_volume(case.image), read_volume(case.label)
+    remark, paired = _disagreement(image, label)
+    if not paired:
+        raise VolumeError(remark)
+    try:
+        window = sorted(
+            image.slope * value + image.intercept for value in percentiles(image.voxels)
+        )
+    except ValueError as error:
+        raise VolumeError(str(error)) from error
+    hu, labels = _hu(image), _our_labels(label, case.mapping)
+    total = total_of_squares = 0.0
+    for values in hu:
+        clipped = np.clip(values.astype(np.float64), *window)
+        total += float(clipped.sum())
+        total_of_squares += float(np.square(clipped).sum())
+    about = {
+        "shape": hu.shape,
+        "spacing": image.spacing,
+        "window": window,
+        "count": hu.size,
+        "total": total,
+        "total_of_squares": total_of_squares,
+        "slice_labels": [
+            int(np.bitwise_or.reduce(1 << np.flatnonzero(np.bincount(part.ravel()))))
+            for part in labels
+        ],
+        "remark": remark,
+    }
+    save_array(image_path, hu)
+    save_array(labels_path, labels)
+    write_atomically(about_path, json.dumps(about).encode())  # last: it makes the others valid
+    return cache_case(case, folder)
+
+
+def cache_cases(
+    cases: list[Case], folder: Path, report: Callable[[str], None] = print
+) -> list[Case]:
+    """Bring every case into the cache, and settle what its annotator looked for.
+
+    Returns:
+        The cases that can be used, in order; the others, and headers that disagree, are reported.
+
+    Raises:
+        OSError: the cache cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    usable, reports = [], {}
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        waiting = {pool.submit(cache_case, case, folder): case for case in cases}
+        for done, future in enumerate(as_completed(waiting), 1):
+            case = waiting[future]
+            try:
+                case.cached = future.result()
+            except VolumeError as error:
+                reports[case.name] = f"{case.name}: left out: {error}"
+                continue
+            finally:
+                if done % 50 == 0:
+                    report(f"cached {done} of {len(cases)} cases")
+            if case.cached.remark:
+                reports[case.name] = f"{case.name}: headers disagree: {case.cached.remark}"
+            if case.annotated is None:
+                case.annotated = case.cached.present
+            if case.annotated:
+                usable.append(case)
+            else:
+                reports[case.name] = f"{case.name}: left out: nothing is labelled"
+    for name in sorted(reports):
+        report(reports[name])
+    return sorted(usable, key=lambda case: case.name)

@@ -1,0 +1,158 @@
+"""Random slices of cached cases, and batches of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from training.cases import Case
+from training.label_mapping import NUM_LABELS
+from training.loss import IGNORED
+
+
+class Slice(NamedTuple):
+    """One slice to train on, whether read or drawn.
+
+    Attributes:
+        hu: (rows, columns), int16.
+        labels: (rows, columns), uint8; 0 where no annotated label is.
+        annotated: (15,), bool: the labels looked for, 0 among them.
+        window: to which the HU are clipped.
+        pixel_mm: size of a pixel.
+    """
+
+    hu: np.ndarray
+    labels: np.ndarray
+    annotated: np.ndarray
+    window: tuple[float, float]
+    pixel_mm: float
+
+
+def annotated_mask(labels: tuple[int, ...]) -> np.ndarray:
+    """(15,) bool: True for the labels given and for 0."""
+    mask = np.zeros(NUM_LABELS, bool)
+    mask[[0, *labels]] = True
+    return mask
+
+
+def annotated_only(labels: np.ndarray, annotated: np.ndarray) -> np.ndarray:
+    """A label map in which labels that nobody looked for are 0, as if they were unmarked."""
+    return np.where(annotated, np.arange(NUM_LABELS), 0).astype(np.uint8)[labels]
+
+
+@dataclass
+class SliceDataset(Dataset):
+    """An endless sequence of random slices: the one at a position depends on the seed alone.
+
+    So a run that is taken up again, or divided over processes, draws the very slices that it would
+    have drawn.
+
+    Attributes:
+        cases: cached.
+        seed: of the draws.
+        rare_organ_fraction: of the slices that are drawn by label, a label uniformly among those in
+            the data and then one of its slices; the others are drawn uniformly from all slices.
+        synthesise: draws a slice with a generator, or None.
+        synthetic_fraction: of the slices that come from it.
+    """
+
+    cases: list[Case]
+    seed: int = 0
+    rare_organ_fraction: float = 0.0
+    synthesise: Callable[[np.random.Generator], Slice] | None = None
+    synthetic_fraction: float = 0.0
+    _all: np.ndarray = field(init=False, repr=False)
+    _showing: list[np.ndarray] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.cases:  # every slice is drawn
+            return
+        masks = [np.array(case.cached.slice_labels, np.int64) for case in self.cases]
+        self._all = np.array(
+            [(number, index) for number, mask in enumerate(masks) for index in range(len(mask))]
+        )
+        looked_for = np.array([annotated_mask(case.annotated) for case in self.cases])
+        mask = np.concatenate(masks)
+        shown = [
+            self._all[(mask >> label & 1).astype(bool) & looked_for[self._all[:, 0], label]]
+            for label in range(1, NUM_LABELS)
+        ]
+        self._showing = [rows for rows in shown if len(rows)]
+
+    def __getitem__(self, position: int) -> Slice:
+        """The slice at a position, 0 or more, of the sequence."""
+        rng = np.random.default_rng((self.seed, position))
+        if self.synthetic_fraction and rng.random() < self.synthetic_fraction:
+            return self.synthesise(rng)
+        rows = self._all
+        if self._showing and rng.random() < self.rare_organ_fraction:
+            rows = self._showing[rng.integers(len(self._showing))]
+        number, index = rows[rng.integers(len(rows))]
+        case = self.cases[number]
+        # Opened anew each time: thousands of open maps would exhaust a process's file descriptors.
+        hu = np.load(case.cached.image, mmap_mode="r")[index]
+        labels = np.load(case.cached.labels, mmap_mode="r")[index]
+        annotated = annotated_mask(case.annotated)
+        _, row_mm, column_mm = case.cached.spacing
+        return Slice(
+            hu=np.array(hu),
+            labels=annotated_only(labels, annotated),
+            annotated=annotated,
+            window=case.cached.window,
+            pixel_mm=(row_mm * column_mm) ** 0.5,
+        )
+
+
+class Batch(NamedTuple):
+    """Slices stacked.
+
+    Attributes:
+        hu: (N, 1, H, W), int16.
+        labels: (N, H, W), uint8, `IGNORED` in the padding.
+        annotated: (N, 15), bool.
+        window: (N, 2), float32, HU.
+        pixel_mm: (N,), float32.
+    """
+
+    hu: Tensor
+    labels: Tensor
+    annotated: Tensor
+    window: Tensor
+    pixel_mm: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on a device; pinned memory goes there while the host works on."""
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+def collate(slices: list[Slice], multiple: int) -> Batch:
+    """Stack slices, padded on all sides to the largest of them: their middles are in one place.
+
+    The image's padding repeats its edge, as in inference; the labels' is `IGNORED`.
+
+    Args:
+        slices: of any sizes.
+        multiple: of which rows and columns are to be.
+    """
+    rows, columns = (
+        -(-max(part.hu.shape[axis] for part in slices) // multiple) * multiple for axis in (0, 1)
+    )
+    hu = np.empty((len(slices), 1, rows, columns), np.int16)
+    labels = np.full((len(slices), rows, columns), IGNORED, np.uint8)
+    for index, part in enumerate(slices):
+        height, width = part.hu.shape
+        top, left = (rows - height) // 2, (columns - width) // 2
+        around = ((top, rows - height - top), (left, columns - width - left))
+        hu[index, 0] = np.pad(part.hu, around, mode="edge")
+        labels[index, top : top + height, left : left + width] = part.labels
+    return Batch(
+        hu=torch.from_numpy(hu),
+        labels=torch.from_numpy(labels),
+        annotated=torch.from_numpy(np.stack([part.annotated for part in slices])),
+        window=torch.tensor([part.window for part in slices], dtype=torch.float32),
+        pixel_mm=torch.tensor([part.pixel_mm for part in slices], dtype=torch.float32),
+    )

@@ -28,6 +28,7 @@ from inference.prediction import choose_dtype
 from inference.weights import WeightsMetadata
 from training.augmentation import Intensities, prepare
 from training.cases import Case
+from training.checkpoint import State
 from training.evaluation import (
     Score,
     mean_organ_dsc,
@@ -40,7 +41,7 @@ from training.loss import deep_supervision_loss
 from training.pictures import draw_curves, draw_overlay
 from training.processes import Processes, StopRequest, leave_stopping_to_parent
 from training.recipe import Recipe
-from training.run_folder import RunError, save_checkpoint, truncate_metrics
+from training.run_folder import RunError, truncate_metrics
 from training.slices import Slice, SliceDataset, collate
 
 WORST_CASES = 3
@@ -156,51 +157,25 @@ def fit(
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     bare = model.module if processes.count > 1 else model
 
-    step, loss_sum, loss_count, seconds, best = 0, torch.zeros((), device=device), 0, 0.0, -1.0
+    state = State(bare, average, optimizer, scaler, torch.zeros((), device=device))
     scores: list[Score] = []
     last = output / "last.pt"
     if last.is_file():
-        state = torch.load(last, map_location=device, weights_only=True)
-        bare.load_state_dict(state["network"])
-        if average:
-            average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
-        step, loss_count, seconds = state["step"], state["loss_count"], state["seconds"]
-        loss_sum.fill_(state["loss_sum"])
-        best = state["best"]
+        state.load(last, device)
         if (output / "held_out.csv").is_file():
-            scores = [score for score in read_scores(output / "held_out.csv") if score.step <= step]
+            before = read_scores(output / "held_out.csv")
+            scores = [score for score in before if score.step <= state.step]
     if first:
-        truncate_metrics(output / "metrics.csv", step)
+        truncate_metrics(output / "metrics.csv", state.step)
         print(
-            f"{'goes on at' if step else 'starts at'} step {step} of {recipe.steps}: {device}, "
-            f"{str(precision).removeprefix('torch.')}, {processes.count} process(es), "
+            f"{'goes on' if state.step else 'starts'} at step {state.step} of {recipe.steps}: "
+            f"{device}, {str(precision).removeprefix('torch.')}, {processes.count} process(es), "
             f"{sum(weight.numel() for weight in network.parameters()):,} parameters",
             flush=True,
         )
 
-    def trained_weights() -> dict[str, Tensor]:
-        return (average or bare).state_dict()
-
-    def checkpoint(name: str) -> None:
-        state = {
-            "network": bare.state_dict(),
-            "average": average.state_dict() if average else None,
-            "weights": trained_weights(),
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict(),
-            "step": step,
-            "loss_sum": loss_sum.item(),
-            "loss_count": loss_count,
-            "seconds": seconds,
-            "best": best,
-        }
-        if first:
-            save_checkpoint(output / name, state)
-
     def evaluate() -> None:
-        nonlocal best, scores
+        nonlocal scores
         start = time.monotonic()
         metadata = WeightsMetadata(
             base_channels=recipe.base_channels,
@@ -223,28 +198,28 @@ def fit(
 
         found = score_cases(
             held_out[processes.rank :: processes.count],
-            trained_weights(),
+            state.trained_weights(),
             metadata,
             device,
             batch_size=recipe.batch_size if device.type == "cuda" else None,
-            step=step,
+            step=state.step,
             on_case=keep_worst,
         )
         overlays = {}
         for dsc, case, prediction in worst:
             overlays[case.name] = dsc
-            title = f"{case.name}, step {step}: mean DSC {dsc:.3f}"
+            title = f"{case.name}, step {state.step}: mean DSC {dsc:.3f}"
             draw_overlay(output / "overlays" / f"{case.name}.png", case, prediction, title)
         if processes.count > 1:
             parts: list = [None] * processes.count
             distributed.all_gather_object(parts, (found, overlays))
             found = [score for part, _ in parts for score in part]
             overlays = {name: dsc for _, part in parts for name, dsc in part.items()}
-        scores = [score for score in scores if score.step != step] + found
-        improved = mean_organ_dsc(found) > best
-        best = max(best, mean_organ_dsc(found))
-        if improved:
-            checkpoint("best.pt")
+        scores = [score for score in scores if score.step != state.step] + found
+        improved = mean_organ_dsc(found) > state.best
+        state.best = max(state.best, mean_organ_dsc(found))
+        if improved and first:
+            state.save(output / "best.pt")
         if first:
             shown = sorted(overlays, key=overlays.get)[:WORST_CASES]
             for path in (output / "overlays").glob("*.png"):
@@ -267,7 +242,7 @@ def fit(
             number * recipe.batch_size + processes.rank * share,
             number * recipe.batch_size + (processes.rank + 1) * share,
         )
-        for number in range(step, recipe.steps)
+        for number in range(state.step, recipe.steps)
     ]
     loader = DataLoader(
         dataset,
@@ -281,10 +256,10 @@ def fit(
 
     model.train()
     stop = StopRequest()
-    since, reported = time.monotonic(), step
+    since, reported = time.monotonic(), state.step
     for drawn, batch in zip(positions, loader, strict=True):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, recipe)
+            group["lr"] = learning_rate_at(state.step, recipe)
         rngs = [np.random.default_rng((recipe.seed, p, _AUGMENTATION)) for p in drawn]
         noise_seed = np.random.SeedSequence((recipe.seed, drawn[0], _DEVICE_NOISE))
         generator.manual_seed(int(noise_seed.generate_state(1, np.uint64)[0] >> 1))
@@ -306,54 +281,57 @@ def fit(
         scaler.step(optimizer)
         scaler.update()
         if average:
-            follow(average, bare, recipe.ema_decay, step)
-        step += 1
-        loss_sum += loss.detach()
-        loss_count += 1
+            follow(average, bare, recipe.ema_decay, state.step)
+        state.step += 1
+        state.loss_sum += loss.detach()
+        state.loss_count += 1
 
         # Asking the other processes costs time, so they are asked where the device is waited for.
-        reporting = step % recipe.log_interval == 0 or step == recipe.steps
+        reporting = state.step % recipe.log_interval == 0 or state.step == recipe.steps
         stopping = (processes.count == 1 or reporting) and stop.seen_by_any(processes)
         if reporting:
             if processes.count > 1:
-                distributed.all_reduce(loss_sum)
-                loss_sum /= processes.count
-            mean_loss = loss_sum.item() / loss_count
+                distributed.all_reduce(state.loss_sum)
+                state.loss_sum /= processes.count
+            mean_loss = state.loss_sum.item() / state.loss_count
             if not math.isfinite(mean_loss):
                 raise RunError(
-                    f"the loss is {mean_loss} at step {step}: try a lower --learning-rate, "
+                    f"the loss is {mean_loss} at step {state.step}: try a lower --learning-rate, "
                     "--gradient-clip 1 or --precision fp32"
                 )
             now = time.monotonic()
-            seconds += now - since
-            speed = (step - reported) * recipe.batch_size / (now - since)
-            since, reported = now, step
-            loss_sum, loss_count = torch.zeros((), device=device), 0
+            state.seconds += now - since
+            speed = (state.step - reported) * recipe.batch_size / (now - since)
+            since, reported = now, state.step
+            state.loss_sum, state.loss_count = torch.zeros((), device=device), 0
             if first:
-                rate = learning_rate_at(step - 1, recipe)
-                left = _duration((recipe.steps - step) * recipe.batch_size / speed)
+                rate = learning_rate_at(state.step - 1, recipe)
+                left = _duration((recipe.steps - state.step) * recipe.batch_size / speed)
+                numbers = f"{mean_loss!r},{rate!r},{speed:.2f},{state.seconds:.1f}"
                 with (output / "metrics.csv").open("a") as file:
-                    file.write(f"{step},{mean_loss!r},{rate!r},{speed:.2f},{seconds:.1f}\n")
+                    file.write(f"{state.step},{numbers}\n")
                 print(
-                    f"step {step}/{recipe.steps}  loss {mean_loss:.4f}  lr {rate:.2e}  "
+                    f"step {state.step}/{recipe.steps}  loss {mean_loss:.4f}  lr {rate:.2e}  "
                     f"{speed:.1f} slices/s  {left} left",
                     flush=True,
                 )
-        ending = step == recipe.steps
-        scoring = held_out and not stopping and (ending or step % recipe.evaluation_interval == 0)
-        if scoring:
+        ending = state.step == recipe.steps
+        due = ending or state.step % recipe.evaluation_interval == 0
+        if held_out and due and not stopping:
             paused = time.monotonic()
             evaluate()
             since += time.monotonic() - paused
-        if stopping or ending or step % recipe.checkpoint_interval == 0:
-            checkpoint("last.pt")
+        if first and (stopping or ending or state.step % recipe.checkpoint_interval == 0):
+            state.save(last)
         if stopping:
             break
     stop.restore()
     if first:
         draw_curves(output)
-    if stop.signal and step < recipe.steps:
+    if processes.count > 1:  # one that leaves while the first still writes may abort
+        distributed.barrier()
+    if stop.signal and state.step < recipe.steps:
         if first:
-            print(f"stopped at step {step}; the same command goes on from there", flush=True)
+            print(f"stopped at step {state.step}; the same command goes on from there", flush=True)
         return 128 + stop.signal
     return 0

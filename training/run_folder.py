@@ -5,8 +5,6 @@ import json
 import subprocess
 from pathlib import Path
 
-import torch
-
 from inference.volume import write_atomically
 from training.augmentation import Intensities
 from training.cases import Case
@@ -97,13 +95,6 @@ def start_or_check_run(output: Path, recipe: Recipe, description: dict) -> None:
         about["revision"] = code_revision()
     write_atomically(output / "recipe.toml", to_toml(recipe).encode())
     write_atomically(known, json.dumps(about, indent=1).encode())
-
-
-def save_checkpoint(path: Path, state: dict) -> None:
-    """Write a checkpoint under a temporary name, then rename it."""
-    temporary = path.with_name(f".{path.name}.partial")
-    torch.save(state, temporary)
-    temporary.replace(path)
 
 
 def truncate_metrics(path: Path, step: int) -> None:

@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,10 +18,14 @@ class PhaseTimer:
     Args:
         log: file of JSON lines `{"phase", "case", "start", "end"}`; seconds of CLOCK_MONOTONIC,
             which every process and container of a host shares. None: no log is kept.
+        warn: told once if the log cannot be written; the phases are then timed without it.
     """
 
-    def __init__(self, log: Path | None = None) -> None:
+    def __init__(
+        self, log: Path | None = None, warn: Callable[[str], None] = lambda message: None
+    ) -> None:
         self._log = log
+        self._warn = warn
         self._lock = threading.Lock()
         self._seconds: dict[str | None, dict[str, float]] = defaultdict(dict)
 
@@ -36,8 +40,18 @@ class PhaseTimer:
             self._seconds[case][name] = end - start
             if self._log is not None:
                 line = json.dumps({"phase": name, "case": case, "start": start, "end": end})
-                with self._lock, self._log.open("a") as file:
-                    file.write(line + "\n")
+                with self._lock:
+                    self._append(line)
+
+    def _append(self, line: str) -> None:
+        if self._log is None:
+            return
+        try:
+            with self._log.open("a") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            self._warn(f"{LOG_VARIABLE} {self._log}: no phases are logged: {error.strerror}")
+            self._log = None
 
     def seconds(self, case: str | None) -> dict[str, float]:
         """Seconds per phase of a case (None: of the run), in the order they ended."""

@@ -5,6 +5,7 @@ one byte a voxel there, and only those labels come back. No volume of logits is 
 """
 
 import ctypes
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,16 +17,13 @@ from torch.nn import functional
 
 from inference.folding import fold
 from inference.intensity import normalise
+from inference.memory import LIVE_WIDTHS, slice_bytes
 from inference.model import DOWNSAMPLING, AttentionUNet
 from inference.weights import WeightsMetadata
 
 # What the process takes on the device before the first slice: the CUDA context and its kernels.
 # An allowance, not a measurement: the true figure depends on card and driver.
 _CUDA_CONTEXT_MB = 500
-
-# fp16 values a pixel alive at once at full resolution, in units of base_channels. At the peak, in
-# the last decoder, torch holds 3.6 (test_folding.py counts them); the rest is for what cuDNN adds.
-_LIVE_WIDTHS = 5
 
 # Slices of a batch on CUDA unless asked otherwise, however much memory there is: so many keep any
 # card busy, and what more of them take only adds to the area under the memory curve.
@@ -95,6 +93,8 @@ class Predictor:
             one another.
         gpu_memory_mb: device memory for the whole process, in MB, kept to by torch's allocator; by
             default what is free.
+        host_bytes: on a CPU, for the maps of the slices that are predicted at once: where it is too
+            little for all lanes, slices are predicted one at a time. By default there is no limit.
         dtype: by default `choose_dtype(device)`.
     """
 
@@ -107,12 +107,14 @@ class Predictor:
         batch_size: int | None = None,
         lanes: int | None = None,
         gpu_memory_mb: float | None = None,
+        host_bytes: int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         self.metadata = metadata
         self.device = device
         self.dtype = dtype or choose_dtype(device)
         self.batch_size = batch_size
+        self.host_bytes = host_bytes
 
         with torch.device("meta"):
             network = AttentionUNet(
@@ -122,7 +124,10 @@ class Predictor:
             name: tensor.float() if tensor.is_floating_point() else tensor
             for name, tensor in state_dict.items()
         }
-        network.load_state_dict(in_fp32, assign=True)
+        try:
+            network.load_state_dict(in_fp32, assign=True)
+        except RuntimeError as error:
+            raise ValueError("the weights are not those of the network their file names") from error
         self.network = fold(network).to(device, self.dtype, memory_format=torch.channels_last)
         if device.type == "cuda":
             free, total = (size / 2**20 for size in torch.cuda.mem_get_info(device))
@@ -174,7 +179,7 @@ class Predictor:
             labels = self._predict_batch(batch, window, slope, intercept, reduction)
             label_map[start:stop] = labels.cpu().numpy()
 
-        if self.lanes > 1:
+        if self.lanes > 1 and self._lanes_fit(batch_size, voxels.shape[1:], reduction):
             starts = range(0, len(voxels), batch_size)
             stops = [min(start + batch_size, len(voxels)) for start in starts]
             done = self._pool.map(label, starts, stops)
@@ -231,6 +236,13 @@ class Predictor:
         labels = _labels(logits) if reduction == 1 else _upsampled_labels(logits, reduction)
         return labels[:, :rows, :columns]
 
+    def _lanes_fit(self, batch_size: int, size: tuple[int, int], reduction: int) -> bool:
+        if self.host_bytes is None:
+            return True
+        channels, value_bytes = self.metadata.base_channels, self.dtype.itemsize
+        one = slice_bytes(math.prod(size), channels, reduction, value_bytes)
+        return self.lanes * batch_size * one <= self.host_bytes
+
     def release(self) -> None:
         """Give the device's memory back, but for the context; nothing can be predicted after."""
         del self.network
@@ -242,7 +254,7 @@ class Predictor:
         """The default batch size for slices of this size (rows, columns), reduced so."""
         if self.device.type == "cpu":
             return 1
-        bytes_per_pixel = 2 * self.metadata.base_channels * _LIVE_WIDTHS / reduction**2
+        bytes_per_pixel = 2 * self.metadata.base_channels * LIVE_WIDTHS / reduction**2
         slice_mb = size[0] * size[1] * bytes_per_pixel / 2**20
         weights_mb = sum(weight.nbytes for weight in self.network.parameters()) / 2**20
         return min(max(1, int((self.memory_mb - weights_mb) / slice_mb)), _LARGEST_BATCH)

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from inference.files import write_atomically
 from inference.labels import LABEL_NAMES
-from inference.volume import Volume, write_atomically
+from inference.volume import Volume
 
 # Soft tissue as radiologists look at it: a window of 400 HU around 40 HU.
 _LOWEST_HU, _HIGHEST_HU = -160.0, 240.0
@@ -54,6 +55,16 @@ def _tile(hu: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> Image.Im
     return Image.fromarray(rgb.astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
 
 
+def _tile_size(height_mm: float, width_mm: float) -> tuple[int, int]:
+    """Columns and rows of a tile: true proportions, but never more than twice as high as wide.
+
+    Where the header's spacing is none, or the slice is a needle, the tile is as large as it may be.
+    """
+    ratio = height_mm / width_mm if width_mm > 0 else np.nan
+    ratio = ratio if np.isfinite(ratio) and ratio > 0 else 1.0
+    return _TILE_COLUMNS, round(_TILE_COLUMNS * min(max(ratio, 1 / 16), 2.0))
+
+
 def write_preview(path: Path, label_map: np.ndarray, volume: Volume) -> None:
     """Write a PNG of up to twelve slices, from the head's end down, in their true proportions.
 
@@ -67,13 +78,16 @@ def write_preview(path: Path, label_map: np.ndarray, volume: Volume) -> None:
     """
     _, rows, columns = label_map.shape
     _, row_mm, column_mm = volume.spacing
-    size = (_TILE_COLUMNS, max(1, round(_TILE_COLUMNS * rows * row_mm / (columns * column_mm))))
+    size = _tile_size(rows * row_mm, columns * column_mm)
+    # Coarser voxels suffice for a tile: a slice of any size takes little memory.
+    steps = (max(1, rows // (2 * size[1])), max(1, columns // (2 * size[0])))
     sheet = Image.new("RGB", (_TILES[1] * size[0], _TILES[0] * size[1] + _LEGEND_HEIGHT))
     draw = ImageDraw.Draw(sheet)
     for tile, index in enumerate(_shown_slices(label_map, _TILES[0] * _TILES[1])):
         corner = (tile % _TILES[1] * size[0], tile // _TILES[1] * size[1])
-        hu = volume.slope * volume.voxels[index].astype(np.float32) + volume.intercept
-        sheet.paste(_tile(hu, label_map[index], size), corner)
+        seen = (index, slice(None, None, steps[0]), slice(None, None, steps[1]))
+        hu = volume.slope * volume.voxels[seen].astype(np.float32) + volume.intercept
+        sheet.paste(_tile(hu, label_map[seen], size), corner)
         draw.text((corner[0] + 6, corner[1] + 4), f"slice {index + 1}", fill="white")
     per_line = (len(LABEL_NAMES) - 1 + 1) // 2
     for label in range(1, len(LABEL_NAMES)):

@@ -4,19 +4,24 @@ One volume is read ahead and one is written behind while the device works on the
 most three are in memory. The first is read while torch is still being imported.
 """
 
+import math
+import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import nibabel
 import numpy as np
 
 from inference.components import keep_largest_components
+from inference.files import case_name, file_identity, printable, why_not_a_volume
 from inference.intensity import percentiles
+from inference.memory import MemoryBudget, case_bytes, memory_limit
 from inference.phases import PhaseTimer
 from inference.statistics import LabelStatistics, label_statistics
-from inference.volume import Volume, case_name, read_volume, write_label_map
+from inference.volume import Volume, is_label_map_of, read_volume, write_label_map
 
 if TYPE_CHECKING:
     from inference.prediction import Predictor
@@ -34,20 +39,24 @@ class Case:
         name: NAME of `NAME_0000.nii.gz`.
         status: "waiting", then "done", "kept" (its label map was there before) or "failed".
         reason: why it failed, in one line.
+        warnings: what else went wrong and costs no label map; why one that was there is made again.
         shape: (slices, rows, columns), once read.
         statistics: of the label map, if asked for.
         volume, window, label_map: what the stages hand on; dropped when the case ends.
+        memory: bytes taken of the budget.
     """
 
     path: Path
     name: str
     status: str = "waiting"
     reason: str = ""
+    warnings: list[str] = field(default_factory=list)
     shape: tuple[int, ...] = ()
     statistics: list[LabelStatistics] = field(default_factory=list)
     volume: Volume | None = None
     window: tuple[float, ...] = ()
     label_map: np.ndarray | None = None
+    memory: int = 0
 
 
 @dataclass
@@ -59,7 +68,9 @@ class Service:
         make_predictor: imports torch and puts the network on its device; called once, while the
             first volume is being read.
         timer: to which every phase is reported.
-        keep_existing: leave a case alone whose label map is there.
+        keep_existing: leave a case alone whose whole label map is there.
+        budget: of memory, which the cases under way share; a case that it can never hold fails.
+        network_bytes: what the network takes for a slice, by its pixels and their size, mm.
         with_statistics: compute `Case.statistics`.
         with_preview: write a contact sheet `NAME.png` beside each label map.
         on_slices: called with a case and the number of its slices just predicted.
@@ -70,6 +81,8 @@ class Service:
     make_predictor: Callable[[], "Predictor"]
     timer: PhaseTimer
     keep_existing: bool = False
+    budget: MemoryBudget = field(default_factory=lambda: MemoryBudget(memory_limit()))
+    network_bytes: Callable[[int, float], int] = lambda pixels, pixel_mm: 0
     with_statistics: bool = False
     with_preview: bool = False
     on_slices: Callable[[Case, int], None] = lambda case, slices: None
@@ -83,16 +96,20 @@ class Service:
 
         Returns:
             One `Case` per path, in order, each "done", "kept" or "failed".
+
+        Raises:
+            KeyboardInterrupt: raised by a signal's handler; what was being written is whole.
         """
         cases = self._plan(paths)
         waiting = [case for case in cases if case.status == "waiting"]
         if not waiting:
             return cases
-        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        reader, writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        writing: Future | None = None
+        try:
             unread = iter(waiting)
             reading = reader.submit(self._read_next, unread)
             predictor = self.make_predictor()
-            writing = None
             while just_read := reading.result():
                 reading = reader.submit(self._read_next, unread)
                 for case in just_read:
@@ -101,34 +118,83 @@ class Service:
                         writing.result()  # so that label maps do not pile up behind a slow disk
                     writing = writer.submit(self._end, case)
             predictor.release()  # while the last label map is still being finished
+            if writing is not None:
+                writing.result()
+        finally:
+            # A case that was being read or predicted is given up; one being written is finished.
+            reader.shutdown(wait=False, cancel_futures=True)
+            if writing is not None:
+                wait([writing])
+            writer.shutdown()
         return cases
 
     def _plan(self, paths: list[Path]) -> list[Case]:
         """Name the cases, and settle those that need no work."""
         cases: list[Case] = []
         first_path: dict[str, Path] = {}
+        inputs = {file_identity(path) for path in paths} - {None}
         for path in paths:
-            case = Case(path, case_name(path))
+            try:
+                name = case_name(path)
+            except ValueError:
+                name = path.name  # `_why_not` says it
+            case = Case(path, name)
             cases.append(case)
             earlier = first_path.setdefault(case.name, path)
             if earlier != path:
+                case.reason = f"its output would be that of {printable(earlier.name)}"
+            else:
+                case.reason = self._why_not(case, inputs)
+            if case.reason:
                 case.status = "failed"
-                case.reason = f"its output would be that of {earlier.name}"
-            elif self.keep_existing and self._output_path(case).exists():
-                case.status = "kept"
+            elif self.keep_existing and os.path.lexists(self._output_path(case)):
+                damage = is_label_map_of(self._output_path(case), path)
+                if damage:
+                    case.warnings.append(f"its label map is made again: {damage}")
+                else:
+                    case.status = "kept"
             if case.status != "waiting":
                 self.on_case(case)
         return cases
+
+    def _why_not(self, case: Case, inputs: set[tuple[int, int]]) -> str:
+        """What can be said against a case before it is read, or ""."""
+        if reason := why_not_a_volume(case.path):
+            return reason
+        output = self._output_path(case)
+        longest = os.pathconf(self.output, "PC_NAME_MAX") if self.output.is_dir() else 255
+        if len(os.fsencode(output.name)) > longest:
+            return f"its label map's name would have more than {longest} bytes"
+        if file_identity(output) in inputs:
+            return f"its label map would replace an input, {printable(output.name)}"
+        return ""
 
     def _output_path(self, case: Case) -> Path:
         return self.output / f"{case.name}.nii.gz"
 
     def _read(self, case: Case) -> None:
         with self.timer.phase("read", case.name):
-            case.volume = read_volume(case.path)
+            case.volume = read_volume(
+                case.path, lambda header, size: self._admit(case, header, size)
+            )
         case.shape = case.volume.voxels.shape
         with self.timer.phase("percentiles", case.name):
             case.window = percentiles(case.volume.voxels)
+
+    def _admit(self, case: Case, header: nibabel.Nifti1Header, file_bytes: int) -> None:
+        """Wait until there is memory for a case.
+
+        Raises:
+            ValueError: there never is.
+        """
+        shape = [int(length) for length in header.get_data_shape()]
+        voxels = math.prod(shape)
+        steps = [float(step) for step in header.get_zooms()[:3] if math.isfinite(step)]
+        need = case_bytes(file_bytes, voxels, header.get_data_dtype().itemsize)
+        # Whichever way the axes run, a slice has no more pixels than this.
+        need += self.network_bytes(voxels // min((*shape, 1, 1)[:3]), max(steps, default=1.0))
+        self.budget.take(need)
+        case.memory = need
 
     def _read_next(self, unread: Iterator[Case]) -> list[Case]:
         """Read on up to a case that can be read, so that bad ones do not use up the read-ahead.
@@ -160,18 +226,36 @@ class Service:
             keep_largest_components(case.label_map)
         with self.timer.phase("write", case.name):
             write_label_map(self._output_path(case), case.label_map, case.volume)
-        if self.with_statistics:
-            case.statistics = label_statistics(case.name, case.label_map, case.volume)
-        if self.with_preview:
-            from inference.preview import write_preview  # Pillow, only for those who ask
-
-            write_preview(self.output / f"{case.name}.png", case.label_map, case.volume)
         case.status = "done"
+        if self.with_statistics:
+            self._add(case, "statistics", self._compute_statistics)
+        if self.with_preview:
+            self._add(case, "preview", self._draw_preview)
+
+    def _compute_statistics(self, case: Case) -> None:
+        case.statistics = label_statistics(case.name, case.label_map, case.volume)
+
+    def _draw_preview(self, case: Case) -> None:
+        from inference.preview import write_preview  # Pillow, only for those who ask
+
+        write_preview(self.output / f"{case.name}.png", case.label_map, case.volume)
+
+    def _add(self, case: Case, what: str, make: Callable[[Case], None]) -> None:
+        """Make what comes with a label map; where that fails the case is done all the same."""
+        try:
+            make(case)
+        except Exception as error:
+            case.warnings.append(f"no {what}: {one_line(error)}")
 
     def _end(self, case: Case) -> None:
         self._attempt(case, self._finish)
-        case.volume = case.label_map = None
+        self._drop(case)
         self.on_case(case)
+
+    def _drop(self, case: Case) -> None:
+        case.volume = case.label_map = None
+        self.budget.give_back(case.memory)
+        case.memory = 0
 
     def _attempt(self, case: Case, step: Callable[[Case], None]) -> None:
         """Take a case one step further; whatever goes wrong fails this case alone."""
@@ -182,6 +266,7 @@ class Service:
         except Exception as error:  # a folder of thousands must not stop at one file's surprise
             case.status = "failed"
             case.reason = one_line(error)
+            self._drop(case)
 
 
 def one_line(error: BaseException) -> str:
@@ -190,5 +275,5 @@ def one_line(error: BaseException) -> str:
         return error.strerror
     if isinstance(error, MemoryError):
         return "not enough memory"
-    text = " ".join(str(error).split())
+    text = printable(" ".join(str(error).split()))
     return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"

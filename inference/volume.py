@@ -8,28 +8,34 @@ orientation of CT.
 """
 
 import math
-import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel
 import numpy as np
-from isal import igzip, isal_zlib
+from isal import isal_zlib
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
+from inference.files import write_atomically
+
 ORIENTATION = "SPL"
 """Where the three array axes point."""
-
-SUFFIXES = (".nii.gz", ".nii")
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_WBITS = 31  # zlib's way of asking for gzip's header and trailer
 _NIFTI2_HEADER_SIZE = 540
+_HEADER_BYTES = 544  # of a NIfTI-2 file, with the four bytes that announce extensions
+_TAIL_BYTES = 1 << 20  # looked at after the voxels, for the check sum behind them
+_LARGEST_OFFSET = 1 << 28  # of the voxels; between header and voxels there may be extensions
 _MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
+
+
+Admit = Callable[[nibabel.Nifti1Header, int], None]
+"""Called with a file's header and its bytes before it is unpacked; raises to refuse it."""
 
 
 class VolumeError(ValueError):
@@ -63,25 +69,6 @@ class Volume:
         return self.header.get_best_affine()
 
 
-def case_name(path: Path) -> str:
-    """NAME of `NAME_0000.nii.gz`, `NAME.nii.gz` and the same with `.nii` (challenge rule)."""
-    for suffix in SUFFIXES:
-        if path.name.endswith(suffix):
-            return path.name.removesuffix(suffix).removesuffix("_0000")
-    raise VolumeError("not a .nii.gz or .nii file")
-
-
-def find_cases(source: Path) -> list[Path]:
-    """The volumes of a folder, sorted by name, hidden files left out; or the one file named."""
-    if source.is_file():
-        return [source]
-    return sorted(
-        path
-        for path in source.iterdir()
-        if path.name.endswith(SUFFIXES) and not path.name.startswith(".") and path.is_file()
-    )
-
-
 def orientation(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
     """How the axes of a file's array are swapped and flipped to become SPL.
 
@@ -97,6 +84,8 @@ def orientation(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, b
     if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
         raise VolumeError("its affine is singular or not finite")
     world = nibabel.io_orientation(affine)  # row: file axis; columns: RAS axis, direction
+    if sorted(world[:, 0]) != [0, 1, 2]:
+        raise VolumeError("its affine does not tell where the axes point")
     axes, flips = [], []
     for ras_axis, ras_direction in ((2, 1), (1, -1), (0, -1)):  # superior, posterior, left
         disk_axis = int(np.flatnonzero(world[:, 0] == ras_axis)[0])
@@ -125,62 +114,144 @@ class StoredImage:
     header: nibabel.Nifti1Header
 
 
-def read_stored(path: Path) -> StoredImage:
+def _unpacked(content: bytes, size: int) -> bytes:
+    """The first `size` bytes of what gzip data holds; all members count, as in `cat a.gz b.gz`."""
+    parts, length = [], 0
+    while length < size and content.startswith(_GZIP_MAGIC):
+        member = isal_zlib.decompressobj(wbits=_GZIP_WBITS)
+        parts.append(member.decompress(content, size - length))
+        length += len(parts[-1])
+        if length == size and not member.eof:  # a little more than the voxels: is the rest whole?
+            rest = member.decompress(member.unconsumed_tail, _TAIL_BYTES)
+            if len(rest) == _TAIL_BYTES:
+                break
+        if not member.eof:
+            raise EOFError("it ends before its end mark")
+        content = member.unused_data
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _header(start: bytes) -> nibabel.Nifti1Header:
+    """The header at the start of a file that is not, or no longer, compressed.
+
+    Raises:
+        VolumeError: there is none.
+    """
+    if len(start) < nibabel.Nifti1Header.sizeof_hdr:
+        raise VolumeError(f"not a NIfTI file: it holds {len(start)} bytes, less than a header")
+    nifti2 = _NIFTI2_HEADER_SIZE.to_bytes(4, "little")
+    nifti1 = nibabel.Nifti1Header.sizeof_hdr.to_bytes(4, "little")
+    if start[:4] not in (nifti1, nifti1[::-1], nifti2, nifti2[::-1]):
+        raise VolumeError("not a NIfTI file: it does not begin with a header's size")
+    kind = nibabel.Nifti2Header if start[:4] in (nifti2, nifti2[::-1]) else nibabel.Nifti1Header
+    try:
+        header = kind(start[: kind.sizeof_hdr])
+        header.get_data_shape(), header.get_data_dtype()
+    except (ImageFileError, HeaderDataError, WrapStructError, ValueError, KeyError) as error:
+        raise VolumeError(f"not a NIfTI file ({error})") from error
+    if bytes(header["magic"])[:3] not in (b"n+1", b"n+2"):
+        raise VolumeError("not a NIfTI file in one piece (its magic is not n+1 or n+2)")
+    return header
+
+
+def read_header(path: Path) -> nibabel.Nifti1Header:
+    """The header of a NIfTI file; no more of the file is read than it takes.
+
+    Raises:
+        VolumeError: not such a file.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        start = file.read(1 << 16)
+    if start.startswith(_GZIP_MAGIC):
+        try:
+            start = isal_zlib.decompressobj(wbits=_GZIP_WBITS).decompress(start, _HEADER_BYTES)
+        except (zlib.error, isal_zlib.IsalError) as error:
+            raise VolumeError(f"damaged gzip data ({error})") from error
+    return _header(start)
+
+
+def read_stored(path: Path, admit: Admit | None = None) -> StoredImage:
     """Read a NIfTI-1 or NIfTI-2 file, gzipped or not, as its first bytes tell; turn no axis.
 
-    Trailing axes of length 1 are allowed; a 2D image is a volume of one slice.
+    Trailing axes of length 1 are allowed; a 2D image is a volume of one slice. What a gzip file
+    holds beyond the voxels that its header speaks of is not unpacked.
+
+    Args:
+        path: of the file.
+        admit: called before anything is unpacked, with the header and the bytes of the file; raises
+            where that is too much.
 
     Raises:
         VolumeError: not such a file, damaged, cut short, not 3D, or of a type that is not a number.
         OSError: the file cannot be read.
     """
+    file_size = path.stat().st_size
+    if file_size == 0:
+        raise VolumeError("the file is empty")
+    header = read_header(path)
+    shape = header.get_data_shape()
+    text = "x".join(map(str, shape))
+    if len(shape) > 3 and set(shape[3:]) != {1}:
+        raise VolumeError(f"not one 3D volume: its shape is {text}")
+    shape = (*shape, 1, 1)[:3]
+    if min(shape) < 1:
+        raise VolumeError(f"it has no voxels: its shape is {text}")
+    dtype = header.get_data_dtype()
+    if dtype.kind not in "iuf":
+        raise VolumeError(f"its voxels are not real numbers but {dtype}")
+    try:
+        offset = int(header.get_data_offset())
+        slope, intercept = header.get_slope_inter()
+    except (HeaderDataError, ValueError, OverflowError) as error:
+        raise VolumeError(f"its header is damaged ({error})") from error
+    if not header.sizeof_hdr <= offset <= _LARGEST_OFFSET:
+        raise VolumeError(f"its header is damaged (voxels that begin at byte {offset})")
+    count = math.prod(shape)
+    size = count * dtype.itemsize
+    if admit:
+        admit(header, file_size)
+
     content = path.read_bytes()
     if content.startswith(_GZIP_MAGIC):
         try:
-            content = igzip.decompress(content)
+            content = _unpacked(content, offset + size)
         except (EOFError, OSError, zlib.error, isal_zlib.IsalError) as error:
             raise VolumeError(f"damaged gzip data ({error})") from error
-    nifti2 = _NIFTI2_HEADER_SIZE.to_bytes(4, "little")
-    image_class = (
-        nibabel.Nifti2Image if content[:4] in (nifti2, nifti2[::-1]) else nibabel.Nifti1Image
-    )
-    try:
-        image = image_class.from_bytes(content)
-    except (ImageFileError, HeaderDataError, WrapStructError, ValueError) as error:
-        raise VolumeError(f"not a NIfTI file ({error})") from error
-
-    shape = image.header.get_data_shape()
-    if len(shape) > 3 and set(shape[3:]) != {1}:
-        raise VolumeError(f"not one 3D volume: its shape is {'x'.join(map(str, shape))}")
-    shape = (*shape, 1, 1)[:3]
-    if 0 in shape:
-        raise VolumeError(f"it has no voxels: its shape is {'x'.join(map(str, shape))}")
-    dtype = image.header.get_data_dtype()
-    if dtype.kind not in "iuf":
-        raise VolumeError(f"its voxels are not real numbers but {dtype}")
-    count, offset = math.prod(shape), int(image.dataobj.offset)
-    if len(content) - offset < count * dtype.itemsize:
-        raise VolumeError(f"cut short: {len(content) - offset} of {count * dtype.itemsize} bytes")
+    if len(content) - offset < size:
+        raise VolumeError(f"cut short: {max(0, len(content) - offset)} of {size} bytes of voxels")
     return StoredImage(
         voxels=np.frombuffer(content, dtype, count, offset).reshape(shape, order="F"),
-        slope=float(image.dataobj.slope),
-        intercept=float(image.dataobj.inter),
-        header=image.header,
+        slope=1.0 if slope is None else float(slope),
+        intercept=0.0 if intercept is None else float(intercept),
+        header=header,
     )
 
 
-def read_volume(path: Path) -> Volume:
+def read_volume(path: Path, admit: Admit | None = None) -> Volume:
     """Read a CT volume and turn its axes to SPL.
 
+    Args:
+        path: of the file.
+        admit: as in `read_stored`.
+
     Raises:
-        VolumeError: as `read_stored`, or the affine has no such axes.
+        VolumeError: as `read_stored`, the affine has no such axes, or no label map could be
+            written with the file's header.
         OSError: the file cannot be read.
     """
-    stored = read_stored(path)
+    stored = read_stored(path, admit)
     header = stored.header
-    axes, flips = orientation(header.get_best_affine())
+    try:
+        axes, flips = orientation(header.get_best_affine())
+        unit = _MM_PER_UNIT.get(header.get_xyzt_units()[0], 1.0)
+    except KeyError:
+        units = int(header["xyzt_units"])
+        raise VolumeError(f"its header has unknown units (xyzt_units {units})") from None
+    except (HeaderDataError, np.linalg.LinAlgError, FloatingPointError) as error:
+        raise VolumeError(f"its affine cannot be used ({error})") from error
+    _label_map_header(header)
     zooms = (*header.get_zooms(), 1.0, 1.0)
-    unit = _MM_PER_UNIT.get(header.get_xyzt_units()[0], 1.0)
     return Volume(
         voxels=_flipped(stored.voxels.transpose(axes), flips),
         slope=stored.slope,
@@ -190,6 +261,64 @@ def read_volume(path: Path) -> Volume:
         disk_axes=axes,
         disk_flips=flips,
     )
+
+
+def _label_map_header(header: nibabel.Nifti1Header) -> nibabel.Nifti1Header:
+    """The header of the label map that belongs to a volume, read back by its own rules.
+
+    Raises:
+        VolumeError: whoever reads it would not find the volume's grid.
+    """
+    made = header.copy()
+    try:
+        made.set_data_dtype(np.uint8)
+        made.set_slope_inter(1, 0)
+        made["cal_min"] = made["cal_max"] = 0
+        made["intent_code"] = 0
+        made["descrip"] = b"abdoseg label map"
+        made["magic"] = made.single_magic
+        made["vox_offset"] = made.single_vox_offset
+        read = type(made)(made.binaryblock)
+        same = (
+            read.get_data_shape() == header.get_data_shape()
+            and read.get_data_dtype() == np.uint8
+            and np.array_equal(read.get_best_affine(), header.get_best_affine())
+        )
+    except (HeaderDataError, WrapStructError, ValueError, KeyError) as error:
+        raise VolumeError(f"no label map can be written with its header ({error})") from error
+    if not same:
+        raise VolumeError("no label map can be written with its header")
+    return made
+
+
+def is_label_map_of(path: Path, source: Path) -> str:
+    """Why a file is not the whole label map of a volume, or "" if it is.
+
+    The gzip check sum, the size, the type, and shape, affine and codes against the volume's header;
+    not what the voxels say.
+
+    Args:
+        path: of the label map.
+        source: of the volume.
+    """
+    try:
+        if not path.is_file():
+            return "it is no file"
+        label_map, grid = read_stored(path), read_header(source)
+        found, wanted = label_map.header, _label_map_header(grid)
+    except (VolumeError, OSError, EOFError) as error:
+        return str(error)
+    if found.get_data_dtype() != np.uint8:
+        return f"its type is {found.get_data_dtype()}"
+    for name, value, right in (
+        ("shape", found.get_data_shape(), wanted.get_data_shape()),
+        ("affine", found.get_best_affine(), wanted.get_best_affine()),
+        ("sform code", int(found["sform_code"]), int(wanted["sform_code"])),
+        ("qform code", int(found["qform_code"]), int(wanted["qform_code"])),
+    ):
+        if not np.array_equal(value, right):
+            return f"its {name} is not the volume's"
+    return ""
 
 
 def write_label_map(path: Path, label_map: np.ndarray, volume: Volume) -> None:
@@ -212,14 +341,7 @@ def write_label_map(path: Path, label_map: np.ndarray, volume: Volume) -> None:
             f"a label map of {volume.voxels.shape} uint8 is needed, "
             f"not {label_map.shape} {label_map.dtype}"
         )
-    header = volume.header.copy()
-    header.set_data_dtype(np.uint8)
-    header.set_slope_inter(1, 0)
-    header["cal_min"] = header["cal_max"] = 0
-    header["intent_code"] = 0
-    header["descrip"] = b"abdoseg label map"
-    header["magic"] = header.single_magic
-    header["vox_offset"] = header.single_vox_offset
+    header = _label_map_header(volume.header)
     no_extensions = b"\0\0\0\0"
 
     stored = _flipped(label_map, volume.disk_flips).transpose(np.argsort(volume.disk_axes))
@@ -229,18 +351,3 @@ def write_label_map(path: Path, label_map: np.ndarray, volume: Volume) -> None:
         gzip = isal_zlib.compressobj(level=1, wbits=_GZIP_WBITS)
         parts = [*map(gzip.compress, parts), gzip.flush()]
     write_atomically(path, b"".join(parts))
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file under a hidden temporary name beside it, then rename it.
-
-    Raises:
-        OSError: the file cannot be written; nothing is left under either name.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

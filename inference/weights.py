@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
+from inference.files import write_atomically
 from inference.labels import LABEL_NAMES
-from inference.volume import ORIENTATION, write_atomically
+from inference.volume import ORIENTATION
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +30,7 @@ COARSEST_PIXEL_MM = 3.0
 """Slices are not reduced to pixels larger than this; small organs would be lost."""
 
 _METADATA_KEY = "abdoseg"
+_WIDEST = 512  # base_channels; the paper's network has 64
 
 
 class WeightsError(ValueError):
@@ -121,8 +124,8 @@ def read_metadata(path: Path) -> WeightsMetadata:
         raise WeightsError(f"not a safetensors file ({error})") from error
     if stored is None:
         raise WeightsError("it has no abdoseg metadata: make it with `python -m training export`")
-    fields = json.loads(stored)
     try:
+        fields = json.loads(stored)
         metadata = WeightsMetadata(
             **{
                 **fields,
@@ -130,22 +133,60 @@ def read_metadata(path: Path) -> WeightsMetadata:
                 "percentiles": tuple(fields["percentiles"]),
             }
         )
-    except (KeyError, TypeError) as error:
+        _check(metadata)
+    except WeightsError:
+        raise
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise WeightsError(f"its metadata does not fit this version ({error})") from error
     if metadata.orientation != ORIENTATION:
         raise WeightsError(f"its network wants {metadata.orientation} slices, not {ORIENTATION}")
     return metadata
 
 
+def _check(metadata: WeightsMetadata) -> None:
+    """See that the numbers of a file's metadata can be computed with.
+
+    Raises:
+        WeightsError: one cannot.
+    """
+
+    def wrong(name: str, wanted: str) -> WeightsError:
+        return WeightsError(f"its metadata's {name} is {getattr(metadata, name)!r}, not {wanted}")
+
+    widths = metadata.base_channels
+    if type(widths) is not int or widths < 4 or widths % 4 or widths > _WIDEST:
+        raise wrong("base_channels", f"a multiple of 4 up to {_WIDEST}")
+    if type(metadata.num_classes) is not int or metadata.num_classes != len(LABEL_NAMES):
+        raise wrong("num_classes", str(len(LABEL_NAMES)))
+    if type(metadata.matrix_reduction) is not int or metadata.matrix_reduction not in (1, 2, 4):
+        raise wrong("matrix_reduction", "1, 2 or 4")
+    if metadata.attention not in ("relu-sigmoid", "none"):
+        raise wrong("attention", "relu-sigmoid or none")
+    for name in ("intensity_mean", "intensity_std"):
+        value = getattr(metadata, name)
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise wrong(name, "a finite number")
+    if metadata.intensity_std <= 0:
+        raise wrong("intensity_std", "more than 0")
+
+
 def load_weights(path: Path) -> tuple[dict[str, "Tensor"], WeightsMetadata]:
     """Load a state dict of `AttentionUNet` (fp16, on the CPU, mapped from the file) and metadata.
 
     Raises:
-        WeightsError, OSError: as `read_metadata`.
+        WeightsError: as `read_metadata`, or a tensor holds what is no number.
+        OSError: the file cannot be read.
     """
     metadata = read_metadata(path)
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    try:
+        with safe_open(path, framework="pt") as file:
+            state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise WeightsError(f"not a safetensors file ({error})") from error
+    for name, tensor in state_dict.items():
+        if not tensor.isfinite().all():
+            raise WeightsError(f"its {name} holds values that are not numbers")
+    return state_dict, metadata
 
 
 def save_weights(path: Path, state_dict: dict[str, "Tensor"], metadata: WeightsMetadata) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from inference.files import write_atomically
 from inference.intensity import percentiles
-from inference.volume import Volume, VolumeError, read_volume, write_atomically
+from inference.volume import Volume, VolumeError, read_volume
 from training.cases import CachedVolume, Case
 from training.label_mapping import NUM_LABELS, LabelMapping
 

@@ -28,8 +28,8 @@ from pathlib import Path
 
 import numpy as np
 
+from inference.files import case_name, find_cases
 from inference.labels import LABEL_NAMES
-from inference.volume import case_name, find_cases
 from training.label_mapping import NUM_LABELS, DataError, LabelMapping
 
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from benchmark.scoring.protocol import PROTOCOLS
 from benchmark.scoring.scores import score_label_maps
 from inference.components import keep_largest_components
+from inference.files import write_atomically
 from inference.labels import LABEL_NAMES, ORGANS
 from inference.prediction import Predictor
-from inference.volume import write_atomically
 from inference.weights import WeightsMetadata
 from training.cases import Case
 from training.slices import annotated_mask, annotated_only

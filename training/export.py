@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from inference.files import write_atomically
 from inference.labels import LABEL_NAMES
-from inference.volume import write_atomically
 from inference.weights import WeightsMetadata, save_weights
 from training.evaluation import Score, mean_by_label, mean_organ_dsc, read_scores
 from training.recipe import Recipe

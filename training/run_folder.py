@@ -5,7 +5,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from inference.volume import write_atomically
+from inference.files import write_atomically
 from training.augmentation import Intensities
 from training.cases import Case
 from training.recipe import MAY_CHANGE_ON_RESUME, Recipe, to_toml

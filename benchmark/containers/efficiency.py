@@ -34,7 +34,7 @@ from benchmark.containers.run_folder import UsageError, earlier_results, write_j
 from benchmark.containers.runner import STOP_SIGNALS
 from benchmark.containers.tables import OFFICIAL_INTERVAL, PENALTY, by, markdown_table
 from benchmark.containers.targets import Command, Container, Folders, MemoryLimit
-from inference.volume import case_name, find_cases, write_atomically
+from inference.files import case_name, find_cases, write_atomically
 
 _IDLE_SAMPLES = 10
 

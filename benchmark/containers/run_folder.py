@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmark.containers.measurement import Case, file_stem
 from benchmark.containers.tables import csv_table, markdown_page
-from inference.volume import write_atomically
+from inference.files import write_atomically
 
 
 class UsageError(ValueError):

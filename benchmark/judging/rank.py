@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmark.judging.ranking import METRICS, RULES, Ranking, Rules, gather, rank_teams
 from benchmark.judging.runs import RunError, read_runs
-from inference.volume import write_atomically
+from inference.files import write_atomically
 
 
 def summary_rows(ranking: Ranking) -> list[dict[str, object]]:

@@ -18,8 +18,8 @@ import numpy as np
 
 from benchmark.judging.runs import Run, RunError, read_runs
 from benchmark.scoring.protocol import COLUMNS
+from inference.files import write_atomically
 from inference.labels import LABEL_NAMES
-from inference.volume import write_atomically
 
 TEMPLATE = Path(__file__).with_name("report.html")
 

@@ -17,8 +17,8 @@ from benchmark.containers.areas import flare_area
 from benchmark.containers.tables import PENALTY
 from benchmark.scoring.protocol import COLUMNS
 from benchmark.scoring.tables import PER_CASE_CSV
+from inference.files import SUFFIXES
 from inference.labels import ORGANS, TUMOR
-from inference.volume import SUFFIXES
 
 EFFICIENCY_SUFFIX = "_Efficiency.csv"
 

@@ -27,8 +27,8 @@ from benchmark.scoring.label_map import LabelMapError
 from benchmark.scoring.protocol import PROTOCOLS, Protocol
 from benchmark.scoring.scores import CaseScores, score_case
 from benchmark.scoring.tables import official_summary, write_report
+from inference.files import SUFFIXES, find_cases
 from inference.labels import ORGANS
-from inference.volume import SUFFIXES, find_cases
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 
 from benchmark.scoring.protocol import COLUMNS, Protocol
 from benchmark.scoring.scores import CaseScores
+from inference.files import write_atomically
 from inference.labels import LABEL_NAMES, ORGANS, TUMOR
-from inference.volume import write_atomically
 
 PER_CASE_CSV = "accuracy_per_case.csv"
 """The file that `rank`, `compare` and `report` read."""

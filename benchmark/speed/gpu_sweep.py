@@ -28,8 +28,8 @@ import numpy as np
 from benchmark.containers.environment import describe_machine
 from benchmark.containers.gpu import Gpu, GpuUnavailable
 from benchmark.speed.gpu_page import BATCH_SIZES, LONG, MIDDLE, SHORT, SIZE, markdown, warm_rate
+from inference.files import write_atomically
 from inference.phases import LOG_VARIABLE
-from inference.volume import write_atomically
 from synthetic.phantom import draw_phantom, write_nifti
 
 _ROOT = Path(__file__).parents[2]

@@ -17,10 +17,11 @@ import torch
 from skimage.measure import label
 from torch.nn import functional
 
+from inference.files import case_name, find_cases
 from inference.labels import ORGANS
 from inference.model import DOWNSAMPLING, AttentionUNet
 from inference.phases import LOG_VARIABLE, PhaseTimer
-from inference.volume import ORIENTATION, case_name, find_cases
+from inference.volume import ORIENTATION
 from inference.weights import WeightsMetadata, load_weights
 
 

@@ -19,8 +19,8 @@ import nibabel
 import numpy as np
 
 from benchmark.containers.environment import describe_machine
+from inference.files import case_name, write_atomically
 from inference.phases import LOG_VARIABLE
-from inference.volume import case_name, write_atomically
 from inference.weights import DEMONSTRATION_WEIGHTS
 from synthetic.phantom import draw_phantom, write_nifti
 

@@ -8,7 +8,7 @@ from conftest import ORIENTATIONS, RAS_AFFINE, reoriented, save_nifti
 
 from benchmark.__main__ import main
 from inference import prediction
-from inference.__main__ import main as run_service
+from inference.command import main as run_service
 from inference.weights import DEMONSTRATION_WEIGHTS
 from synthetic.phantom import draw_phantom
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import save_nifti
 
-from inference.__main__ import main
+from inference.command import main
 from inference.labels import LABEL_NAMES
 from inference.weights import (
     DEMONSTRATION,
@@ -70,7 +70,7 @@ def test_one_line_says_which_weights_and_why(ct, tmp_path, capsys):
 def test_wrong_usage_is_told_without_torch(tmp_path):
     """Also with the default weights, which are not opened before the device is known."""
     program = (
-        "import sys; from inference.__main__ import main\n"
+        "import sys; from inference.command import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
     )

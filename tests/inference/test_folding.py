@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from inference import folding
 from inference.folding import MergedUpsampling, fold
+from inference.memory import LIVE_WIDTHS
 from inference.model import AttentionUNet
-from inference.prediction import _LIVE_WIDTHS
 
 # Random weights leave many pixels close to a tie between labels: here 95.5 % agree in bfloat16 and
 # 98.5 % in fp16. test_phantom_weights.py holds trained weights to more.
@@ -127,7 +127,7 @@ def test_memory_is_within_what_the_batch_size_is_chosen_by(monkeypatch):
         network(torch.zeros(1, 1, 128, 128, dtype=torch.bfloat16))
     widths = counter.peak / (2 * 16 * 128 * 128)
     assert widths == pytest.approx(3.6, abs=0.1)
-    assert widths < _LIVE_WIDTHS
+    assert widths < LIVE_WIDTHS
 
 
 @torch.no_grad()

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from conftest import ORIENTATIONS, RAS_AFFINE, reoriented, save_nifti
 
-from inference.volume import VolumeError, case_name, find_cases, read_volume, write_label_map
+from inference.files import case_name, find_cases
+from inference.volume import VolumeError, read_volume, write_label_map
 
 OBLIQUE = RAS_AFFINE.copy()
 OBLIQUE[:3, :3] = (
@@ -129,7 +130,7 @@ def damaged_files(folder, ct):
     yield "short.nii", plain[:-1000], "cut short"
     yield "header.nii", plain[:200], "NIfTI"
     yield "text.nii.gz", b"this is no volume\n" * 40, "NIfTI"
-    yield "empty.nii.gz", b"", "NIfTI"
+    yield "empty.nii.gz", b"", "empty"
 
 
 def test_damaged_files_are_refused_in_one_line(tmp_path, ct):

@@ -1,0 +1,252 @@
+"""Command line of the service: `python -m inference`."""
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, TextIO
+
+from inference.files import (
+    printable,
+)
+from inference.memory import PROCESS_BYTES, MemoryBudget, memory_limit, slice_bytes
+from inference.options import parse_arguments
+from inference.phases import LOG_VARIABLE, PhaseTimer
+from inference.service import STAGES, Case, Service, one_line
+from inference.statistics import StatisticsTable
+from inference.weights import default_weights, read_metadata
+
+if TYPE_CHECKING:
+    from inference.prediction import Predictor
+
+_SWITCH_INTERVAL = 0.0002  # s; Python's own is 25 times as long
+
+
+def _import_torch() -> None:
+    """Import torch without its rules for tensors that have a shape and no values.
+
+    They are written in Python, take a quarter of torch's import and are for its compiler; the
+    service neither compiles nor traces. Whoever imports them afterwards gets them.
+    """
+    if "torch" in sys.modules:
+        return
+    rules = "torch._meta_registrations"
+    sys.modules[rules] = ModuleType(rules)
+    try:
+        import torch
+    finally:
+        del sys.modules[rules]
+    del torch._meta_registrations
+
+
+def _make_predictor(options: argparse.Namespace, timer: PhaseTimer) -> "Predictor":
+    """Import torch and put the network on the device.
+
+    Raises:
+        ValueError: the device asked for is not there, or the weights do not fit the network.
+    """
+    with timer.phase("imports"):
+        _import_torch()
+        import torch
+
+        from inference.prediction import Predictor, choose_device
+        from inference.weights import load_weights
+    with timer.phase("context"):
+        device = choose_device(options.device)
+        weights, why = options.weights, ""
+        if weights is None:
+            weights, reason = default_weights(on_cuda=device.type == "cuda")
+            why = f" ({reason})"
+        predictor = Predictor(
+            *load_weights(weights),
+            device,
+            batch_size=options.batch_size,
+            gpu_memory_mb=options.gpu_memory,
+            host_bytes=max(0, memory_limit() - PROCESS_BYTES) // 2,
+        )
+    if not options.quiet:
+        if device.type == "cuda":
+            where = f"{torch.cuda.get_device_name(device)} ({device})"
+        else:
+            reason = "" if options.device == "cpu" else "No CUDA device found: running on "
+            where = f"{reason}the CPU, {torch.get_num_threads()} threads"
+        precision = str(predictor.dtype).removeprefix("torch.")
+        _say(f"{where}, {precision}, {weights.name}{why}")
+    return predictor
+
+
+def _say(line: str, stream: TextIO | None = None) -> None:
+    """Print a line; a terminal, pipe or disk that is gone or full must not cost a case."""
+    with contextlib.suppress(OSError, ValueError):
+        print(printable(line), file=stream or sys.stderr, flush=True)
+
+
+class _Stopped(KeyboardInterrupt):
+    """A signal asked the run to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Turn SIGTERM and Ctrl-C into `_Stopped`; what is ignored stays so."""
+
+    def stop(number: int, _frame: object) -> None:
+        raise _Stopped(number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Progress:
+    """A bar per case when standard error is a terminal, a line per case otherwise."""
+
+    def __init__(self, total: int, *, quiet: bool) -> None:
+        self.total = total
+        self.quiet = quiet
+        self.ended = 0
+        self.bar = None
+
+    def on_slices(self, case: Case, count: int) -> None:
+        if self.quiet or not sys.stderr.isatty():
+            return
+        if self.bar is None:
+            from tqdm import tqdm
+
+            self.bar = tqdm(
+                total=case.shape[0], desc=printable(case.name), unit="slice", leave=False
+            )
+        with contextlib.suppress(OSError, ValueError):
+            self.bar.update(count)
+        if self.bar.n >= self.bar.total:
+            self.bar.close()
+            self.bar = None
+
+    def on_case(self, case: Case) -> None:
+        self.ended += 1
+        for warning in case.warnings:
+            _say(f"warning: {case.path}: {warning}")
+        if case.status == "failed":
+            _say(f"error: {case.path}: {case.reason}")
+        elif not self.quiet:
+            _say(f"[{self.ended}/{self.total}] {case.name}: {case.status}")
+
+
+def _table(cases: list[Case], timer: PhaseTimer) -> str:
+    """The closing table: case, shape, seconds per stage, status."""
+    rows = [("case", "shape", *STAGES, "status")]
+    for case in cases:
+        seconds = timer.seconds(case.name) if case.status != "kept" else {}
+        rows.append(
+            (
+                printable(case.name),
+                "x".join(map(str, case.shape)) or "-",
+                *(f"{seconds[stage]:.2f}" if stage in seconds else "-" for stage in STAGES),
+                case.status,
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        0 if every case is done (or was before), 1 if some failed, 2 for wrong usage, 143 if SIGTERM
+        and 130 if Ctrl-C ended it.
+    """
+    start = time.monotonic()
+    # The first volume is read while torch is being imported: neither should wait long for the
+    # other to let go of the interpreter.
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    warnings.filterwarnings("ignore")  # of libraries, in the middle of our lines; what matters of
+    logging.getLogger("nibabel").setLevel(logging.CRITICAL)  # a file is told by our own errors
+    options = parse_arguments(arguments)
+    log = os.environ.get(LOG_VARIABLE)
+    timer = PhaseTimer(Path(log) if log else None, warn=lambda text: _say(f"warning: {text}"))
+    table = None
+    if options.statistics:
+        try:
+            table = StatisticsTable(options.statistics, keep=options.keep_existing)
+        except (OSError, ValueError) as error:
+            _say(f"error: --statistics {options.statistics}: {one_line(error)}")
+            return 2
+    progress = _Progress(len(options.paths), quiet=options.quiet)
+
+    def end(case: Case) -> None:
+        if table and case.statistics:
+            try:
+                table.add(case.statistics)
+            except OSError as error:
+                case.warnings.append(f"{options.statistics}: {one_line(error)}")
+        progress.on_case(case)
+
+    service = Service(
+        output=options.output,
+        make_predictor=lambda: _make_predictor(options, timer),
+        timer=timer,
+        keep_existing=options.keep_existing,
+        budget=MemoryBudget(memory_limit() - PROCESS_BYTES),
+        network_bytes=_network_bytes(options.weights),
+        with_statistics=table is not None,
+        with_preview=options.preview,
+        on_slices=progress.on_slices,
+        on_case=end,
+    )
+    stopped = None
+    try:
+        with _signals_raise():
+            cases = service.run(options.paths)
+    except (ValueError, OSError) as error:
+        _say(f"error: {one_line(error)}")
+        return 2
+    except _Stopped as signalled:
+        stopped = signalled
+    if table:
+        try:
+            table.write()
+        except OSError as error:
+            _say(f"error: --statistics {options.statistics}: {one_line(error)}")
+            return 1 if stopped is None else 128 + stopped.number
+    if stopped:
+        _say(f"stopped by {stopped}: the label maps written so far are whole")
+        return 128 + stopped.number
+    failed = sum(case.status == "failed" for case in cases)
+    if not options.quiet:
+        elapsed = time.monotonic() - start
+        for line in _table(cases, timer).splitlines():
+            _say(line, sys.stdout)
+        done = f"{len(cases) - failed} of {len(cases)} cases in {elapsed:.1f} s"
+        _say(f"{done}: {options.output}", sys.stdout)
+    return 1 if failed else 0
+
+
+def _network_bytes(weights: Path | None) -> Callable[[int, float], int]:
+    """What the network takes on the host for a slice, by its pixels and their size in mm."""
+    metadata = read_metadata(weights or default_weights(on_cuda=False)[0])
+
+    def need(pixels: int, pixel_mm: float) -> int:
+        reduction = metadata.reduction_at((1.0, pixel_mm, pixel_mm))
+        return slice_bytes(pixels, metadata.base_channels, reduction, 4)
+
+    return need

@@ -1,0 +1,117 @@
+"""Files by name: a folder's volumes, names that may be shown, and writing whole files or none."""
+
+import contextlib
+import os
+import secrets
+import stat
+from pathlib import Path
+
+SUFFIXES = (".nii.gz", ".nii")
+
+
+def case_name(path: Path) -> str:
+    """NAME of `NAME_0000.nii.gz`, `NAME.nii.gz` and the same with `.nii` (challenge rule).
+
+    Raises:
+        ValueError: the name has no such ending.
+    """
+    for suffix in SUFFIXES:
+        if path.name.endswith(suffix):
+            return path.name.removesuffix(suffix).removesuffix("_0000")
+    raise ValueError("not a .nii.gz or .nii file (the ending in lower case)")
+
+
+def find_entries(source: Path) -> list[Path]:
+    """Whatever in a folder is called like a volume, sorted by name, hidden files left out.
+
+    Folders, pipes, links to nothing and endings in upper case are among them, so that none is
+    passed over without a word; `why_not_a_volume` says what is wrong with each.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    if not source.is_dir():
+        return [source]
+    return sorted(
+        path
+        for path in source.iterdir()
+        if path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".")
+    )
+
+
+def find_cases(source: Path) -> list[Path]:
+    """The volumes of a folder, sorted by name, hidden files left out; or the one file named."""
+    entries = find_entries(source)
+    if not source.is_dir():
+        return entries
+    return [path for path in entries if not why_not_a_volume(path)]
+
+
+def why_not_a_volume(path: Path) -> str:
+    """Why an entry of a folder is no file to read a volume from, or "" if it may be one."""
+    try:
+        case_name(path)
+    except ValueError as error:
+        return str(error)
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if path.is_symlink():
+            return f"a link that leads nowhere ({error.strerror})"
+        return error.strerror or "it cannot be looked at"
+    if stat.S_ISDIR(mode):
+        return "a folder, not a file"
+    return "" if stat.S_ISREG(mode) else "not a regular file"
+
+
+def file_identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from all others, however it is called or linked to; None without one."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def printable(text: object) -> str:
+    """A name or message as one line that a terminal shows and does not obey.
+
+    Control characters, line ends and bytes that are not UTF-8 are written as escapes.
+    """
+    return "".join(
+        character
+        if character.isprintable()
+        else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in str(text)
+    )
+
+
+def spreadsheet_text(text: str) -> str:
+    """A name as a cell of a table: what a spreadsheet would take for a formula gets a quote."""
+    shown = printable(text)
+    return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file under a hidden temporary name beside it, flush it to the disk, then rename it.
+
+    The temporary name is random, for process ids are alike in every container, and is opened only
+    if nothing is there, not even a link.
+
+    Raises:
+        OSError: the file cannot be written; nothing is left under either name.
+    """
+    temporary = path.with_name(f".{secrets.token_hex(8)}.partial")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(temporary, flags, 0o666)
+    try:
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
+            view = memoryview(data).cast("B")
+            while view:
+                view = view[file.write(view) :]
+            os.fsync(descriptor)
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise

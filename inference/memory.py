@@ -1,0 +1,107 @@
+"""How much memory a case may take: the limit of the container or machine, shared by the cases."""
+
+import os
+import threading
+from pathlib import Path
+
+PROCESS_BYTES = 450 << 20
+"""What interpreter, torch and weights take before the first volume (measured: some 300 MB)."""
+
+
+def memory_limit(root: Path = Path("/")) -> int:
+    """Bytes of memory that this process may take: its cgroup's limit, else the machine's memory.
+
+    Both forms of cgroups are looked at, and the groups around this process's own as well.
+
+    Args:
+        root: of the file system; another one in tests.
+    """
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        groups = []
+    for line in groups:
+        number, controllers, group = [*line.split(":", 2), "", ""][:3]
+        if number == "0" and not controllers:
+            base, name = root / "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            base, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        # In a container its own group is mounted at the base, whatever the path is called outside.
+        parts = [part for part in group.split("/") if part not in ("", "..")]
+        for depth in range(len(parts) + 1):
+            try:
+                text = base.joinpath(*parts[:depth], name).read_text().strip()
+            except OSError:
+                continue
+            if text.isdecimal():
+                limits.append(int(text))
+    return min(limits)
+
+
+def case_bytes(file_bytes: int, voxels: int, voxel_bytes: int) -> int:
+    """Bytes that one volume takes at most on its way through the pipeline, the network left out.
+
+    The file and its voxels while it is unpacked; then voxels, label map and what percentiles or
+    components take beside them. Percentiles of types wider than 16 bits are found on a copy.
+
+    Args:
+        file_bytes: of the file on disk.
+        voxels: their number.
+        voxel_bytes: of one in the file's own type.
+    """
+    raw = voxels * voxel_bytes
+    beside = raw + voxels if voxel_bytes > 2 else 0
+    return raw + max(file_bytes, beside, 2 * voxels)
+
+
+LIVE_WIDTHS = 5
+"""Values a pixel alive at once at full resolution, in units of base_channels. At the peak, in the
+last decoder, torch holds 3.6 (test_folding.py counts them); the rest is for what libraries add."""
+
+
+def slice_bytes(pixels: int, base_channels: int, reduction: int, value_bytes: int) -> int:
+    """Bytes that the network takes for one slice, its normalised copies among them.
+
+    Args:
+        pixels: of the slice.
+        base_channels, reduction: of the network, and by which the slice is averaged before it.
+        value_bytes: of one value of a map.
+    """
+    return int(pixels * (16 + value_bytes * base_channels * LIVE_WIDTHS / reduction**2))
+
+
+class MemoryBudget:
+    """Memory that cases share: one waits until it fits beside those under way.
+
+    Args:
+        total: bytes for all cases together.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._taken = 0
+        self._changed = threading.Condition()
+
+    def take(self, need: int) -> None:
+        """Wait until `need` bytes are left, and take them.
+
+        Raises:
+            ValueError: they are more than there ever are.
+        """
+        if need > self.total:
+            raise ValueError(
+                f"it needs about {need / 1e9:.1f} GB of memory, {max(0, self.total) / 1e9:.1f} GB "
+                "are there for it"
+            )
+        with self._changed:
+            self._changed.wait_for(lambda: self._taken + need <= self.total)
+            self._taken += need
+
+    def give_back(self, amount: int) -> None:
+        """Give back what was taken."""
+        with self._changed:
+            self._taken -= amount
+            self._changed.notify_all()

@@ -1,0 +1,141 @@
+"""The options of `python -m inference`, parsed and checked without torch."""
+
+import argparse
+import os
+import re
+import stat
+from pathlib import Path
+
+from inference.files import (
+    case_name,
+    file_identity,
+    find_entries,
+    printable,
+    why_not_a_volume,
+)
+from inference.phases import LOG_VARIABLE
+from inference.service import one_line
+from inference.weights import FULL, SLIM, WeightsError, default_weights, read_metadata
+
+_ROOT = Path(__file__).parents[1]
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Parse and check everything that can be checked without torch; exits with 2 if wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m inference",
+        description="Segment 13 organs and tumors in abdominal CT volumes.",
+        epilog="Exit codes: 0 every case is done, 1 some cases failed and the rest are written, "
+        f"2 wrong usage. With {LOG_VARIABLE}=FILE in the environment, the time of each phase is "
+        "appended to FILE as JSON lines.",
+    )
+    parser.add_argument(
+        "--input",
+        type=Path,
+        default=_ROOT / "inputs",
+        metavar="DIR|FILE",
+        help="folder of NAME_0000.nii.gz (or .nii) volumes, or one file (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=_ROOT / "outputs",
+        metavar="DIR",
+        help="folder for the label maps NAME.nii.gz (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="trained weights, .safetensors (default: the best in weights/ for the device: "
+        f"{FULL} on CUDA, {SLIM} on a CPU)",
+    )
+    parser.add_argument(
+        "--device", default="auto", metavar="auto|cuda[:N]|cpu", help="(default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="slices predicted at once (default: what fits --gpu-memory, at most 32; 1 on a CPU)",
+    )
+    parser.add_argument(
+        "--gpu-memory",
+        type=float,
+        default=2000,
+        metavar="MB",
+        help="device memory for the whole process (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--statistics",
+        type=Path,
+        metavar="FILE.csv|.json",
+        help="write volume (mL) and mean HU of each label and case",
+    )
+    parser.add_argument(
+        "--preview", action="store_true", help="write a contact sheet NAME.png for each case"
+    )
+    parser.add_argument(
+        "--keep-existing", action="store_true", help="skip cases whose label map is there already"
+    )
+    parser.add_argument("--quiet", action="store_true", help="print errors only")
+    options = parser.parse_args(arguments)
+
+    options.paths = _find_inputs(options.input, parser)
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options.device):
+        parser.error(f"--device {options.device}: choose auto, cpu, cuda or cuda:N")
+    if options.batch_size is not None and options.batch_size < 1:
+        parser.error("--batch-size must be at least 1")
+    if options.gpu_memory <= 0:
+        parser.error("--gpu-memory must be more than 0 MB")
+    if options.statistics and options.statistics.suffix not in (".csv", ".json"):
+        parser.error(f"--statistics {options.statistics}: the name must end in .csv or .json")
+    try:
+        if options.weights is None:
+            default_weights(on_cuda=False)
+        else:
+            read_metadata(options.weights)
+    except (WeightsError, OSError) as error:
+        parser.error(f"--weights {options.weights or ''}: {one_line(error)}")
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(printable(f"--output {options.output}: {one_line(error)}"))
+    if not os.access(options.output, os.W_OK):
+        parser.error(printable(f"--output {options.output}: not writable"))
+    _protect_inputs(options, parser)
+    return options
+
+
+def _find_inputs(source: Path, parser: argparse.ArgumentParser) -> list[Path]:
+    try:
+        mode = source.stat().st_mode
+        paths = find_entries(source)
+    except FileNotFoundError:
+        parser.error(printable(f"--input {source}: no such file or folder"))
+    except OSError as error:
+        parser.error(printable(f"--input {source}: {error.strerror}"))
+    if stat.S_ISDIR(mode):
+        if not paths:
+            parser.error(printable(f"--input {source}: no .nii.gz or .nii file there"))
+    elif reason := why_not_a_volume(source):
+        parser.error(printable(f"--input {source}: {reason}"))
+    return paths
+
+
+def _protect_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Refuse a call that would write over what it reads, under whatever name or link."""
+    inputs = {file_identity(path): path for path in options.paths if not why_not_a_volume(path)}
+    written = {
+        "--output": [options.output / f"{case_name(path)}.nii.gz" for path in inputs.values()],
+        "--statistics": [options.statistics] if options.statistics else [],
+    }
+    for flag, paths in written.items():
+        for path in paths:
+            if (source := inputs.get(file_identity(path))) is not None:
+                parser.error(
+                    printable(
+                        f"{flag} {path} is an input, {source}: it would be written over; name "
+                        "another folder"
+                    )
+                )

@@ -1,0 +1,628 @@
+"""Inputs, outputs and surroundings that would do harm: nothing is lost, every fault is one line."""
+
+import contextlib
+import csv
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from conftest import RAS_AFFINE, metadata_of, save_nifti, trained_looking_network
+
+from inference import files, service
+from inference.command import main
+from inference.files import find_cases, printable, spreadsheet_text, write_atomically
+from inference.memory import MemoryBudget, memory_limit
+from inference.service import Service
+from inference.statistics import StatisticsTable, label_statistics
+from inference.volume import VolumeError, is_label_map_of, read_volume, write_label_map
+from inference.weights import WeightsError, load_weights, read_metadata, save_weights
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folders(tmp_path):
+    (tmp_path / "inputs").mkdir()
+    return tmp_path / "inputs", tmp_path / "outputs"
+
+
+@pytest.fixture
+def run(folders, weights_file):
+    inputs, outputs = folders
+
+    def run(*arguments):
+        places = ("--input", str(inputs), "--output", str(outputs))
+        return main([*places, "--weights", str(weights_file), "--device", "cpu", *arguments])
+
+    return run
+
+
+def wrong_usage(run, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        run(*arguments)
+    return stopped.value.code == 2
+
+
+def errors_of(capsys):
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+
+
+# 1: inputs
+
+
+@pytest.mark.parametrize("how", ["same folder", "linked folder", "hard link", "symbolic link"])
+def test_an_input_is_never_written_over(folders, run, ct, how, capsys):
+    inputs, outputs = folders
+    ct_file = save_nifti(inputs / "x.nii.gz", ct)
+    before = ct_file.read_bytes()
+    if how == "same folder":
+        target = inputs
+    elif how == "linked folder":
+        outputs.symlink_to(inputs)
+        target = outputs
+    else:
+        outputs.mkdir()
+        target = outputs
+        link = os.link if how == "hard link" else os.symlink
+        link(ct_file, outputs / "x.nii.gz")
+    assert wrong_usage(run, "--output", str(target))
+    assert "is an input" in capsys.readouterr().err
+    assert ct_file.read_bytes() == before
+
+
+def test_a_second_run_into_the_inputs_folder_is_refused(folders, run, ct):
+    inputs, _ = folders
+    save_nifti(inputs / "x_0000.nii.gz", ct)
+    assert run("--output", str(inputs), "--quiet") == 0
+    label_map = (inputs / "x.nii.gz").read_bytes()
+    assert wrong_usage(run, "--output", str(inputs))
+    assert (inputs / "x.nii.gz").read_bytes() == label_map
+
+
+def test_statistics_do_not_replace_an_input(folders, run, ct, tmp_path):
+    source = save_nifti(folders[0] / "x_0000.nii.gz", ct)
+    os.link(source, tmp_path / "table.csv")
+    assert wrong_usage(run, "--statistics", str(tmp_path / "table.csv"))
+
+
+# 2: temporary files
+
+
+def test_two_writers_of_one_name_leave_one_whole_file(tmp_path):
+    contents = [bytes([number]) * 200_000 for number in range(4)]
+    path, seen = tmp_path / "a.nii.gz", []
+
+    def write(content):
+        for _ in range(20):
+            write_atomically(path, content)
+
+    writers = [threading.Thread(target=write, args=(content,)) for content in contents]
+    for thread in writers:
+        thread.start()
+    while any(thread.is_alive() for thread in writers):
+        with contextlib.suppress(FileNotFoundError):
+            seen.append(path.read_bytes())
+    seen.append(path.read_bytes())
+    for thread in writers:
+        thread.join()
+    assert all(content in contents for content in seen)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.nii.gz"]
+
+
+def test_a_link_planted_under_the_temporary_name_is_not_followed(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.secrets, "token_hex", lambda count: "known")
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / ".known.partial").symlink_to(victim)
+    with pytest.raises(FileExistsError):
+        write_atomically(tmp_path / "a.nii.gz", b"label map")
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / "a.nii.gz").exists()
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    order = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(files.os, "fsync", lambda fd: (order.append("fsync"), fsync(fd)))
+    monkeypatch.setattr(
+        Path, "replace", lambda self, target: (order.append("rename"), replace(self, target))
+    )
+    write_atomically(tmp_path / "a", b"x")
+    assert order == ["fsync", "rename"]
+
+
+# 3, 13: headers
+
+
+def with_header(path, ct, **fields):
+    """A NIfTI-1 file whose header has other numbers."""
+    save_nifti(path, ct)
+    content = bytearray(path.read_bytes())
+    header = np.frombuffer(content, nibabel.Nifti1Header.template_dtype, 1).copy()
+    for name, value in fields.items():
+        header[name] = value
+    content[:348] = header.tobytes()
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"dim": [3, -40, 33, 21, 1, 1, 1, 1]}, "no voxels"),
+        ({"dim": [3, -40, -33, 21, 1, 1, 1, 1]}, "no voxels"),
+        ({"dim": [0, 40, 33, 21, 1, 1, 1, 1]}, "no voxels|not a NIfTI|3D"),
+        ({"xyzt_units": 7}, "unknown units"),
+        ({"sform_code": 1, "srow_x": [3e38, 3e38, 3e38, 0]}, "affine"),
+        ({"datatype": 1234}, "not a NIfTI file"),
+        ({"vox_offset": 12}, "not a NIfTI file"),
+        ({"vox_offset": np.inf}, "header|cut short"),
+    ],
+)
+def test_a_damaged_header_is_one_line_in_words(tmp_path, ct, fields, words):
+    path = with_header(tmp_path / "a.nii", ct, **fields)
+    with pytest.raises(VolumeError, match=words) as refused:
+        read_volume(path)
+    assert "\n" not in str(refused.value)
+    assert not any(word in str(refused.value) for word in ("KeyError", "IndexError", "np."))
+
+
+def test_library_warnings_stay_out_of_the_lines(folders, run, ct, capfd):
+    with_header(folders[0] / "a_0000.nii", ct, sizeof_hdr=17, xyzt_units=7)
+    save_nifti(folders[0] / "b_0000.nii", ct)
+    assert run() == 1
+    lines = capfd.readouterr().err.splitlines()
+    assert all(line.startswith(("error: ", "[", "the CPU")) for line in lines), lines
+
+
+def test_a_name_that_is_too_long_fails_before_predicting(folders, run, ct, monkeypatch, capsys):
+    name = "n" * 250 + ".nii"  # with .gz it has 257 bytes
+    save_nifti(folders[0] / name, ct)
+    monkeypatch.setattr(Service, "_predict", lambda *_: pytest.fail("predicted"))
+    assert run("--quiet") == 1
+    assert "more than 255 bytes" in errors_of(capsys)[0]
+
+
+# 4, 9: streams and signals
+
+SHELL_RUN = "{python} -m inference --input {inputs} --output {outputs} --weights {weights} \
+--device cpu"
+
+
+def shell(folders, weights_file, redirections, **more):
+    command = SHELL_RUN.format(
+        python=sys.executable, inputs=folders[0], outputs=folders[1], weights=weights_file
+    )
+    return subprocess.run(
+        ["bash", "-c", f"{command} {redirections}"], cwd=ROOT, timeout=120, check=False, **more
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "redirections",
+    ["2>&-", "2>&- >&-", "2>/dev/full >/dev/full", "2>&1 | true; exit ${PIPESTATUS[0]}"],
+)
+def test_lost_streams_cost_no_case(folders, weights_file, ct, redirections):
+    for name in "abc":
+        save_nifti(folders[0] / f"{name}_0000.nii.gz", ct)
+    assert shell(folders, weights_file, redirections).returncode == 0
+    assert sorted(path.name for path in folders[1].iterdir()) == [f"{n}.nii.gz" for n in "abc"]
+    for path in folders[1].iterdir():
+        assert nibabel.load(path).shape == ct.shape
+        np.asanyarray(nibabel.load(path).dataobj)
+
+
+SLOW_SERVICE = """
+import sys, time
+from inference import command, service
+predict = service.Service._predict
+def slowly(self, case, predictor):
+    predict(self, case, predictor)
+    if case.name == "b":
+        print("waiting", flush=True)
+        time.sleep(600)
+service.Service._predict = slowly
+sys.exit(command.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_it_after_what_is_being_written(folders, weights_file, ct, number, code):
+    for name in "abc":
+        save_nifti(folders[0] / f"{name}_0000.nii.gz", ct)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_SERVICE, "--input", str(folders[0]), "--output",
+         str(folders[1]), "--weights", str(weights_file), "--device", "cpu"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "waiting\n"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "are whole" in errors.splitlines()[-1]
+    assert [path.name for path in folders[1].iterdir()] == ["a.nii.gz"]
+    assert nibabel.load(folders[1] / "a.nii.gz").shape == ct.shape
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_importing_shows_no_traceback(folders, weights_file, ct):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    for delay in (0.0, 0.1, 0.3):
+        process = subprocess.Popen(
+            ["sh", "predict.sh", "--input", str(folders[0]), "--output", str(folders[1]),
+             "--weights", str(weights_file), "--device", "cpu"],
+            cwd=ROOT, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHON": sys.executable},
+        )  # fmt: skip
+        while not catches(process.pid, signal.SIGTERM):  # before that it is Python that starts
+            assert process.poll() is None
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert "Traceback" not in errors
+        assert process.returncode in (130, 0)
+
+
+def catches(pid, number):
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+    return int(caught.split()[1], 16) >> (number - 1) & 1
+
+
+# 5: memory
+
+
+def test_the_memory_limit_is_that_of_the_group(tmp_path):
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert memory_limit(tmp_path) == machine
+    (tmp_path / "proc/self").mkdir(parents=True)
+    unified = tmp_path / "sys/fs/cgroup/a/b"
+    unified.mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/a/b\n")
+    (unified / "memory.max").write_text("max\n")
+    assert memory_limit(tmp_path) == machine
+    (unified.parent / "memory.max").write_text("3000000000\n")
+    assert memory_limit(tmp_path) == 3_000_000_000
+    (unified / "memory.max").write_text("2000000000\n")
+    assert memory_limit(tmp_path) == 2_000_000_000
+
+    (tmp_path / "proc/self/cgroup").write_text("5:cpu,cpuacct:/x\n4:memory:/docker/1\n")
+    (tmp_path / "sys/fs/cgroup/memory").mkdir()
+    (tmp_path / "sys/fs/cgroup/memory/memory.limit_in_bytes").write_text("1000000000\n")
+    assert memory_limit(tmp_path) == 1_000_000_000
+
+
+def bomb(path, claimed, unpacked):
+    """A file whose header claims a shape, and which unpacks to so many bytes of zeros."""
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    header["dim"][:4] = [3, *claimed]
+    header["magic"], header["vox_offset"] = header.single_magic, 352
+    header.set_sform(RAS_AFFINE, 1)
+    with gzip.open(path, "wb", compresslevel=9) as file:
+        file.write(header.binaryblock + bytes(4))
+        for _ in range(unpacked // (1 << 20)):
+            file.write(bytes(1 << 20))
+    return path
+
+
+def test_a_case_that_cannot_fit_is_refused_before_it_is_unpacked(
+    folders, run, ct, monkeypatch, capsys
+):
+    bomb(folders[0] / "a_0000.nii.gz", (12000, 12000, 900), 1 << 20)
+    save_nifti(folders[0] / "b_0000.nii.gz", ct)
+    monkeypatch.setattr("inference.command.memory_limit", lambda: 3_000_000_000)
+    assert run("--quiet") == 1
+    (line,) = errors_of(capsys)
+    assert "a_0000.nii.gz" in line and "GB of memory" in line
+    assert [path.name for path in folders[1].iterdir()] == ["b.nii.gz"]
+
+
+def test_a_slice_that_the_network_cannot_hold_is_refused(folders, run, monkeypatch, capsys):
+    bomb(folders[0] / "a_0000.nii.gz", (12000, 12000, 1), 275 << 20)
+    monkeypatch.setattr("inference.command.memory_limit", lambda: 3_000_000_000)
+    assert run("--quiet") == 1
+    assert "GB of memory" in errors_of(capsys)[0]
+
+
+def test_no_more_is_unpacked_than_the_header_says(tmp_path):
+    path = bomb(tmp_path / "a.nii.gz", (20, 20, 5), 64 << 20)
+    script = (
+        "import resource, sys; from pathlib import Path; from inference.volume import read_volume\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "assert read_volume(Path(sys.argv[1])).voxels.shape == (5, 20, 20)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) < 20 << 10  # kB; what the file unpacks to is 64 MB
+
+
+def test_cases_wait_for_memory_one_after_another(folders, ct, tmp_path):
+    paths = [save_nifti(folders[0] / f"{name}_0000.nii", ct) for name in "abc"]
+    need = 2 * ct.size + paths[0].stat().st_size  # the voxels and the file they come from
+    budget = MemoryBudget(need + 10)
+    most = []
+
+    class Labels:
+        metadata = metadata_of(trained_looking_network())
+
+        def predict(self, voxels, **_):
+            most.append(budget._taken)
+            return np.zeros(voxels.shape, np.uint8)
+
+        def release(self):
+            pass
+
+    folders[1].mkdir()
+    runner = Service(folders[1], Labels, service.PhaseTimer(), budget=budget)
+    assert [case.status for case in runner.run(paths)] == ["done"] * 3
+    assert most == [need] * 3
+    assert budget._taken == 0
+
+
+# 6: previews and statistics
+
+
+@pytest.mark.parametrize(
+    ("shape", "pixdim"), [((3, 3000, 2), 1.0), ((3000, 3, 2), 1.0), ((20, 20, 3), 1e30)]
+)
+def test_a_preview_has_a_size_that_is_bounded(folders, run, shape, pixdim):
+    from PIL import Image
+
+    affine = np.diag([-1.0, -pixdim, 2.0, 1.0])
+    save_nifti(folders[0] / "a_0000.nii", np.zeros(shape, np.int16), affine)
+    assert run("--preview", "--quiet") == 0
+    with Image.open(folders[1] / "a.png") as picture:
+        assert picture.width == 1280
+        assert picture.height < 2100
+
+
+def test_a_preview_that_fails_costs_no_case(folders, run, ct, capsys):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    (folders[1] / "a.png").mkdir(parents=True)
+    assert run("--preview") == 0
+    captured = capsys.readouterr()
+    assert "warning: " in captured.err and "no preview: Is a directory" in captured.err
+    assert nibabel.load(folders[1] / "a.nii.gz").shape == ct.shape
+
+
+# 7: tables
+
+
+def test_a_table_that_cannot_be_written_is_told_at_once(folders, run, ct, monkeypatch, capsys):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    monkeypatch.setattr(Service, "run", lambda *_: pytest.fail("cases were begun"))
+    assert run("--statistics", str(folders[0] / "nowhere" / "table.csv")) == 2
+    assert "--statistics" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ["csv", "json"])
+def test_keeping_label_maps_keeps_their_rows(folders, run, ct, tmp_path, ending):
+    table = tmp_path / f"table.{ending}"
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    options = ("--statistics", str(table), "--quiet", "--keep-existing")
+    assert run(*options) == 0
+    first = table.read_text()
+    assert run(*options) == 0
+    assert table.read_text() == first
+    save_nifti(folders[0] / "b_0000.nii.gz", ct)
+    assert run(*options) == 0
+    with table.open(newline="") as file:
+        rows = json.load(file) if ending == "json" else list(csv.DictReader(file))
+    assert [row["case"] for row in rows] == ["a"] * 14 + ["b"] * 14
+
+
+def test_a_foreign_table_is_not_added_to(folders, run, ct, tmp_path, capsys):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    table = tmp_path / "table.csv"
+    table.write_text("name,age\nx,3\n")
+    assert run("--statistics", str(table), "--keep-existing") == 2
+    assert "not a table of label statistics" in capsys.readouterr().err
+    assert table.read_text() == "name,age\nx,3\n"
+
+
+def test_tables_hold_no_nan_and_no_formula(tmp_path):
+    path = save_nifti(tmp_path / "a.nii", np.full((4, 4, 4), np.nan, np.float32))
+    volume = read_volume(path)
+    statistics = label_statistics("=1+2", np.ones((4, 4, 4), np.uint8), volume)
+    for ending in ("csv", "json"):
+        table = StatisticsTable(tmp_path / f"t.{ending}")
+        table.add(statistics)
+        table.write()
+    with (tmp_path / "t.csv").open(newline="") as file:
+        assert next(csv.DictReader(file))["case"] == "'=1+2"
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    rows = json.loads((tmp_path / "t.json").read_text(), parse_constant=refuse)
+    assert rows[0]["mean_hu"] is None
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[2Jb", "a\rb", os.fsdecode(b"a\xffb")])
+def test_names_reach_a_terminal_as_one_harmless_line(folders, run, ct, name, capsys):
+    save_nifti(folders[0] / f"{name}_0000.nii.gz", ct)
+    (folders[0] / f"{name}x.nii.gz").write_text("no volume")
+    assert run() == 1
+    captured = capsys.readouterr()
+    text = captured.out + captured.err
+    assert all(character.isprintable() or character == "\n" for character in text)
+    assert len(errors_of_text(captured.err)) == 1
+    assert (folders[1] / f"{name}.nii.gz").is_file()
+
+
+def errors_of_text(text):
+    return [line for line in text.splitlines() if line.startswith("error: ")]
+
+
+def test_shown_names():
+    assert printable("a\tb\x07") == "a\\tb\\x07"
+    assert printable("Äpfel 腹") == "Äpfel 腹"
+    for text in ("=a", "+a", "-a", "@a"):
+        assert spreadsheet_text(text) == f"'{text}"
+    assert spreadsheet_text("case-1") == "case-1"
+
+
+# 8: what counts as done
+
+
+def damaged_label_maps(good, other):
+    whole = good.read_bytes()
+    yield "empty", b""
+    yield "cut", whole[:-20]
+    yield "check sum", whole[:-6] + bytes([whole[-6] ^ 255]) + whole[-5:]
+    yield "foreign", other.read_bytes()
+    yield "text", b"mine"
+
+
+def test_only_whole_label_maps_of_the_volume_count_as_done(folders, run, ct, tmp_path, capsys):
+    inputs, outputs = folders
+    source = save_nifti(inputs / "a_0000.nii.gz", ct)
+    assert run("--quiet") == 0
+    good = (outputs / "a.nii.gz").read_bytes()
+    other = tmp_path / "other.nii.gz"
+    volume = read_volume(save_nifti(tmp_path / "b.nii.gz", ct[:, :, :5]))
+    write_label_map(other, np.zeros(volume.voxels.shape, np.uint8), volume)
+    for what, content in damaged_label_maps(outputs / "a.nii.gz", other):
+        (outputs / "a.nii.gz").write_bytes(content)
+        capsys.readouterr()
+        assert run("--keep-existing") == 0, what
+        assert "made again" in capsys.readouterr().err, what
+        assert (outputs / "a.nii.gz").read_bytes() == good, what
+    assert is_label_map_of(outputs / "a.nii.gz", source) == ""
+    moved = np.array(RAS_AFFINE)
+    moved[0, 3] += 5
+    save_nifti(source, ct, moved)
+    assert "affine" in is_label_map_of(outputs / "a.nii.gz", source)
+
+
+def test_a_folder_in_the_place_of_a_label_map_is_not_done(folders, run, ct, capsys):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    (folders[1] / "a.nii.gz").mkdir(parents=True)
+    assert run("--keep-existing", "--quiet") == 1
+    assert "Is a directory" in errors_of(capsys)[0]
+
+
+# 10: the phase log
+
+
+def test_a_phase_log_that_cannot_be_written_is_a_warning(folders, run, ct, monkeypatch, capsys):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    monkeypatch.setenv("ABDOSEG_PHASE_LOG", "/dev/full")
+    assert run() == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "no phases" in line]
+    assert len(warnings) == 1
+
+
+# 11: what is called like a volume and is none
+
+
+def test_nothing_called_like_a_volume_is_passed_over(folders, run, ct, capsys):
+    inputs, outputs = folders
+    save_nifti(inputs / "good_0000.nii.gz", ct)
+    (inputs / "dangling_0000.nii.gz").symlink_to("nowhere")
+    (inputs / "loop_0000.nii.gz").symlink_to("loop_0000.nii.gz")
+    save_nifti(inputs / "upper_0000.nii.gz", ct).rename(inputs / "upper_0000.NII.GZ")
+    (inputs / "folder_0000.nii.gz").mkdir()
+    os.mkfifo(inputs / "pipe_0000.nii.gz")
+    assert run("--quiet") == 1
+    lines = errors_of(capsys)
+    for name, reason in {
+        "dangling": "leads nowhere", "loop": "leads nowhere", "upper": "lower case",
+        "folder": "a folder", "pipe": "not a regular file",
+    }.items():  # fmt: skip
+        assert sum(name in line and reason in line for line in lines) == 1, name
+    assert len(lines) == 5
+    assert [path.name for path in outputs.iterdir()] == ["good.nii.gz"]
+    assert [path.name for path in find_cases(inputs)] == ["good_0000.nii.gz"]
+
+
+# 12: wrong usage without a traceback
+
+
+def test_inputs_that_are_no_files(tmp_path, run, capsys):
+    os.mkfifo(tmp_path / "pipe.nii.gz")
+    for source, words in (
+        (tmp_path / "pipe.nii.gz", "not a regular file"),
+        ("/dev/null", "not a .nii.gz"),
+        ("/" + "n" * 300 + ".nii.gz", "File name too long"),
+        ("/" + "n/" * 4000, "File name too long"),
+    ):
+        assert wrong_usage(run, "--input", str(source))
+        assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+def weights_with(path, stored=None, **fields):
+    network = trained_looking_network()
+    save_weights(path, network.state_dict(), metadata_of(network))
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    with safe_open(path, framework="numpy") as file:
+        metadata = json.loads(file.metadata()["abdoseg"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    text = json.dumps(metadata | fields) if stored is None else stored
+    save_file(tensors, path, {"abdoseg": text})
+    return path
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"stored": "{not json"},
+        {"stored": "[1, 2]"},
+        {"stored": "[" * 100_000},
+        {"base_channels": 12.0},
+        {"base_channels": "8"},
+        {"base_channels": -8},
+        {"base_channels": 1 << 40},
+        {"num_classes": 2},
+        {"intensity_mean": float("nan")},
+        {"intensity_std": float("inf")},
+        {"intensity_std": 0},
+        {"intensity_std": "150"},
+        {"matrix_reduction": 3},
+        {"matrix_reduction": True},
+        {"attention": ["none"]},
+        {"label_names": 5},
+    ],
+)
+def test_weights_with_damaged_metadata_are_refused(tmp_path, damage):
+    path = weights_with(tmp_path / "w.safetensors", **damage)
+    with pytest.raises(WeightsError) as refused:
+        read_metadata(path)
+    assert "\n" not in str(refused.value)
+
+
+def test_weights_that_are_not_numbers_or_of_another_width_are_refused(
+    folders, run, ct, tmp_path, capsys
+):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    network = trained_looking_network()
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    state["head.bias"][0] = torch.nan
+    save_weights(tmp_path / "nan.safetensors", state, metadata_of(network))
+    with pytest.raises(WeightsError, match="not numbers"):
+        load_weights(tmp_path / "nan.safetensors")
+    assert run("--weights", str(tmp_path / "nan.safetensors")) == 2
+    wide = weights_with(tmp_path / "wide.safetensors", base_channels=12)
+    assert run("--weights", str(wide)) == 2
+    assert len(errors_of(capsys)) == 2

@@ -8,6 +8,7 @@ orientation of CT.
 """
 
 import math
+import stat
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_WBITS = 31  # zlib's way of asking for gzip's header and trailer
 _NIFTI2_HEADER_SIZE = 540
 _HEADER_BYTES = 544  # of a NIfTI-2 file, with the four bytes that announce extensions
+_ODD_NUMBERS = (ValueError, KeyError, OverflowError)  # what nibabel raises at wild headers
 _TAIL_BYTES = 1 << 20  # looked at after the voxels, for the check sum behind them
 _LARGEST_OFFSET = 1 << 28  # of the voxels; between header and voxels there may be extensions
 _MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
@@ -147,11 +149,17 @@ def _header(start: bytes) -> nibabel.Nifti1Header:
     try:
         header = kind(start[: kind.sizeof_hdr])
         header.get_data_shape(), header.get_data_dtype()
-    except (ImageFileError, HeaderDataError, WrapStructError, ValueError, KeyError) as error:
+    except (ImageFileError, HeaderDataError, WrapStructError, *_ODD_NUMBERS) as error:
         raise VolumeError(f"not a NIfTI file ({error})") from error
     if bytes(header["magic"])[:3] not in (b"n+1", b"n+2"):
         raise VolumeError("not a NIfTI file in one piece (its magic is not n+1 or n+2)")
     return header
+
+
+def _insist_on_a_file(path: Path) -> None:
+    """Refuse a pipe, which would be waited for without end, and whatever else is no file."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise VolumeError("not a regular file")
 
 
 def read_header(path: Path) -> nibabel.Nifti1Header:
@@ -161,6 +169,7 @@ def read_header(path: Path) -> nibabel.Nifti1Header:
         VolumeError: not such a file.
         OSError: the file cannot be read.
     """
+    _insist_on_a_file(path)
     with path.open("rb") as file:
         start = file.read(1 << 16)
     if start.startswith(_GZIP_MAGIC):
@@ -186,6 +195,7 @@ def read_stored(path: Path, admit: Admit | None = None) -> StoredImage:
         VolumeError: not such a file, damaged, cut short, not 3D, or of a type that is not a number.
         OSError: the file cannot be read.
     """
+    _insist_on_a_file(path)
     file_size = path.stat().st_size
     if file_size == 0:
         raise VolumeError("the file is empty")
@@ -203,7 +213,7 @@ def read_stored(path: Path, admit: Admit | None = None) -> StoredImage:
     try:
         offset = int(header.get_data_offset())
         slope, intercept = header.get_slope_inter()
-    except (HeaderDataError, ValueError, OverflowError) as error:
+    except (HeaderDataError, *_ODD_NUMBERS) as error:
         raise VolumeError(f"its header is damaged ({error})") from error
     if not header.sizeof_hdr <= offset <= _LARGEST_OFFSET:
         raise VolumeError(f"its header is damaged (voxels that begin at byte {offset})")
@@ -284,7 +294,7 @@ def _label_map_header(header: nibabel.Nifti1Header) -> nibabel.Nifti1Header:
             and read.get_data_dtype() == np.uint8
             and np.array_equal(read.get_best_affine(), header.get_best_affine())
         )
-    except (HeaderDataError, WrapStructError, ValueError, KeyError) as error:
+    except (HeaderDataError, WrapStructError, *_ODD_NUMBERS) as error:
         raise VolumeError(f"no label map can be written with its header ({error})") from error
     if not same:
         raise VolumeError("no label map can be written with its header")

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import math
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -11,12 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from benchmark.containers.areas import flare_area, true_area
+from benchmark.containers.collecting import RefusedError, collect, open_left_file
 from benchmark.containers.gpu import Gpu
-from benchmark.containers.output_check import OutputCheck, check_output
+from benchmark.containers.output_check import OutputCheck, check_output, missing_output
 from benchmark.containers.runner import run_case
 from benchmark.containers.sampler import Sampler, Samples
 from benchmark.containers.tables import PENALTY
 from benchmark.containers.targets import PHASE_LOG, Command, Container, Folders
+
+_MOST_HEADER_BYTES = 16 << 20
+"""Of a label map beside its voxels, and of a phase log."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +70,15 @@ def measure_case(
         for folder in (folders.inputs, folders.outputs):
             folder.mkdir(parents=True)
             folder.chmod(0o777)  # as the organisers do: a container may run as any user
+        collected = work / "collected"  # which the container does not see
+        collected.mkdir()
         shutil.copy(case.image, folders.inputs)
         sampler = Sampler(gpu, arguments.interval, idle.processes)
         outcome, samples, cost = run_case(target, case.name, folders, arguments.timeout, sampler)
-        output = check_output(folders.outputs, case.name, case.image)
+        output = _take_output(folders.outputs, collected, case)
         if output.found and outcome.status == "ok" and repeat == 0:
-            _move(folders.outputs / f"{case.name}.nii.gz", arguments.outputs)
-        phases = _read_phases(folders.outputs / PHASE_LOG, sampler.started)
+            _move(collected / f"{case.name}.nii.gz", arguments.outputs)
+        phases = _read_phases(folders.outputs, sampler.started)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         if work.exists():
@@ -99,6 +106,20 @@ def measure_case(
     }
 
 
+def _take_output(outputs: Path, collected: Path, case: Case) -> OutputCheck:
+    """Copy the label map out of the container's reach, and check the copy."""
+    name = f"{case.name}.nii.gz"
+    # As float64 and hardly compressed it would still be below this.
+    most_bytes = 9 * math.prod(max(1, length) for length in case.size) + _MOST_HEADER_BYTES
+    try:
+        collect(outputs, name, collected / name, most_bytes)
+    except FileNotFoundError:
+        return missing_output(outputs, name)
+    except (RefusedError, OSError) as error:
+        return OutputCheck(found=False, scorable=False, problems=[f"not taken: {error}"])
+    return check_output(collected / name, case.image)
+
+
 def _judge(status: str, reason: str | None, output: OutputCheck) -> tuple[str, str | None]:
     problems = "; ".join(output.problems)
     if status != "ok":
@@ -115,21 +136,26 @@ def _move(file: Path, folder: Path) -> None:
     partial.replace(folder / file.name)
 
 
-def _read_phases(path: Path, started: float) -> list[dict]:
+def _read_phases(outputs: Path, started: float) -> list[dict]:
     """The phase log, its times relative to the case's start; lines that are none are left out."""
     phases = []
-    with contextlib.suppress(OSError):
-        for line in path.read_text(errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
+    with (
+        contextlib.suppress(OSError, RefusedError),
+        open_left_file(outputs, PHASE_LOG, _MOST_HEADER_BYTES) as file,
+    ):
+        for line in file.read(_MOST_HEADER_BYTES).decode(errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                 entry = json.loads(line)
-                phases.append(
-                    {
-                        "phase": str(entry["phase"]),
-                        "case": entry["case"],
-                        "start_s": round(entry["start"] - started, 6),
-                        "end_s": round(entry["end"] - started, 6),
-                    }
-                )
+                start, end = (float(entry[name]) - started for name in ("start", "end"))
+                if math.isfinite(start) and math.isfinite(end):
+                    phases.append(
+                        {
+                            "phase": str(entry["phase"])[:100],
+                            "case": None if entry["case"] is None else str(entry["case"])[:255],
+                            "start_s": round(start, 6),
+                            "end_s": round(end, 6),
+                        }
+                    )
     return phases
 
 

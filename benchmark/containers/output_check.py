@@ -1,14 +1,17 @@
 """Whether what a container wrote can be scored, and whether it is what the challenge asks for."""
 
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import nibabel
 import numpy as np
 
+from inference.files import printable
 from inference.labels import LABEL_NAMES
-from inference.volume import Volume, VolumeError, read_volume
+from inference.volume import Volume, VolumeError, read_header, read_volume
 
+_MOST_ENTRIES = 1000  # of a folder, looked at to say what is there instead
 _AFFINE_TOLERANCE = 1e-3
 """mm; what float32 headers and quaternions lose in copying is below."""
 
@@ -33,50 +36,61 @@ class OutputCheck:
         return self.found and not self.problems
 
 
-def check_output(outputs: Path, case: str, image: Path) -> OutputCheck:
-    """Hold a case's output against its input: name, shape, affine, type and labels.
+def missing_output(outputs: Path, name: str) -> OutputCheck:
+    """What is to be said where the label map is not there.
 
     Args:
         outputs: the folder that the container wrote into.
-        case: NAME; the label map must be `NAME.nii.gz` (challenge rule).
+        name: that the label map must have.
+    """
+    entries = islice(outputs.rglob("*"), _MOST_ENTRIES)
+    others = sorted(
+        str(other.relative_to(outputs))
+        for other in entries
+        if not other.is_symlink() and other.is_file() and not other.name.startswith(".")
+    )
+    shown = ", ".join(printable(other) for other in others[:5])
+    found = f"found {shown} instead" if others else "the folder is empty"
+    return OutputCheck(found=False, scorable=False, problems=[f"no {name}: {found}"])
+
+
+def check_output(path: Path, image: Path) -> OutputCheck:
+    """Hold a case's label map against its input: shape, affine, type and labels.
+
+    A label map of another shape is not unpacked: what it takes depends on the input alone.
+
+    Args:
+        path: of the label map.
         image: the input volume.
     """
-    path = outputs / f"{case}.nii.gz"
-    if not path.is_file():
-        others = sorted(
-            str(other.relative_to(outputs))
-            for other in outputs.rglob("*")
-            if other.is_file() and not other.name.startswith(".")
-        )
-        found = f"found {', '.join(others[:5])} instead" if others else "the folder is empty"
-        return OutputCheck(found=False, scorable=False, problems=[f"no {path.name}: {found}"])
+    expected = nibabel.load(image).header
     try:
+        shape = read_header(path).get_data_shape()
+        if shape != expected.get_data_shape():
+            wanted = _by(expected.get_data_shape())
+            problem = f"shape {_by(shape)}, the input has {wanted}"
+            return OutputCheck(found=True, scorable=False, problems=[problem])
         output = read_volume(path)
     except (VolumeError, OSError) as error:
-        return OutputCheck(found=True, scorable=False, problems=[f"cannot be read: {error}"])
-    problems = _problems(output, nibabel.load(image).header)
-    return OutputCheck(
-        found=True, scorable=not problems.get("shape"), problems=[*problems.values()]
-    )
+        problem = printable(f"cannot be read: {error}")
+        return OutputCheck(found=True, scorable=False, problems=[problem])
+    return OutputCheck(found=True, scorable=True, problems=_problems(output, expected))
 
 
-def _problems(output: Volume, image: nibabel.Nifti1Header) -> dict[str, str]:
-    problems = {}
-    shape, expected = output.header.get_data_shape(), image.get_data_shape()
-    if shape != expected:
-        problems["shape"] = f"shape {_by(shape)}, the input has {_by(expected)}"
+def _problems(output: Volume, image: nibabel.Nifti1Header) -> list[str]:
+    problems = []
     if not np.allclose(output.affine, image.get_best_affine(), rtol=0, atol=_AFFINE_TOLERANCE):
-        problems["affine"] = "affine differs from the input's"
+        problems.append("affine differs from the input's")
     if output.voxels.dtype.kind not in "iu":
-        problems["dtype"] = f"stored as {output.voxels.dtype}, not as integers"
+        problems.append(f"stored as {output.voxels.dtype}, not as integers")
     if (output.slope, output.intercept) != (1.0, 0.0):
-        problems["scale"] = f"scaled by {output.slope:g} and {output.intercept:g}"
+        problems.append(f"scaled by {output.slope:g} and {output.intercept:g}")
     values = np.unique(np.concatenate([np.unique(part) for part in output.voxels]))
     values = values * output.slope + output.intercept
     strange = np.setdiff1d(values, np.arange(len(LABEL_NAMES)))
     if strange.size:
         shown = ", ".join(f"{value:g}" for value in strange[:5])
-        problems["labels"] = f"values that are no label: {shown}" + " …" * (strange.size > 5)
+        problems.append(f"values that are no label: {shown}" + " …" * (strange.size > 5))
     return problems
 
 

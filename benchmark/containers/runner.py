@@ -18,13 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from benchmark.containers.collecting import LogWriter
 from benchmark.containers.engine import EngineError, container_name
 from benchmark.containers.sampler import Sampler, SamplerCost, Samples
 from benchmark.containers.targets import Command, Container, Folders
+from inference.files import printable
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _POLL_SECONDS = 0.1
+
+_LOG_SECONDS = 2.0  # for the last of what it printed; a process that got away may hold the pipe
 
 _ENGINE_FAILED = 125  # `docker run`'s exit code when the engine, not the container, is at fault
 
@@ -76,41 +80,52 @@ def run_case(
     name = container_name(target.image, case) if isinstance(target, Container) else case
     process = None
     began = time.time()
-    with folders.log.open("wb") as log:
-        try:
-            with _interrupts_held():  # so that no process starts without being known here
-                sampler.start()
+    read_end, write_end = os.pipe()
+    log = LogWriter(read_end, folders.log)
+    log.start()
+    try:
+        with _interrupts_held():  # so that no process starts without being known here
+            sampler.start()
+            try:
                 process = subprocess.Popen(
                     target.command_line(name, folders),
                     env=target.environment(folders),
                     stdin=subprocess.DEVNULL,
-                    stdout=log,
+                    stdout=write_end,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,  # a terminal's Ctrl-C reaches this process alone
                 )
+            finally:
+                os.close(write_end)
 
-            def over_limit() -> bool:
-                if sampler.meter is None:
-                    sampler.meter = target.find_meter(name, process)
-                return isinstance(target, Command) and sampler.ram_mb > target.memory_limit.mb
+        def over_limit() -> bool:
+            if sampler.meter is None:
+                sampler.meter = target.find_meter(name, process)
+            return isinstance(target, Command) and sampler.ram_mb > target.memory_limit.mb
 
-            end = _wait(process, sampler.started + timeout, over_limit)
-            seconds = time.monotonic() - sampler.started
-        except FileNotFoundError as error:
-            raise EngineError(f"{error.filename} is not installed") from error
-        finally:
-            with _interrupts_held():
-                try:
-                    samples, cost = sampler.stop()
-                finally:
-                    if process is not None:
-                        target.end(name, process, sampler.meter)
+        end = _wait(process, sampler.started + timeout, over_limit)
+        seconds = time.monotonic() - sampler.started
+    except FileNotFoundError as error:
+        raise EngineError(f"{error.filename} is not installed") from error
+    finally:
+        with _interrupts_held():
+            try:
+                samples, cost = sampler.stop()
+            finally:
+                if process is not None:
+                    target.end(name, process, sampler.meter)
+        log.join(_LOG_SECONDS)
 
     exit_code = process.returncode if end == "exit" else None
     text = _tail(folders.log)
-    if exit_code == _ENGINE_FAILED and text.startswith("docker:"):
+    if (
+        exit_code == _ENGINE_FAILED
+        and text.startswith("docker:")
+        and not (isinstance(target, Container) and target.was_started(name, began))
+    ):
         raise EngineError(f"the container was not started: {text.splitlines()[0]}")
-    last_line = next((line for line in reversed(text.splitlines()) if line.strip()), "")[:200]
+    last_line = next((line for line in reversed(text.splitlines()) if line.strip()), "")
+    last_line = printable(last_line)[:200]
     if exit_code == 0:
         status, reason = "ok", None
     elif end == "deadline":

@@ -107,7 +107,9 @@ class Container:
     def find_meter(self, name: str, process: subprocess.Popen) -> Cgroup | ProcessTree | None:
         """The cgroup of the container `name`, else its process tree; None before it runs."""
         answer = docker("container", "inspect", "--format", "{{.State.Pid}}", name)
-        pid = int(answer.stdout) if answer.returncode == 0 else 0
+        # While a container ends, the engine may answer with nothing.
+        number = answer.stdout.strip() if answer.returncode == 0 else ""
+        pid = int(number) if number.isdecimal() else 0
         if pid == 0:
             return None
         try:
@@ -121,6 +123,15 @@ class Container:
             # The client first: it must not start what is about to be removed.
             _end_group(process, signal.SIGKILL)
             remove_container(name)
+
+    def was_started(self, name: str, began: float) -> bool:
+        """Whether the engine started the container `name`; then what it says is the team's."""
+        answer = docker(
+            *("events", "--since", f"{began:.6f}", "--until", f"{time.time():.6f}"),
+            *("--filter", f"container={name}", "--filter", "event=start"),
+            *("--format", "{{.Action}}"),
+        )
+        return answer.stdout.strip() != ""
 
     def killed_for_memory(self, name: str, began: float) -> bool:
         """Whether the kernel ended a process of the container `name`, by the engine's events."""

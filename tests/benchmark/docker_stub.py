@@ -41,6 +41,7 @@ def run_container() -> int:
     )
     pid_file = stub / f"{name}.pid"
     pid_file.write_text(str(container.pid))
+    (stub / f"{name}.started").touch()
     code = container.wait()
     pid_file.unlink(missing_ok=True)
     return code if code >= 0 else 128 - code
@@ -76,6 +77,10 @@ match arguments:
     case ["container", "ls", *_]:
         for pid_file in stub.glob("*.pid"):
             print(pid_file.stem)
+    case ["events", *_] if "event=start" in arguments:
+        name = next(word for word in arguments if word.startswith("container=")).split("=")[1]
+        if (stub / f"{name}.started").exists():
+            print("start")
     case ["events", *_]:
         pass
     case _:

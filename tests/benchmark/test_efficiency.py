@@ -357,8 +357,7 @@ def test_a_foreign_label_map_is_never_replaced(tmp_path):
 )
 def test_output_is_held_against_its_input(tmp_path, array, affine, scorable, problem):
     image = save(tmp_path / "in/x_0000.nii.gz", np.zeros((6, 5, 4), np.int16))
-    save(tmp_path / "out/x.nii.gz", array, affine)
-    check = check_output(tmp_path / "out", "x", image)
+    check = check_output(save(tmp_path / "out/x.nii.gz", array, affine), image)
     assert check.found
     assert check.scorable == scorable
     assert check.valid == (problem is None)
@@ -369,7 +368,7 @@ def test_a_damaged_output_is_no_score(tmp_path):
     image = save(tmp_path / "in/x_0000.nii.gz", np.zeros((6, 5, 4), np.int16))
     output = save(tmp_path / "out/x.nii.gz", np.zeros((60, 50, 40), np.uint8))
     output.write_bytes(output.read_bytes()[:-20])
-    check = check_output(tmp_path / "out", "x", image)
+    check = check_output(output, image)
     assert check.found
     assert not check.scorable
     assert not check.valid

@@ -64,7 +64,9 @@ def draw_curves(result: dict, gpu_note: str | None) -> bytes:
     cpu.set_xlim(0, max(result["seconds"], times[-1]))
     size = "×".join(map(str, result["image_size"]))
     status = "" if result["status"] == "ok" else f" [{result['status']}]"
-    gpu.set_title(f"{result['case']} ({size}): {result['seconds']:.2f} s{area}{status}")
+    gpu.set_title(
+        f"{result['case']} ({size}): {result['seconds']:.2f} s{area}{status}", parse_math=False
+    )
     if result["phases"]:
         handles, labels = cpu.get_legend_handles_labels()
         figure.legend(handles, labels, loc="lower center", ncols=len(labels), fontsize=8)

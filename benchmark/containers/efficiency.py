@@ -34,7 +34,7 @@ from benchmark.containers.run_folder import UsageError, earlier_results, write_j
 from benchmark.containers.runner import STOP_SIGNALS
 from benchmark.containers.tables import OFFICIAL_INTERVAL, PENALTY, by, markdown_table
 from benchmark.containers.targets import Command, Container, Folders, MemoryLimit
-from inference.files import case_name, find_cases, write_atomically
+from inference.files import case_name, find_cases, printable, write_atomically
 
 _IDLE_SAMPLES = 10
 
@@ -171,26 +171,40 @@ def _run(arguments: argparse.Namespace) -> int:
         write_json(report / "environment.json", environment)
 
         results: dict[str, list[dict]] = {case.name: [] for case in cases}
+        not_measured: list[str] = []
         rounds = [(repeat, case) for repeat in range(arguments.repeat) for case in cases]
         for number, (repeat, case) in enumerate(rounds, start=1):
             result = done.get((case.name, repeat))
             kept = result is not None
             if not kept:
-                result = measure_case(case, repeat, target, team, gpu, idle, arguments)
+                try:
+                    result = measure_case(case, repeat, target, team, gpu, idle, arguments)
+                except OSError as error:
+                    not_measured.append(case.name)
+                    print(f"{printable(case.name)}: not measured: {error}", file=sys.stderr)
+                    continue
             result |= peaks_and_areas(result, arguments)
             stem = report / "efficiency" / file_stem(case.name, repeat)
             write_json(stem.with_name(f"{stem.name}.json"), result)
             if not kept:
-                picture = draw_curves(result, gpu_note)
-                write_atomically(stem.with_name(f"{stem.name}.png"), picture)
+                _draw(stem.with_name(f"{stem.name}.png"), result, gpu_note)
             results[case.name].append(result)
             write_tables(report, results, environment)
             print(_progress_line(number, len(rounds), result, kept), file=sys.stderr, flush=True)
         print(markdown_table(results))
-        return 0 if all(r["status"] == "ok" for runs in results.values() for r in runs) else 1
+        well = all(run["status"] == "ok" for runs in results.values() for run in runs)
+        return 0 if well and not not_measured else 1
     finally:
         if gpu:
             gpu.close()
+
+
+def _draw(path: Path, result: dict, gpu_note: str | None) -> None:
+    """Draw a case's curves; a plot that fails costs the plot."""
+    try:
+        write_atomically(path, draw_curves(result, gpu_note))
+    except Exception as error:  # whatever a name or a number does to the plotting library
+        print(f"{path.name}: not drawn: {printable(error)}", file=sys.stderr)
 
 
 def _list_cases(inputs: Path) -> list[Case]:

@@ -9,6 +9,9 @@ from benchmark.containers.measurement import Case, file_stem
 from benchmark.containers.tables import csv_table, markdown_page
 from inference.files import write_atomically
 
+RESULT_FIELDS = {"case", "status", "seconds", "repeat", "interval_s", "image_size", "output"}
+"""Without which a file is no result of a case."""
+
 
 class UsageError(ValueError):
     """What was asked cannot be done; the message says what to do, in one line."""
@@ -20,18 +23,19 @@ def earlier_results(
     """What --resume keeps; anything else of an earlier run is removed.
 
     Raises:
-        UsageError: a label map is in the way that no earlier run of this report wrote.
+        UsageError: the run to resume is another one, or a label map is in the way that no earlier
+            run of this report wrote. Nothing is removed then.
     """
     folder = arguments.report / "efficiency"
-    earlier = {path.name: _read_json(path) for path in folder.glob("*.json")}
+    earlier = {path.name: _read_result(path) for path in folder.glob("*.json")}
     differences = _differences(_read_json(arguments.report / "environment.json"), environment)
     kept = {}
     if earlier and not arguments.resume:
         print(f"replacing the earlier run in {arguments.report}", file=sys.stderr)
     elif earlier and differences:
-        print(
-            f"starting over: the run in {arguments.report} has another {', '.join(differences)}",
-            file=sys.stderr,
+        raise UsageError(
+            f"--resume: the run in {arguments.report} has another {', '.join(differences)}: name "
+            "another --report, or leave --resume out to replace it"
         )
     elif arguments.resume:
         for case in cases:
@@ -74,6 +78,15 @@ def write_json(path: Path, content: dict) -> None:
 
 def _read_json(path: Path) -> dict | None:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
         return None
+    return content if isinstance(content, dict) else None
+
+
+def _read_result(path: Path) -> dict | None:
+    """A case's earlier result; None where the file is damaged, so that it is measured again."""
+    result = _read_json(path)
+    if result is None or not isinstance(result.get("samples"), dict):
+        return None
+    return result if set(result) >= RESULT_FIELDS else None

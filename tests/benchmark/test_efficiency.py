@@ -262,17 +262,54 @@ def test_a_signal_ends_everything_and_resume_goes_on(tmp_path, number):
     assert list(read_table(tmp_path / "run")) == ["a_0000.nii.gz", "b_0000.nii.gz"]
 
 
-def test_resume_with_another_command_starts_over_and_says_so(tmp_path):
+def test_resume_with_another_command_is_refused_and_removes_nothing(tmp_path):
     arguments = [
         *("--inputs", make_inputs(tmp_path / "in", "x"), "--outputs", tmp_path / "out"),
         *("--report", tmp_path / "run", "--resume", "--command"),
     ]
     run_efficiency(*arguments, "cp {inputs}/x_0000.nii.gz {outputs}/x.nii.gz")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     done = run_efficiency(*arguments, "sleep 0.01; cp {inputs}/* {outputs}/x.nii.gz")
-    assert done.returncode == 0
-    assert "starting over" in done.stderr
+    assert done.returncode == 2
     assert "another command" in done.stderr
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[1]", "{}", '{"samples": 3}', "null", "[" * 100_000])
+def test_a_damaged_result_is_measured_again(tmp_path, damage):
+    arguments = [
+        *("--inputs", make_inputs(tmp_path / "in", "x"), "--outputs", tmp_path / "out"),
+        *("--report", tmp_path / "run", "--resume", "--command"),
+        "cp {inputs}/x_0000.nii.gz {outputs}/x.nii.gz",
+    ]
+    assert run_efficiency(*arguments).returncode == 0
+    (tmp_path / "run/efficiency/x.json").write_text(damage)
+    done = run_efficiency(*arguments)
+    assert done.returncode == 0, done.stderr
     assert "from the earlier run" not in done.stderr
+    assert read_case(tmp_path / "run", "x")["status"] == "ok"
+
+
+def test_a_name_that_no_plot_can_show_costs_nothing(tmp_path):
+    done = run_efficiency(
+        *("--inputs", make_inputs(tmp_path / "in", r"x$\foo$"), "--outputs", tmp_path / "out"),
+        *("--report", tmp_path / "run", "--command", r"cp {inputs}/* {outputs}/'x$\foo$.nii.gz'"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / r"run/efficiency/x$\foo$.png").is_file()
+
+
+def test_a_plot_that_fails_costs_the_plot(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no pens")
+
+    monkeypatch.setattr("benchmark.containers.efficiency.draw_curves", fail)
+    done = run_efficiency(
+        *("--inputs", make_inputs(tmp_path / "in", "x"), "--outputs", tmp_path / "out"),
+        *("--report", tmp_path / "run", "--command", "cp {inputs}/* {outputs}/x.nii.gz"),
+    )
+    assert done.returncode == 0
+    assert "not drawn: no pens" in done.stderr
 
 
 @pytest.mark.slow

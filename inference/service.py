@@ -18,10 +18,11 @@ import numpy as np
 from inference.components import keep_largest_components
 from inference.files import case_name, file_identity, printable, why_not_a_volume
 from inference.intensity import percentiles
+from inference.label_map import is_label_map_of, label_map_header, write_label_map
 from inference.memory import MemoryBudget, case_bytes, memory_limit
 from inference.phases import PhaseTimer
 from inference.statistics import LabelStatistics, label_statistics
-from inference.volume import Volume, is_label_map_of, read_volume, write_label_map
+from inference.volume import Volume, read_volume
 
 if TYPE_CHECKING:
     from inference.prediction import Predictor
@@ -177,6 +178,7 @@ class Service:
             case.volume = read_volume(
                 case.path, lambda header, size: self._admit(case, header, size)
             )
+        label_map_header(case.volume.header)  # or the case fails before it is predicted
         case.shape = case.volume.voxels.shape
         with self.timer.phase("percentiles", case.name):
             case.window = percentiles(case.volume.voxels)

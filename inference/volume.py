@@ -21,20 +21,24 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
-from inference.files import write_atomically
-
 ORIENTATION = "SPL"
 """Where the three array axes point."""
 
 _GZIP_MAGIC = b"\x1f\x8b"
-_GZIP_WBITS = 31  # zlib's way of asking for gzip's header and trailer
-_NIFTI2_HEADER_SIZE = 540
-_HEADER_BYTES = 544  # of a NIfTI-2 file, with the four bytes that announce extensions
-_ODD_NUMBERS = (ValueError, KeyError, OverflowError)  # what nibabel raises at wild headers
-_TAIL_BYTES = 1 << 20  # looked at after the voxels, for the check sum behind them
-_LARGEST_OFFSET = 1 << 28  # of the voxels; between header and voxels there may be extensions
-_MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
 
+GZIP_WBITS = 31  # zlib's way of asking for gzip's header and trailer
+
+_NIFTI2_HEADER_SIZE = 540
+
+_HEADER_BYTES = 544  # of a NIfTI-2 file, with the four bytes that announce extensions
+
+ODD_NUMBERS = (ValueError, KeyError, OverflowError)  # what nibabel raises at wild headers
+
+_TAIL_BYTES = 1 << 20  # looked at after the voxels, for the check sum behind them
+
+_LARGEST_OFFSET = 1 << 28  # of the voxels; between header and voxels there may be extensions
+
+_MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
 
 Admit = Callable[[nibabel.Nifti1Header, int], None]
 """Called with a file's header and its bytes before it is unpacked; raises to refuse it."""
@@ -96,7 +100,8 @@ def orientation(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, b
     return tuple(axes), tuple(flips)
 
 
-def _flipped(array: np.ndarray, flips: Iterable[bool]) -> np.ndarray:
+def flipped(array: np.ndarray, flips: Iterable[bool]) -> np.ndarray:
+    """A view of an array, some of its axes reversed."""
     return array[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
 
 
@@ -120,7 +125,7 @@ def _unpacked(content: bytes, size: int) -> bytes:
     """The first `size` bytes of what gzip data holds; all members count, as in `cat a.gz b.gz`."""
     parts, length = [], 0
     while length < size and content.startswith(_GZIP_MAGIC):
-        member = isal_zlib.decompressobj(wbits=_GZIP_WBITS)
+        member = isal_zlib.decompressobj(wbits=GZIP_WBITS)
         parts.append(member.decompress(content, size - length))
         length += len(parts[-1])
         if length == size and not member.eof:  # a little more than the voxels: is the rest whole?
@@ -149,7 +154,7 @@ def _header(start: bytes) -> nibabel.Nifti1Header:
     try:
         header = kind(start[: kind.sizeof_hdr])
         header.get_data_shape(), header.get_data_dtype()
-    except (ImageFileError, HeaderDataError, WrapStructError, *_ODD_NUMBERS) as error:
+    except (ImageFileError, HeaderDataError, WrapStructError, *ODD_NUMBERS) as error:
         raise VolumeError(f"not a NIfTI file ({error})") from error
     if bytes(header["magic"])[:3] not in (b"n+1", b"n+2"):
         raise VolumeError("not a NIfTI file in one piece (its magic is not n+1 or n+2)")
@@ -174,7 +179,7 @@ def read_header(path: Path) -> nibabel.Nifti1Header:
         start = file.read(1 << 16)
     if start.startswith(_GZIP_MAGIC):
         try:
-            start = isal_zlib.decompressobj(wbits=_GZIP_WBITS).decompress(start, _HEADER_BYTES)
+            start = isal_zlib.decompressobj(wbits=GZIP_WBITS).decompress(start, _HEADER_BYTES)
         except (zlib.error, isal_zlib.IsalError) as error:
             raise VolumeError(f"damaged gzip data ({error})") from error
     return _header(start)
@@ -213,7 +218,7 @@ def read_stored(path: Path, admit: Admit | None = None) -> StoredImage:
     try:
         offset = int(header.get_data_offset())
         slope, intercept = header.get_slope_inter()
-    except (HeaderDataError, *_ODD_NUMBERS) as error:
+    except (HeaderDataError, *ODD_NUMBERS) as error:
         raise VolumeError(f"its header is damaged ({error})") from error
     if not header.sizeof_hdr <= offset <= _LARGEST_OFFSET:
         raise VolumeError(f"its header is damaged (voxels that begin at byte {offset})")
@@ -246,8 +251,7 @@ def read_volume(path: Path, admit: Admit | None = None) -> Volume:
         admit: as in `read_stored`.
 
     Raises:
-        VolumeError: as `read_stored`, the affine has no such axes, or no label map could be
-            written with the file's header.
+        VolumeError: as `read_stored`, or the affine has no such axes.
         OSError: the file cannot be read.
     """
     stored = read_stored(path, admit)
@@ -260,10 +264,9 @@ def read_volume(path: Path, admit: Admit | None = None) -> Volume:
         raise VolumeError(f"its header has unknown units (xyzt_units {units})") from None
     except (HeaderDataError, np.linalg.LinAlgError, FloatingPointError) as error:
         raise VolumeError(f"its affine cannot be used ({error})") from error
-    _label_map_header(header)
     zooms = (*header.get_zooms(), 1.0, 1.0)
     return Volume(
-        voxels=_flipped(stored.voxels.transpose(axes), flips),
+        voxels=flipped(stored.voxels.transpose(axes), flips),
         slope=stored.slope,
         intercept=stored.intercept,
         spacing=tuple(float(zooms[axis]) * unit for axis in axes),
@@ -271,93 +274,3 @@ def read_volume(path: Path, admit: Admit | None = None) -> Volume:
         disk_axes=axes,
         disk_flips=flips,
     )
-
-
-def _label_map_header(header: nibabel.Nifti1Header) -> nibabel.Nifti1Header:
-    """The header of the label map that belongs to a volume, read back by its own rules.
-
-    Raises:
-        VolumeError: whoever reads it would not find the volume's grid.
-    """
-    made = header.copy()
-    try:
-        made.set_data_dtype(np.uint8)
-        made.set_slope_inter(1, 0)
-        made["cal_min"] = made["cal_max"] = 0
-        made["intent_code"] = 0
-        made["descrip"] = b"abdoseg label map"
-        made["magic"] = made.single_magic
-        made["vox_offset"] = made.single_vox_offset
-        read = type(made)(made.binaryblock)
-        same = (
-            read.get_data_shape() == header.get_data_shape()
-            and read.get_data_dtype() == np.uint8
-            and np.array_equal(read.get_best_affine(), header.get_best_affine())
-        )
-    except (HeaderDataError, WrapStructError, *_ODD_NUMBERS) as error:
-        raise VolumeError(f"no label map can be written with its header ({error})") from error
-    if not same:
-        raise VolumeError("no label map can be written with its header")
-    return made
-
-
-def is_label_map_of(path: Path, source: Path) -> str:
-    """Why a file is not the whole label map of a volume, or "" if it is.
-
-    The gzip check sum, the size, the type, and shape, affine and codes against the volume's header;
-    not what the voxels say.
-
-    Args:
-        path: of the label map.
-        source: of the volume.
-    """
-    try:
-        if not path.is_file():
-            return "it is no file"
-        label_map, grid = read_stored(path), read_header(source)
-        found, wanted = label_map.header, _label_map_header(grid)
-    except (VolumeError, OSError, EOFError) as error:
-        return str(error)
-    if found.get_data_dtype() != np.uint8:
-        return f"its type is {found.get_data_dtype()}"
-    for name, value, right in (
-        ("shape", found.get_data_shape(), wanted.get_data_shape()),
-        ("affine", found.get_best_affine(), wanted.get_best_affine()),
-        ("sform code", int(found["sform_code"]), int(wanted["sform_code"])),
-        ("qform code", int(found["qform_code"]), int(wanted["qform_code"])),
-    ):
-        if not np.array_equal(value, right):
-            return f"its {name} is not the volume's"
-    return ""
-
-
-def write_label_map(path: Path, label_map: np.ndarray, volume: Volume) -> None:
-    """Write a label map on the grid of the volume it was made from.
-
-    The file has the volume's axis order, shape, affine, sform and qform codes, spacing and units;
-    its type is uint8 with `scl_slope` 1. It appears under its name only when it is whole.
-
-    Args:
-        path: `NAME.nii.gz`, or `NAME.nii` for a file that is not compressed.
-        label_map: (slices, rows, columns), SPL, uint8.
-        volume: where the label map belongs.
-
-    Raises:
-        ValueError: the label map is not of the volume's shape or not uint8.
-        OSError: the file cannot be written.
-    """
-    if label_map.shape != volume.voxels.shape or label_map.dtype != np.uint8:
-        raise ValueError(
-            f"a label map of {volume.voxels.shape} uint8 is needed, "
-            f"not {label_map.shape} {label_map.dtype}"
-        )
-    header = _label_map_header(volume.header)
-    no_extensions = b"\0\0\0\0"
-
-    stored = _flipped(label_map, volume.disk_flips).transpose(np.argsort(volume.disk_axes))
-    parts = [header.binaryblock + no_extensions]
-    parts.append(stored.ravel(order="F").data)  # copies only where the file is not LPS
-    if path.name.endswith(".gz"):
-        gzip = isal_zlib.compressobj(level=1, wbits=_GZIP_WBITS)
-        parts = [*map(gzip.compress, parts), gzip.flush()]
-    write_atomically(path, b"".join(parts))

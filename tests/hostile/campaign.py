@@ -9,9 +9,10 @@ import nibabel
 import numpy as np
 
 from inference.intensity import percentiles
+from inference.label_map import write_label_map
 from inference.memory import MemoryBudget, case_bytes
 from inference.service import one_line
-from inference.volume import Volume, read_volume, write_label_map
+from inference.volume import Volume, read_volume
 from tests.hostile.generator import mutated_file
 
 OK, REFUSED = "ok", "refused in one line"

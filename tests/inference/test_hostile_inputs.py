@@ -21,10 +21,11 @@ from conftest import RAS_AFFINE, metadata_of, save_nifti, trained_looking_networ
 from inference import files, service
 from inference.command import main
 from inference.files import find_cases, printable, spreadsheet_text, write_atomically
+from inference.label_map import is_label_map_of, write_label_map
 from inference.memory import MemoryBudget, memory_limit
 from inference.service import Service
 from inference.statistics import StatisticsTable, label_statistics
-from inference.volume import VolumeError, is_label_map_of, read_volume, write_label_map
+from inference.volume import VolumeError, read_volume
 from inference.weights import WeightsError, load_weights, read_metadata, save_weights
 
 ROOT = Path(__file__).parents[2]

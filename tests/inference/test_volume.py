@@ -8,7 +8,8 @@ import pytest
 from conftest import ORIENTATIONS, RAS_AFFINE, reoriented, save_nifti
 
 from inference.files import case_name, find_cases
-from inference.volume import VolumeError, read_volume, write_label_map
+from inference.label_map import write_label_map
+from inference.volume import VolumeError, read_volume
 
 OBLIQUE = RAS_AFFINE.copy()
 OBLIQUE[:3, :3] = (

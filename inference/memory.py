@@ -5,7 +5,8 @@ import threading
 from pathlib import Path
 
 PROCESS_BYTES = 600 << 20
-"""What interpreter, torch and weights take before the first volume (measured: 550 MB with two threads)."""
+"""What interpreter, torch, weights and the allocator's reserve take beside the volumes (measured:
+550 MB with two threads)."""
 
 
 def memory_limit(root: Path = Path("/")) -> int:

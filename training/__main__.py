@@ -108,6 +108,12 @@ def _parser() -> argparse.ArgumentParser:
         "card gives as that run's",
     )
     export.add_argument(
+        "--left-out",
+        type=Path,
+        metavar="FILE.csv",
+        help="what `score` wrote of these weights, for the model card",
+    )
+    export.add_argument(
         "--note",
         action="append",
         default=[],
@@ -278,6 +284,7 @@ def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
             licence=options.licence,
             notes=options.note,
             scores_of=options.scores_of,
+            left_out=options.left_out,
         )
     except ExportError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -291,7 +298,7 @@ def _score(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from inference.prediction import choose_device
     from inference.weights import WeightsError, load_weights
     from training.cache import cache_cases
-    from training.evaluation import mean_by_label, score_cases, write_scores
+    from training.evaluation import mean_by_label, score_cases, write_left_out
     from training.label_mapping import DataError
 
     try:
@@ -306,11 +313,11 @@ def _score(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     except (WeightsError, ValueError) as error:
         parser.error(str(error))
     cache = options.cache or options.output.resolve().parent / "cache"
-    every = []
+    scored = {}
     for folder, cases in data_sets.items():
         cases = cache_cases(cases, cache)
         scores = score_cases(cases, weights, metadata, device, batch_size=None, step=0)
-        every += scores
+        scored[Path(folder).name] = scores
         print(f"{folder}: {len(cases)} cases left out")
         means = mean_by_label(scores)
         for label, (dsc, nsd, count) in means.items():
@@ -320,7 +327,7 @@ def _score(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             print(
                 f"  mean of {len(organs)} organs: DSC {sum(organs) / len(organs):.3f}", flush=True
             )
-        write_scores(options.output, every)
+        write_left_out(options.output, scored)
     return 0
 
 

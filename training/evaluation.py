@@ -161,6 +161,37 @@ def write_scores(path: Path, scores: list[Score]) -> None:
     write_atomically(path, table.getvalue().encode())
 
 
+def write_left_out(path: Path, data_sets: dict[str, list[Score]]) -> None:
+    """Write the scores of left-out cases as CSV: data_set, case, label, name, dsc, nsd."""
+    table = StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(("data_set", "case", "label", "name", "dsc", "nsd"))
+    for data_set, scores in data_sets.items():
+        for score in scores:
+            name = LABEL_NAMES[score.label]
+            writer.writerow((data_set, score.case, score.label, name, score.dsc, score.nsd))
+    write_atomically(path, table.getvalue().encode())
+
+
+def read_left_out(path: Path) -> dict[str, list[Score]]:
+    """Read what `write_left_out` wrote, by data set.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is another file.
+    """
+    data_sets: dict[str, list[Score]] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            try:
+                dsc, nsd = float(row["dsc"]), float(row["nsd"])
+                score = Score(0, row["case"], int(row["label"]), dsc, nsd)
+                data_sets.setdefault(row["data_set"], []).append(score)
+            except (KeyError, TypeError) as error:
+                raise ValueError("not a table of left-out scores") from error
+    return data_sets
+
+
 def read_scores(path: Path) -> list[Score]:
     """Read what `write_scores` wrote."""
     with path.open(newline="") as file:

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -10,7 +11,13 @@ import torch
 from inference.files import write_atomically
 from inference.labels import LABEL_NAMES
 from inference.weights import WeightsMetadata, save_weights
-from training.evaluation import Score, mean_by_label, mean_organ_dsc, read_scores
+from training.evaluation import (
+    Score,
+    mean_by_label,
+    mean_organ_dsc,
+    read_left_out,
+    read_scores,
+)
 from training.recipe import Recipe
 
 WEAK_DSC = 0.7
@@ -30,6 +37,7 @@ def export(
     licence: str,
     notes: list[str],
     scores_of: Path | None = None,
+    left_out: Path | None = None,
 ) -> Path:
     """Write a run's weights as safetensors, and `NAME.md` beside them.
 
@@ -40,6 +48,7 @@ def export(
         trained_on: data sets and what a user must know of them, one line.
         licence: of the weights.
         notes: known weaknesses besides those that the scores show.
+        left_out: table of `python -m training score` with the scores of these very weights.
         scores_of: folder of another run whose held-out scores the card gives: the run before this
             one, if this one was trained on everything.
 
@@ -77,11 +86,22 @@ def export(
     scores = read_scores(scored / "held_out.csv") if (scored / "held_out.csv").is_file() else []
     step = max((score.step for score in scores), default=0) if scores_of else state["step"]
     at_step = [score for score in scores if score.step == step]
+    try:
+        unseen_scores = read_left_out(left_out) if left_out else {}
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{left_out}: {error}") from error
     if scores_of and not at_step:
         raise ExportError(f"{scores_of}: no run with held-out scores is there")
     card = output.with_suffix(".md")
     text = model_card(
-        output.name, metadata, about, state["step"], at_step, notes, of_these=not scores_of
+        output.name,
+        metadata,
+        about,
+        state["step"],
+        at_step,
+        notes,
+        unseen_scores,
+        of_these=not scores_of,
     )
     write_atomically(card, text.encode())
     return card
@@ -111,6 +131,7 @@ def model_card(
     step: int,
     scores: list[Score],
     notes: list[str],
+    left_out: dict[str, list[Score]] | None = None,
     *,
     of_these: bool = True,
 ) -> str:
@@ -123,6 +144,7 @@ def model_card(
         step: of the checkpoint.
         scores: of the held-out cases at that step, none if they were not scored there.
         notes: known weaknesses besides those that the scores show.
+        left_out: scores of these weights on cases that nobody trained on, by data set.
         of_these: whether the scores are of these weights, not of the run's before them.
     """
     recipe, training, held_out = about["recipe"], about["training"], about["held_out"]
@@ -165,20 +187,21 @@ def model_card(
         )
         names = ", ".join(sorted({score.case for score in scores}))
         lines += [
-            f"Whole volumes ({names}), never trained on, through the container's own prediction "
+            f"Cases ({names}), never trained on, through the container's own prediction "
             f"with {weights}. DSC and NSD as FLARE 2023 scores them, only labels that a case's "
             "annotator looked for. A label absent from reference and prediction counts 1.",
             "",
             "| label | DSC | NSD | n |",
             "|---|---|---|---|",
             *(
-                f"| {LABEL_NAMES[label]} | {dsc:.4f} | {nsd:.4f} | {count} |"
+                f"| {LABEL_NAMES[label]} | {dsc:.4f} | {_or_dash(nsd)} | {count} |"
                 for label, (dsc, nsd, count) in means.items()
             ),
             f"| **mean of organs** | {mean_organ_dsc(scores):.4f} | | |",
         ]
     else:
         lines.append("None: no case was held out, or none was scored at this step.")
+    lines += _left_out_lines(left_out or {})
     lines += ["", "## Known weaknesses", ""]
     unseen = [
         LABEL_NAMES[label]
@@ -218,3 +241,34 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _or_dash(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.4f}"
+
+
+def _left_out_lines(data_sets: dict[str, list[Score]]) -> list[str]:
+    """The table of left-out scores: a row a label, a column a data set."""
+    if not data_sets:
+        return []
+    means = {name: mean_by_label(scores) for name, scores in data_sets.items()}
+    counts = {name: len({score.case for score in scores}) for name, scores in data_sets.items()}
+    lines = [
+        "",
+        "## Left-out scores",
+        "",
+        "These very weights, once, on patients that nobody trained on, tuned on or chose by. DSC "
+        "(cases); in stacks of single slices without largest components and only where the label "
+        "is in the reference. Only labels that were annotated.",
+        "",
+        "| label | " + " | ".join(f"{name} ({count})" for name, count in counts.items()) + " |",
+        "|---|" + "---|" * len(means),
+    ]
+    for label in sorted({label for of_set in means.values() for label in of_set}):
+        cells = [
+            f"{of_set[label][0]:.3f} ({of_set[label][2]})" if label in of_set else ""
+            for of_set in means.values()
+        ]
+        lines.append(f"| {LABEL_NAMES[label]} | {' | '.join(cells)} |")
+    cells = [f"**{mean_organ_dsc(scores):.3f}**" for scores in data_sets.values()]
+    return [*lines, f"| **mean of organs** | {' | '.join(cells)} |"]

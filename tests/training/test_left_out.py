@@ -17,6 +17,7 @@ from training.augmentation import Intensities, prepare
 from training.cache import cache_cases
 from training.cases import find_training_cases
 from training.evaluation import Score, mean_by_label, score_cases
+from training.export import _left_out_lines
 from training.label_mapping import DataError
 from training.recipe import Recipe
 from training.slices import Batch, Slice, collate
@@ -177,8 +178,16 @@ def test_left_out_cases_are_scored_by_data_set(tmp_path, capsys):
     )
     assert code == 0
     with report.open(newline="") as file:
-        assert [(row["case"], row["name"]) for row in csv.DictReader(file)] == [("b", "liver")]
+        rows = list(csv.DictReader(file))
+    assert [(row["data_set"], row["case"], row["name"]) for row in rows] == [("set", "b", "liver")]
     assert "1 cases left out" in capsys.readouterr().out
+    (scores,) = evaluation.read_left_out(report).values()
+    assert scores[0].dsc == float(rows[0]["dsc"])
+    lines = _left_out_lines({"set": [Score(0, "b", 1, 0.5, float("nan"))], "other": []})
+    assert lines[-2:] == [
+        "| liver | 0.500 (1) |  |",
+        "| **mean of organs** | **0.500** | **nan** |",
+    ]
 
 
 def test_scoring_a_data_set_without_left_out_cases_is_wrong_usage(tmp_path, capsys):

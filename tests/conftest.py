@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from inference.command import main
 from inference.model import AttentionUNet
 from inference.weights import WeightsMetadata, save_weights
 
@@ -96,3 +97,22 @@ def reoriented(array: np.ndarray, affine: np.ndarray, orientation: np.ndarray):
     transform = nibabel.orientations.ornt_transform(start, orientation)
     turned = nibabel.orientations.apply_orientation(array, transform)
     return turned, affine @ nibabel.orientations.inv_ornt_aff(transform, array.shape)
+
+
+@pytest.fixture
+def folders(tmp_path) -> tuple[Path, Path]:
+    """A folder of inputs, and where outputs will be."""
+    (tmp_path / "inputs").mkdir()
+    return tmp_path / "inputs", tmp_path / "outputs"
+
+
+@pytest.fixture
+def run(folders, weights_file):
+    """The service's command line on these folders, with random weights."""
+    inputs, outputs = folders
+
+    def run(*arguments):
+        places = ("--input", str(inputs), "--output", str(outputs))
+        return main([*places, "--weights", str(weights_file), "--device", "cpu", *arguments])
+
+    return run

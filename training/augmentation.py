@@ -80,7 +80,7 @@ def _draw_windows(images: Tensor, recipe: Recipe, rngs: list[np.random.Generator
     """Some slices as if they came from 8-bit pictures of a soft tissue window.
 
     Above the window they are clipped; below it, what is dense enough to be tissue becomes fat and
-    the rest air, as in data sets put back from such pictures (`window_hu` in `training/data.py`);
+    the rest air, as in data sets put back from such pictures (`window_hu` in `training/cases.py`);
     a slice that is windowed already stays as it is but for a lower top.
     """
     if not recipe.window_probability:

@@ -17,7 +17,7 @@ def held_after_network(run: dict) -> float:
     What a short-lived GPU process could save at most. The idle device's own memory is taken away.
 
     Args:
-        run: one result of `benchmark.efficiency`, with phases.
+        run: one result of `benchmark efficiency`, with phases.
     """
     end = max(phase["end_s"] for phase in run["phases"] if phase["phase"] == "predict")
     samples = run["samples"]
@@ -120,7 +120,7 @@ def markdown(result: dict) -> str:
 
     Args:
         result: `machine` (of `describe_machine`), `torch`, `weights`, `service` and `plain` (slices
-            as text: results of `benchmark.efficiency`), `batches` (batch size as text: the same),
+            as text: results of `benchmark efficiency`), `batches` (batch size as text: the same),
             `folder` (of `warm_rate`, and `volumes`), `network` (of `network-speed --sweep`),
             `speed` (Markdown), `left_out` (stage: why). Empty where not measured.
     """

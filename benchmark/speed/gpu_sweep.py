@@ -113,7 +113,7 @@ class _Sweep:
         return ended.stdout
 
     def cold(self, command: str, slices: int, repeat: int) -> list[dict]:
-        """Cold cases through `benchmark.efficiency`: a result for each repetition."""
+        """Cold cases through `benchmark efficiency`: a result for each repetition."""
         with tempfile.TemporaryDirectory(dir=self.folder) as work:
             report = Path(work) / "report"
             options = {

@@ -19,7 +19,6 @@ import torch
 from conftest import RAS_AFFINE, metadata_of, save_nifti, trained_looking_network
 
 from inference import files, service
-from inference.command import main
 from inference.files import find_cases, printable, spreadsheet_text, write_atomically
 from inference.label_map import is_label_map_of, write_label_map
 from inference.memory import MemoryBudget, memory_limit
@@ -29,23 +28,6 @@ from inference.volume import VolumeError, read_volume
 from inference.weights import WeightsError, load_weights, read_metadata, save_weights
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def folders(tmp_path):
-    (tmp_path / "inputs").mkdir()
-    return tmp_path / "inputs", tmp_path / "outputs"
-
-
-@pytest.fixture
-def run(folders, weights_file):
-    inputs, outputs = folders
-
-    def run(*arguments):
-        places = ("--input", str(inputs), "--output", str(outputs))
-        return main([*places, "--weights", str(weights_file), "--device", "cpu", *arguments])
-
-    return run
 
 
 def wrong_usage(run, *arguments):

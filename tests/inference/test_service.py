@@ -27,23 +27,6 @@ from inference.service import Service
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def folders(tmp_path):
-    (tmp_path / "inputs").mkdir()
-    return tmp_path / "inputs", tmp_path / "outputs"
-
-
-@pytest.fixture
-def run(folders, weights_file):
-    inputs, outputs = folders
-
-    def run(*arguments):
-        places = ("--input", str(inputs), "--output", str(outputs))
-        return main([*places, "--weights", str(weights_file), "--device", "cpu", *arguments])
-
-    return run
-
-
 def stored(path):
     return np.asanyarray(nibabel.load(path).dataobj)
 

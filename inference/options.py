@@ -26,8 +26,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         prog="python -m inference",
         description="Segment 13 organs and tumors in abdominal CT volumes.",
         epilog="Exit codes: 0 every case is done, 1 some cases failed and the rest are written, "
-        f"2 wrong usage. With {LOG_VARIABLE}=FILE in the environment, the time of each phase is "
-        "appended to FILE as JSON lines. Example: python -m inference --input CTS --output LABELS "
+        "2 wrong usage, 143 ended by SIGTERM, 130 by Ctrl-C. "
+        f"With {LOG_VARIABLE}=FILE in the environment, the time of each phase is appended to FILE "
+        "as JSON lines. Example: python -m inference --input CTS --output LABELS "
         "--statistics volumes.csv",
     )
     parser.add_argument(

@@ -183,8 +183,8 @@ def model_card(
             "these fp16 weights. The checkpoint may have been chosen by these cases' mean DSC"
             if of_these
             else "the weights of an earlier run, which had not seen them: **not with the weights "
-            "here**, which were then trained on these cases as well and cannot be scored honestly on "
-            "them"
+            "here**, which were then trained on these cases as well and cannot be scored honestly "
+            "on them"
         )
         names = ", ".join(sorted({score.case for score in scores}))
         lines += [

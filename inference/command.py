@@ -46,7 +46,7 @@ def _import_torch() -> None:
     del torch._meta_registrations
 
 
-def _make_predictor(options: argparse.Namespace, timer: PhaseTimer) -> "Predictor":
+def _make_predictor(options: argparse.Namespace, timer: PhaseTimer, memory: int) -> "Predictor":
     """Import torch and put the network on the device.
 
     Raises:
@@ -69,7 +69,7 @@ def _make_predictor(options: argparse.Namespace, timer: PhaseTimer) -> "Predicto
             device,
             batch_size=options.batch_size,
             gpu_memory_mb=options.gpu_memory,
-            host_bytes=max(0, memory_limit() - PROCESS_BYTES) // 2,
+            host_bytes=max(0, memory - PROCESS_BYTES) // 2,
         )
     if not options.quiet:
         if device.type == "cuda":
@@ -168,20 +168,62 @@ def _table(cases: list[Case], timer: PhaseTimer) -> str:
     )
 
 
+def make_service(
+    options: argparse.Namespace,
+    timer: PhaseTimer,
+    *,
+    memory: int | None = None,
+    on_slices: Callable[[Case, int], None] = lambda case, slices: None,
+    on_case: Callable[[Case], None] = lambda case: None,
+) -> Service:
+    """The service that options ask for.
+
+    Args:
+        options: of `parse_arguments`.
+        timer, on_slices, on_case: as in `Service`.
+        memory: bytes that the process may take; by default its cgroup's or machine's limit.
+    """
+    warnings.filterwarnings("ignore")  # of libraries, in the middle of our lines; what matters of
+    logging.getLogger("nibabel").setLevel(logging.CRITICAL)  # a file is told by our own errors
+    memory = memory_limit() if memory is None else memory
+    return Service(
+        output=options.output,
+        make_predictor=lambda: _make_predictor(options, timer, memory),
+        timer=timer,
+        keep_existing=options.keep_existing,
+        budget=MemoryBudget(memory - PROCESS_BYTES),
+        network_bytes=_network_bytes(options.weights),
+        with_statistics=options.statistics is not None,
+        with_preview=options.preview,
+        on_slices=on_slices,
+        on_case=on_case,
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
+
+    Returns:
+        As `run`.
+    """
+    # The first volume is read while torch is being imported: neither should wait long for the
+    # other to let go of the interpreter.
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    return run(parse_arguments(arguments), make_service)
+
+
+def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
+    """Run what options ask for, and say what becomes of each case and of all.
+
+    Args:
+        options: of `parse_arguments`.
+        make: called as `make_service`; makes what runs the cases, here or elsewhere.
 
     Returns:
         0 if every case is done (or was before), 1 if some failed, 2 for wrong usage, 143 if SIGTERM
         and 130 if Ctrl-C ended it.
     """
     start = time.monotonic()
-    # The first volume is read while torch is being imported: neither should wait long for the
-    # other to let go of the interpreter.
-    sys.setswitchinterval(_SWITCH_INTERVAL)
-    warnings.filterwarnings("ignore")  # of libraries, in the middle of our lines; what matters of
-    logging.getLogger("nibabel").setLevel(logging.CRITICAL)  # a file is told by our own errors
-    options = parse_arguments(arguments)
     log = os.environ.get(LOG_VARIABLE)
     timer = PhaseTimer(Path(log) if log else None, warn=lambda text: _say(f"warning: {text}"))
     table = None
@@ -201,18 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
                 case.warnings.append(f"{options.statistics}: {one_line(error)}")
         progress.on_case(case)
 
-    service = Service(
-        output=options.output,
-        make_predictor=lambda: _make_predictor(options, timer),
-        timer=timer,
-        keep_existing=options.keep_existing,
-        budget=MemoryBudget(memory_limit() - PROCESS_BYTES),
-        network_bytes=_network_bytes(options.weights),
-        with_statistics=table is not None,
-        with_preview=options.preview,
-        on_slices=progress.on_slices,
-        on_case=end,
-    )
+    service = make(options, timer, on_slices=progress.on_slices, on_case=end)
     stopped = None
     try:
         with _signals_raise():

@@ -56,3 +56,7 @@ class PhaseTimer:
     def seconds(self, case: str | None) -> dict[str, float]:
         """Seconds per phase of a case (None: of the run), in the order they ended."""
         return dict(self._seconds[case])
+
+    def record(self, case: str, seconds: dict[str, float]) -> None:
+        """Take over the seconds per phase of a case that another process has timed."""
+        self._seconds[case].update(seconds)

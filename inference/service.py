@@ -6,7 +6,7 @@ most three are in memory. The first is read while torch is still being imported.
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,23 +101,34 @@ class Service:
         Raises:
             KeyboardInterrupt: raised by a signal's handler; what was being written is whole.
         """
-        cases = self._plan(paths)
+        cases = self.plan(paths)
         waiting = [case for case in cases if case.status == "waiting"]
-        if not waiting:
-            return cases
+        if waiting:
+            self.segment(waiting)
+        return cases
+
+    def segment(self, cases: Iterable[Case]) -> None:
+        """Take planned cases through the pipeline until there are no more, each as it comes.
+
+        Args:
+            cases: that are "waiting"; asked for the next one, in another thread, as soon as the
+                one before is read, and may then take its time.
+
+        Raises:
+            KeyboardInterrupt: as `run`.
+        """
         reader, writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         writing: Future | None = None
         try:
-            unread = iter(waiting)
-            reading = reader.submit(self._read_next, unread)
+            unread = iter(cases)
+            reading = reader.submit(self._read_next, unread, writer)
             predictor = self.make_predictor()
-            while just_read := reading.result():
-                reading = reader.submit(self._read_next, unread)
-                for case in just_read:
-                    self._attempt(case, lambda case: self._predict(case, predictor))
-                    if writing is not None:
-                        writing.result()  # so that label maps do not pile up behind a slow disk
-                    writing = writer.submit(self._end, case)
+            while case := reading.result():
+                reading = reader.submit(self._read_next, unread, writer)
+                self._attempt(case, lambda case: self._predict(case, predictor))
+                if writing is not None:
+                    writing.result()  # so that label maps do not pile up behind a slow disk
+                writing = writer.submit(self._end, case)
             predictor.release()  # while the last label map is still being finished
             if writing is not None:
                 writing.result()
@@ -127,9 +138,8 @@ class Service:
             if writing is not None:
                 wait([writing])
             writer.shutdown()
-        return cases
 
-    def _plan(self, paths: list[Path]) -> list[Case]:
+    def plan(self, paths: list[Path]) -> list[Case]:
         """Name the cases, and settle those that need no work."""
         cases: list[Case] = []
         first_path: dict[str, Path] = {}
@@ -198,19 +208,18 @@ class Service:
         self.budget.take(need)
         case.memory = need
 
-    def _read_next(self, unread: Iterator[Case]) -> list[Case]:
+    def _read_next(self, unread: Iterator[Case], writer: ThreadPoolExecutor) -> Case | None:
         """Read on up to a case that can be read, so that bad ones do not use up the read-ahead.
 
         Returns:
-            The cases taken, none at the end; all but the last have failed.
+            That case, None at the end; those that failed are ended by the writer.
         """
-        taken = []
         for case in unread:
             self._attempt(case, self._read)
-            taken.append(case)
             if case.status != "failed":
-                break
-        return taken
+                return case
+            writer.submit(self._end, case)
+        return None
 
     def _predict(self, case: Case, predictor: "Predictor") -> None:
         with self.timer.phase("predict", case.name):

@@ -30,8 +30,18 @@ if __name__ == "__main__":
 
     import contextlib
 
-    from inference.command import main
+    try:
+        from inference.command import main
+    except ModuleNotFoundError as error:
+        from inference.options import make_parser
 
+        parser = make_parser()
+        parser.parse_args()  # --help and wrong usage end here
+        parser.exit(
+            2,
+            f"error: the Python package {error.name} is missing: in a clone run `make setup`, "
+            "elsewhere pip install -r requirements.txt\n",
+        )
     code = main()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # whoever listened may be gone

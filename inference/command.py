@@ -13,13 +13,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, TextIO
 
-from inference.files import (
-    printable,
-)
+from inference.files import one_line, printable
 from inference.memory import PROCESS_BYTES, MemoryBudget, memory_limit, slice_bytes
 from inference.options import parse_arguments
 from inference.phases import LOG_VARIABLE, PhaseTimer
-from inference.service import STAGES, Case, Service, one_line
+from inference.service import STAGES, Case, Service
 from inference.statistics import StatisticsTable
 from inference.weights import default_weights, read_metadata
 
@@ -129,9 +127,8 @@ class _Progress:
         if self.bar is None:
             from tqdm import tqdm
 
-            self.bar = tqdm(
-                total=case.shape[0], desc=printable(case.name), unit="slice", leave=False
-            )
+            slices = len(case.volume.voxels)
+            self.bar = tqdm(total=slices, desc=printable(case.name), unit="slice", leave=False)
         with contextlib.suppress(OSError, ValueError):
             self.bar.update(count)
         if self.bar.n >= self.bar.total:
@@ -156,7 +153,7 @@ def _table(cases: list[Case], timer: PhaseTimer) -> str:
         rows.append(
             (
                 printable(case.name),
-                "x".join(map(str, case.shape)) or "-",
+                "×".join(map(str, case.shape)) or "-",
                 *(f"{seconds[stage]:.2f}" if stage in seconds else "-" for stage in STAGES),
                 case.status,
             )

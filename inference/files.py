@@ -1,4 +1,4 @@
-"""Files by name: a folder's volumes, names that may be shown, and writing whole files or none."""
+"""Files by name: a folder's volumes, names and errors that may be shown, whole files or none."""
 
 import contextlib
 import os
@@ -84,6 +84,16 @@ def printable(text: object) -> str:
         else character.encode("unicode_escape", "surrogatepass").decode()
         for character in str(text)
     )
+
+
+def one_line(error: BaseException) -> str:
+    """An error as one line for the user."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    text = printable(" ".join(str(error).split()))
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
 
 
 def spreadsheet_text(text: str) -> str:

@@ -1,4 +1,7 @@
-"""The options of `python -m inference`, parsed and checked without torch."""
+"""The options of `python -m inference`, parsed and checked without torch.
+
+`--help` needs no package that is not Python's own: what does is imported where it is checked.
+"""
 
 import argparse
 import os
@@ -10,18 +13,17 @@ from inference.files import (
     case_name,
     file_identity,
     find_entries,
+    one_line,
     printable,
     why_not_a_volume,
 )
 from inference.phases import LOG_VARIABLE
-from inference.service import one_line
-from inference.weights import FULL, SLIM, WeightsError, default_weights, read_metadata
 
 _ROOT = Path(__file__).parents[1]
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """Parse and check everything that can be checked without torch; exits with 2 if wrong."""
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m inference",
         description="Segment 13 organs and tumors in abdominal CT volumes.",
@@ -49,8 +51,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--weights",
         type=Path,
         metavar="FILE",
-        help="trained weights, .safetensors (default: the best in weights/ for the device: "
-        f"{FULL} on CUDA, {SLIM} on a CPU)",
+        help="trained weights, .safetensors (default: weights/submission.safetensors, else the "
+        "best in weights/ for the device)",
     )
     parser.add_argument(
         "--device", default="auto", metavar="auto|cuda[:N]|cpu", help="(default: %(default)s)"
@@ -81,6 +83,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--keep-existing", action="store_true", help="skip cases whose label map is there already"
     )
     parser.add_argument("--quiet", action="store_true", help="print errors only")
+    return parser
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Parse and check everything that can be checked without torch; exits with 2 if wrong."""
+    from inference.weights import WeightsError, default_weights, read_metadata
+
+    parser = make_parser()
     options = parser.parse_args(arguments)
 
     options.paths = _find_inputs(options.input, parser)

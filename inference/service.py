@@ -16,7 +16,7 @@ import nibabel
 import numpy as np
 
 from inference.components import keep_largest_components
-from inference.files import case_name, file_identity, printable, why_not_a_volume
+from inference.files import case_name, file_identity, one_line, printable, why_not_a_volume
 from inference.intensity import percentiles
 from inference.label_map import is_label_map_of, label_map_header, write_label_map
 from inference.memory import MemoryBudget, case_bytes, memory_limit
@@ -41,7 +41,7 @@ class Case:
         status: "waiting", then "done", "kept" (its label map was there before) or "failed".
         reason: why it failed, in one line.
         warnings: what else went wrong and costs no label map; why one that was there is made again.
-        shape: (slices, rows, columns), once read.
+        shape: as the file's header says it, (i, j, k), once read.
         statistics: of the label map, if asked for.
         volume, window, label_map: what the stages hand on; dropped when the case ends.
         memory: bytes taken of the budget.
@@ -189,7 +189,7 @@ class Service:
                 case.path, lambda header, size: self._admit(case, header, size)
             )
         label_map_header(case.volume.header)  # or the case fails before it is predicted
-        case.shape = case.volume.voxels.shape
+        case.shape = tuple(int(n) for n in case.volume.header.get_data_shape()[:3])
         with self.timer.phase("percentiles", case.name):
             case.window = percentiles(case.volume.voxels)
 
@@ -278,13 +278,3 @@ class Service:
             case.status = "failed"
             case.reason = one_line(error)
             self._drop(case)
-
-
-def one_line(error: BaseException) -> str:
-    """An error as one line for the user."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if isinstance(error, MemoryError):
-        return "not enough memory"
-    text = printable(" ".join(str(error).split()))
-    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 WEIGHTS = Path(__file__).parents[1] / "weights"
 """Where the weights that ship lie."""
 
-FULL, SLIM, DEMONSTRATION = (
-    f"{name}.safetensors" for name in ("abdomen", "abdomen-slim", "phantom-slim")
+SUBMISSION, FULL, SLIM, DEMONSTRATION = (
+    f"{name}.safetensors" for name in ("submission", "abdomen", "abdomen-slim", "phantom-slim")
 )
-"""Full-size and slim network for real CT, and the slim one that knows synthetic CT alone."""
+"""A team's own, full-size and slim network for real CT, and the slim one for synthetic CT alone."""
 
 DEMONSTRATION_WEIGHTS = WEIGHTS / DEMONSTRATION
 
@@ -85,7 +85,10 @@ class WeightsMetadata:
 
 
 def default_weights(*, on_cuda: bool, folder: Path = WEIGHTS) -> tuple[Path, str]:
-    """What `predict.sh` runs unless told otherwise: the best weights present for the device.
+    """What `predict.sh` runs unless told otherwise.
+
+    A file called submission.safetensors wins on every device: whoever puts it there means it. Else
+    it is the best of the weights present for the device.
 
     Args:
         on_cuda: whether the network runs on a CUDA device, where the full size costs little.
@@ -98,11 +101,13 @@ def default_weights(*, on_cuda: bool, folder: Path = WEIGHTS) -> tuple[Path, str
         WeightsError: there are none.
     """
     reasons = {
+        SUBMISSION: "the submission",
         FULL: "the full network" if on_cuda else "the full network: no slim one is there",
         SLIM: "the slim network: no full one is there" if on_cuda else "the slim network, for CPUs",
         DEMONSTRATION: "a demonstration on synthetic CT, not for patients",
     }
-    for name in (FULL, SLIM, DEMONSTRATION) if on_cuda else (SLIM, FULL, DEMONSTRATION):
+    trained = (FULL, SLIM) if on_cuda else (SLIM, FULL)
+    for name in (SUBMISSION, *trained, DEMONSTRATION):
         if (folder / name).is_file():
             return folder / name, reasons[name]
     raise WeightsError(f"none of {', '.join(reasons)} is in {folder}: name a file")

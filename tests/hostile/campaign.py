@@ -8,10 +8,10 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
+from inference.files import one_line
 from inference.intensity import percentiles
 from inference.label_map import write_label_map
 from inference.memory import MemoryBudget, case_bytes
-from inference.service import one_line
 from inference.volume import Volume, read_volume
 from tests.hostile.generator import mutated_file
 

@@ -14,6 +14,7 @@ from inference.weights import (
     DEMONSTRATION_WEIGHTS,
     FULL,
     SLIM,
+    SUBMISSION,
     WEIGHTS,
     WeightsError,
     default_weights,
@@ -83,3 +84,12 @@ def test_wrong_usage_is_told_without_torch(tmp_path):
             check=True,
         )
         assert ended.stdout.split() == ["2", "False"]
+
+
+def test_a_submission_wins_on_every_device(tmp_path):
+    for name in (SUBMISSION, FULL, SLIM, DEMONSTRATION):
+        (tmp_path / name).touch()
+    for on_cuda in (True, False):
+        path, reason = default_weights(on_cuda=on_cuda, folder=tmp_path)
+        assert path == tmp_path / SUBMISSION
+        assert reason == "the submission"

@@ -123,7 +123,7 @@ def test_table_and_progress(folders, run, ct, capsys):
         "case", "shape", "read", "percentiles", "predict", "components", "write", "status"
     ]  # fmt: skip
     assert [line.split()[-1] for line in lines[1:8]].count("done") == 1
-    assert "21x33x40" in captured.out
+    assert "40×33×21" in captured.out  # as the user's header says it
     assert lines[-1].startswith("1 of 7 cases")
     assert re.search(r"^\[\d/7\] good: done$", captured.err, re.MULTILINE)
 
@@ -319,6 +319,33 @@ def test_predict_sh_is_posix_and_hands_on_the_exit_code():
     assert in_a_new_process("dash", "-n", "predict.sh").returncode == 0
     ended = in_a_new_process("sh", str(ROOT / "predict.sh"), "--input", "nowhere")
     assert ended.returncode == 2
+
+
+@pytest.mark.slow
+def test_relative_paths_count_from_the_callers_folder(folders, weights_file, ct, tmp_path):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    (tmp_path / "inference").mkdir()  # what the caller's folder holds is not imported
+    (tmp_path / "inference" / "__init__.py").write_text("raise SystemExit(99)")
+    ended = subprocess.run(
+        ["sh", str(ROOT / "predict.sh"), "--input", "inputs", "--output", "outputs",
+         "--weights", os.path.relpath(weights_file, tmp_path), "--device", "cpu"],
+        cwd=tmp_path, env={**os.environ, "PYTHON": sys.executable}, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0
+    assert stored(folders[1] / "a.nii.gz").shape == ct.shape
+
+
+def test_help_needs_no_package_and_a_missing_one_is_one_line(tmp_path):
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')  # without site-packages
+    bare.chmod(0o755)
+    ended = in_a_new_process("sh", str(ROOT / "predict.sh"), "--help", PYTHON=str(bare))
+    assert ended.returncode == 0, ended.stderr
+    assert "--keep-existing" in ended.stdout
+    ended = in_a_new_process("sh", str(ROOT / "predict.sh"), PYTHON=str(bare))
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert "package" in line and "make setup" in line
 
 
 def test_help_and_wrong_usage_do_not_wait_for_torch():

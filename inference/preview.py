@@ -4,9 +4,10 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
-from inference.files import write_atomically
+from inference.colours import LABEL_COLOURS
+from inference.files import printable, write_atomically
 from inference.labels import LABEL_NAMES
 from inference.volume import Volume
 
@@ -14,30 +15,12 @@ from inference.volume import Volume
 _LOWEST_HU, _HIGHEST_HU = -160.0, 240.0
 _TILE_COLUMNS = 320
 _TILES = (3, 4)  # rows, columns of the sheet
-_OPACITY = 0.45
-_LEGEND_HEIGHT = 44
-
-LABEL_COLOURS = np.array(
-    [
-        (0, 0, 0),
-        (178, 34, 34),
-        (255, 165, 0),
-        (106, 90, 205),
-        (255, 225, 25),
-        (255, 0, 60),
-        (30, 100, 255),
-        (0, 250, 154),
-        (0, 160, 100),
-        (60, 220, 60),
-        (210, 180, 140),
-        (255, 130, 190),
-        (0, 206, 209),
-        (210, 105, 30),
-        (255, 255, 255),
-    ],
-    np.uint8,
-)
-"""RGB of each label."""
+_OPACITY = 0.5
+_TITLE_HEIGHT, _LEGEND_HEIGHT = 26, 52
+_TEXT_PIXELS = 14
+_BODY_HU = -300.0  # above lung and air
+_TABLE_SHARE = 0.02  # of a row's pixels that may be tissue between body and table
+_MARGIN = 0.03  # around the body, as a part of it
 
 
 def _shown_slices(label_map: np.ndarray, count: int) -> np.ndarray:
@@ -65,36 +48,75 @@ def _tile_size(height_mm: float, width_mm: float) -> tuple[int, int]:
     return _TILE_COLUMNS, round(_TILE_COLUMNS * min(max(ratio, 1 / 16), 2.0))
 
 
-def write_preview(path: Path, label_map: np.ndarray, volume: Volume) -> None:
+def _longest_run(inside: np.ndarray) -> slice:
+    """The longest run of places that are inside, with a margin; all where there is none."""
+    edges = np.flatnonzero(np.diff(inside, prepend=False, append=False))
+    if not edges.size:
+        return slice(0, len(inside))
+    starts, stops = edges[::2], edges[1::2]
+    longest = np.argmax(stops - starts)
+    margin = 1 + round(_MARGIN * (stops[longest] - starts[longest]))
+    return slice(max(0, starts[longest] - margin), min(len(inside), stops[longest] + margin))
+
+
+def _body(volume: Volume, shown: np.ndarray) -> tuple[slice, slice]:
+    """The rows and columns that hold the patient in the slices shown: no table, no air around."""
+    tissue = np.zeros(volume.voxels.shape[1:], bool)
+    for index in shown:
+        tissue |= volume.slope * volume.voxels[index] + volume.intercept > _BODY_HU
+    # Between body and table there are rows of air, or of no more than the table's padding.
+    rows = _longest_run(tissue.mean(axis=1) > _TABLE_SHARE)
+    return rows, _longest_run(tissue[rows].mean(axis=0) > _TABLE_SHARE)
+
+
+def write_preview(path: Path, label_map: np.ndarray, volume: Volume, title: str) -> None:
     """Write a PNG of up to twelve slices, from the head's end down, in their true proportions.
+
+    The slices are cropped to the body. As in every axial picture the patient's right is on the
+    left; R and L say so.
 
     Args:
         path: of the PNG.
         label_map: (slices, rows, columns), SPL, uint8.
         volume: the CT volume it labels.
+        title: over the picture; the case's name.
 
     Raises:
         OSError: the file cannot be written.
     """
-    _, rows, columns = label_map.shape
+    shown = _shown_slices(label_map, _TILES[0] * _TILES[1])
+    body = _body(volume, shown)
+    rows, columns = (part.stop - part.start for part in body)
     _, row_mm, column_mm = volume.spacing
     size = _tile_size(rows * row_mm, columns * column_mm)
     # Coarser voxels suffice for a tile: a slice of any size takes little memory.
     steps = (max(1, rows // (2 * size[1])), max(1, columns // (2 * size[0])))
-    sheet = Image.new("RGB", (_TILES[1] * size[0], _TILES[0] * size[1] + _LEGEND_HEIGHT))
+    seen = tuple(slice(part.start, part.stop, step) for part, step in zip(body, steps, strict=True))
+    lines = -(-len(shown) // _TILES[1])
+    height = _TITLE_HEIGHT + lines * size[1] + _LEGEND_HEIGHT
+    sheet = Image.new("RGB", (_TILES[1] * size[0], height))
     draw = ImageDraw.Draw(sheet)
-    for tile, index in enumerate(_shown_slices(label_map, _TILES[0] * _TILES[1])):
-        corner = (tile % _TILES[1] * size[0], tile // _TILES[1] * size[1])
-        seen = (index, slice(None, None, steps[0]), slice(None, None, steps[1]))
-        hu = volume.slope * volume.voxels[seen].astype(np.float32) + volume.intercept
-        sheet.paste(_tile(hu, label_map[seen], size), corner)
-        draw.text((corner[0] + 6, corner[1] + 4), f"slice {index + 1}", fill="white")
-    per_line = (len(LABEL_NAMES) - 1 + 1) // 2
+    font = ImageFont.load_default(_TEXT_PIXELS)
+
+    def write(place: tuple[int, int], text: str, anchor: str = "lt") -> None:
+        draw.text(place, text, fill="white", font=font, anchor=anchor, stroke_width=1,
+                  stroke_fill="black")  # fmt: skip
+
+    write((8, 6), printable(title))
+    for tile, index in enumerate(shown):
+        left, top = tile % _TILES[1] * size[0], _TITLE_HEIGHT + tile // _TILES[1] * size[1]
+        hu = volume.slope * volume.voxels[(index, *seen)].astype(np.float32) + volume.intercept
+        sheet.paste(_tile(hu, label_map[(index, *seen)], size), (left, top))
+        write((left + 6, top + 5), f"slice {index + 1}")
+        write((left + 6, top + size[1] // 2), "R", "lm")
+        write((left + size[0] - 6, top + size[1] // 2), "L", "rm")
+    per_line = len(LABEL_NAMES) // 2
     for label in range(1, len(LABEL_NAMES)):
-        left = (label - 1) % per_line * (sheet.width // per_line) + 6
-        top = sheet.height - _LEGEND_HEIGHT + 6 + 20 * ((label - 1) // per_line)
-        draw.rectangle((left, top, left + 11, top + 11), fill=tuple(LABEL_COLOURS[label].tolist()))
-        draw.text((left + 17, top), LABEL_NAMES[label], fill="white")
+        left = (label - 1) % per_line * (sheet.width // per_line) + 8
+        top = sheet.height - _LEGEND_HEIGHT + 8 + 22 * ((label - 1) // per_line)
+        colour = tuple(LABEL_COLOURS[label].tolist())
+        draw.rectangle((left, top, left + 13, top + 13), fill=colour, outline="grey")
+        write((left + 19, top), LABEL_NAMES[label])
     content = BytesIO()
     sheet.save(content, "PNG")
     write_atomically(path, content.getvalue())

@@ -249,7 +249,7 @@ class Service:
     def _draw_preview(self, case: Case) -> None:
         from inference.preview import write_preview  # Pillow, only for those who ask
 
-        write_preview(self.output / f"{case.name}.png", case.label_map, case.volume)
+        write_preview(self.output / f"{case.name}.png", case.label_map, case.volume, case.name)
 
     def _add(self, case: Case, what: str, make: Callable[[Case], None]) -> None:
         """Make what comes with a label map; where that fails the case is done all the same."""

@@ -11,9 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
+from inference.colours import LABEL_COLOURS
 from inference.files import write_atomically
 from inference.labels import LABEL_NAMES
-from inference.preview import LABEL_COLOURS
 from training.cases import Case
 from training.evaluation import mean_by_label, mean_organ_dsc, read_scores, reference_of
 

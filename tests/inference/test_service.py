@@ -186,7 +186,7 @@ def test_preview_shows_slices_in_true_proportion(folders, run, ct):
     assert run("--quiet", "--preview") == 0
     sheet = Image.open(outputs / "a.png")
     tile_height = round(320 * 33 * 1.25 / (40 * 1.5))
-    assert sheet.size == (4 * 320, 3 * tile_height + 44)
+    assert sheet.size == (4 * 320, 26 + 3 * tile_height + 52)
     assert len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 100
 
 

@@ -42,7 +42,7 @@ _BUSY_MB = 256.0
 """Idle memory, the driver's own part left out, above which the device is taken to be in use."""
 
 
-class _Stopped(KeyboardInterrupt):
+class Stopped(KeyboardInterrupt):
     """A signal asked the run to end."""
 
     def __init__(self, number: int) -> None:
@@ -82,14 +82,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu", type=int, default=0, metavar="N", help="device (default: 0)")
     parser.add_argument(
         "--interval",
-        type=_positive,
+        type=positive,
         default=OFFICIAL_INTERVAL,
         metavar="S",
         help="seconds between samples (default and official: 0.1)",
     )
     parser.add_argument(
         "--timeout",
-        type=_positive,
+        type=positive,
         default=PENALTY["seconds"],
         metavar="S",
         help="end a case after this time (default: 3600)",
@@ -141,12 +141,12 @@ def run(arguments: argparse.Namespace) -> int:
         work, 128 + N if signal N ended the run.
     """
     try:
-        with _signals_raise():
+        with signals_raise():
             return _run(arguments)
     except (UsageError, EngineError) as error:
         print(f"benchmark efficiency: {error}", file=sys.stderr)
         return 2
-    except _Stopped as stopped:
+    except Stopped as stopped:
         print(
             f"stopped by {stopped}; nothing is left running. --resume goes on from here",
             file=sys.stderr,
@@ -155,16 +155,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    cases = _list_cases(arguments.inputs)
+    cases = list_cases(arguments.inputs)
     if arguments.outputs.resolve() == arguments.inputs.resolve():
         raise UsageError("--outputs must be another folder than --inputs")
-    gpu, gpu_note = _open_gpu(arguments.gpu)
+    gpu, gpu_note = open_gpu(arguments.gpu)
     try:
         target, team, identity = _find_target(arguments, gpu)
         report = arguments.report
         (report / "efficiency").mkdir(parents=True, exist_ok=True)
         arguments.outputs.mkdir(parents=True, exist_ok=True)
-        idle = _read_idle(gpu, arguments.interval)
+        idle = read_idle(gpu, arguments.interval)
         environment = describe_machine(gpu, gpu_note) | identity
         environment |= {"idle_gpu_mb": idle.gpu_mb, "idle_gpu_processes": list(idle.processes)}
         done = earlier_results(arguments, cases, environment)
@@ -207,7 +207,12 @@ def _draw(path: Path, result: dict, gpu_note: str | None) -> None:
         print(f"{path.name}: not drawn: {printable(error)}", file=sys.stderr)
 
 
-def _list_cases(inputs: Path) -> list[Case]:
+def list_cases(inputs: Path) -> list[Case]:
+    """The cases of a folder of CTs.
+
+    Raises:
+        UsageError: it is no folder, or holds none, two of one name, or what is no NIfTI file.
+    """
     if not inputs.is_dir():
         raise UsageError(f"--inputs {inputs} is not a folder")
     cases: dict[str, Case] = {}
@@ -224,7 +229,12 @@ def _list_cases(inputs: Path) -> list[Case]:
     return list(cases.values())
 
 
-def _open_gpu(index: int) -> tuple[Gpu | None, str | None]:
+def open_gpu(index: int) -> tuple[Gpu | None, str | None]:
+    """The device to measure, or why there is none, which is said.
+
+    Raises:
+        UsageError: there are devices, but not this one.
+    """
     try:
         return Gpu(index), None
     except GpuUnavailable as error:
@@ -287,7 +297,7 @@ def _find_target(
     return target, team, identity
 
 
-def _read_idle(gpu: Gpu | None, interval: float) -> Idle:
+def read_idle(gpu: Gpu | None, interval: float) -> Idle:
     """Sample the device before the first case, and warn where it is in use."""
     if gpu is None:
         return Idle(None, ())
@@ -320,11 +330,11 @@ def _progress_line(number: int, count: int, run: dict, kept: bool) -> str:
 
 
 @contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Turn Ctrl-C, SIGTERM and a closed terminal into `_Stopped`; what is ignored stays so."""
+def signals_raise() -> Iterator[None]:
+    """Turn Ctrl-C, SIGTERM and a closed terminal into `Stopped`; what is ignored stays so."""
 
     def stop(number: int, _frame: object) -> None:
-        raise _Stopped(number)
+        raise Stopped(number)
 
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for number, handler in handlers.items():
@@ -337,7 +347,8 @@ def _signals_raise() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _positive(text: str) -> float:
+def positive(text: str) -> float:
+    """Read an option that is a number above 0."""
     value = float(text)
     if not (value > 0 and math.isfinite(value)):
         raise argparse.ArgumentTypeError(f"a number above 0 is needed, not {text}")

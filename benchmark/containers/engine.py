@@ -55,6 +55,26 @@ def image_id(image: str) -> str | None:
     raise EngineError(f"the container engine does not answer: {answer.stderr.strip()}")
 
 
+def archive_image(archive: Path) -> str:
+    """The image that the organisers run of an archive: its name up to the first dot, lower case."""
+    return archive.name.partition(".")[0].lower() + ":latest"
+
+
+def load_images(archive: Path) -> list[str]:
+    """Load a `docker save` file.
+
+    Returns:
+        The names of the images in it, or ids where they have none.
+
+    Raises:
+        EngineError: the file does not load.
+    """
+    answer = docker("load", "-i", str(archive), seconds=None)
+    if answer.returncode != 0:
+        raise EngineError(f"docker does not load {archive}: {answer.stderr.strip()}")
+    return re.sub(r"Loaded image( ID)?: ", "", answer.stdout).split()
+
+
 def load_archive(archive: Path) -> str:
     """Load a team's `docker save` file.
 
@@ -65,12 +85,9 @@ def load_archive(archive: Path) -> str:
     Raises:
         EngineError: the file does not load, or holds no image of that name.
     """
-    answer = docker("load", "-i", str(archive), seconds=None)
-    if answer.returncode != 0:
-        raise EngineError(f"docker does not load {archive}: {answer.stderr.strip()}")
-    image = archive.name.partition(".")[0].lower() + ":latest"
-    if image_id(image) is None:
-        loaded = re.sub(r"Loaded image( ID)?: ", "", answer.stdout).split()
+    loaded = load_images(archive)
+    image = archive_image(archive)
+    if image not in loaded:  # an image of that name may be here from before
         raise EngineError(
             f"{archive.name} holds {', '.join(loaded) or 'no image'}, but the organisers run "
             f"{image}: name the image so before `docker save`"

@@ -75,7 +75,7 @@ def measure_case(
         shutil.copy(case.image, folders.inputs)
         sampler = Sampler(gpu, arguments.interval, idle.processes)
         outcome, samples, cost = run_case(target, case.name, folders, arguments.timeout, sampler)
-        output = _take_output(folders.outputs, collected, case)
+        output = take_output(folders.outputs, collected, case)
         if output.found and outcome.status == "ok" and repeat == 0:
             _move(collected / f"{case.name}.nii.gz", arguments.outputs)
         phases = _read_phases(folders.outputs, sampler.started)
@@ -106,7 +106,7 @@ def measure_case(
     }
 
 
-def _take_output(outputs: Path, collected: Path, case: Case) -> OutputCheck:
+def take_output(outputs: Path, collected: Path, case: Case) -> OutputCheck:
     """Copy the label map out of the container's reach, and check the copy."""
     name = f"{case.name}.nii.gz"
     # As float64 and hardly compressed it would still be below this.
@@ -116,7 +116,9 @@ def _take_output(outputs: Path, collected: Path, case: Case) -> OutputCheck:
     except FileNotFoundError:
         return missing_output(outputs, name)
     except (RefusedError, OSError) as error:
-        return OutputCheck(found=False, scorable=False, problems=[f"not taken: {error}"])
+        return OutputCheck(
+            found=False, scorable=False, problems=[f"not taken: {error}"], aspects=["file"]
+        )
     return check_output(collected / name, case.image)
 
 

@@ -234,7 +234,6 @@ def _judge(
     yield judge.judge_start(first, limits)
     if not first.ran:
         yield from judge.judge_outputs([first])
-        yield from judge.judge_leftovers([first])
         yield judge.not_run(f"{first.label} gave no label map")
         return
     again = trial(subjects[0])

@@ -176,7 +176,7 @@ def judge_outputs(trials: Sequence[Trial]) -> list[Finding]:
         if wrong:
             findings.append(Finding(FAILED, check, "; ".join(wrong), cost, advice))
         elif looked_at:
-            findings.append(Finding(PASSED, check, f"as they must be in {len(looked_at)} runs"))
+            findings.append(Finding(PASSED, check, f"as they must be: {_labels_of(looked_at)}"))
     empty = sorted({trial.label for trial in ended if trial.empty})
     if empty:
         findings.append(
@@ -270,7 +270,8 @@ def judge_memory(trials: Sequence[Trial], limits: Limits) -> Finding:
 
 def judge_leftovers(trials: Sequence[Trial]) -> list[Finding]:
     """What containers left beside the label map, and what they did to their inputs."""
-    left = {trial.label: trial.left for trial in trials if trial.left}
+    # Where there is no label map, what is there instead is said of the names.
+    left = {trial.label: trial.left for trial in trials if trial.left and trial.output.found}
     shown = "; ".join(
         f"{label}: {', '.join(names[:5])}" + (" …" if len(names) > 5 else "")
         for label, names in left.items()
@@ -329,6 +330,10 @@ def not_run(left_out: str) -> Finding:
         WARNED, "everything else", f"not run: {left_out}", "unknown",
         "mend what failed, and check again",
     )  # fmt: skip
+
+
+def _labels_of(trials: Sequence[Trial]) -> str:
+    return ", ".join(trial.label for trial in trials)
 
 
 def _was_looked_at(trial: Trial, aspect: str) -> bool:

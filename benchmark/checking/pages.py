@@ -77,17 +77,11 @@ def html_section(folder: Path, team: str) -> str:
     """
     try:
         check = json.loads((folder / CHECK_JSON).read_text())
-        head = "".join(f"<th>{word}</th>" for word in ("", "Check", "Found", "Costs", "What to do"))
-        rows = "".join(
-            "<tr>"
-            + f"<td{_html_class(finding['level'])}>{html.escape(str(finding['level']))}</td>"
-            + "".join(
-                f'<td class="wrap">{html.escape(str(finding[key]))}</td>'
-                for key in ("check", "found", "cost", "advice")
-            )
-            + "</tr>"
-            for finding in check["findings"]
+        head = "".join(
+            f'<th class="text" style="padding:9px 10px">{word}</th>'  # the page's have buttons
+            for word in ("", "Check", "Found", "Costs in the challenge", "What to do")
         )
+        rows = "".join(f"<tr>{_html_cells(finding)}</tr>" for finding in check["findings"])
         title = html.escape(f"Check of {team}: {headline(check)}")
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
@@ -97,8 +91,13 @@ def html_section(folder: Path, team: str) -> str:
     )
 
 
-def _html_class(level: str) -> str:
-    return ' class="failed"' if level == FAILED else ""
+def _html_cells(finding: dict) -> str:
+    level = "failed" if finding["level"] == FAILED else ""
+    kinds = {"level": level, "check": "", "found": "wrap", "cost": "wrap", "advice": "wrap"}
+    return "".join(
+        f'<td class="text {kind}">{html.escape(str(finding[key]))}</td>'
+        for key, kind in kinds.items()
+    )
 
 
 def _marked(level: str) -> str:

@@ -16,6 +16,7 @@ from statistics import mean, median
 
 import numpy as np
 
+from benchmark.checking.pages import html_section
 from benchmark.judging.runs import Run, RunError, read_runs
 from benchmark.scoring.protocol import COLUMNS
 from inference.files import write_atomically
@@ -188,9 +189,10 @@ def render(runs: list[Run], title: str) -> str:
     """
     # A "<" inside a script element could end it, whatever is around it.
     data = json.dumps(page_data(runs), separators=(",", ":")).replace("<", "\\u003c")
-    parts = {"title": html.escape(title), "data": data}
+    checks = "".join(html_section(run.folder, run.team) for run in runs)
+    parts = {"title": html.escape(title), "data": data, "checks": checks}
     template = TEMPLATE.read_text(encoding="utf-8")
-    return re.sub(r"\{\{(title|data)\}\}", lambda place: parts[place[1]], template)
+    return re.sub(r"\{\{(title|data|checks)\}\}", lambda place: parts[place[1]], template)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
+from benchmark.checking.pages import CHECK_JSON
 from benchmark.containers.areas import flare_area
 from benchmark.containers.tables import PENALTY
 from benchmark.scoring.protocol import COLUMNS
@@ -160,7 +161,7 @@ def read_run(folder: Path) -> Run:
         )
     except (ValueError, KeyError, OSError) as error:
         raise RunError(f"{folder}: a table or JSON cannot be read ({error!r})") from error
-    if not run.cases:
+    if not run.cases and not (folder / CHECK_JSON).is_file():
         raise RunError(f"{folder}: neither TEAM{EFFICIENCY_SUFFIX} nor {PER_CASE_CSV} is there")
     return run
 

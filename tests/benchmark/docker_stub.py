@@ -2,7 +2,8 @@
 
 DOCKER_STUB names a folder. An image is a folder `images/NAME` with a `predict.sh` in it; a
 container is a process group with that script's copy beside links to the mounted folders. Every
-order is written to `orders`, one JSON list a line.
+order is written to `orders`, one JSON list a line. A container finds the options that it was
+started with in CONTAINER_OPTIONS.
 """
 
 import json
@@ -25,6 +26,9 @@ def image_folder(image: str) -> Path:
 
 
 def run_container() -> int:
+    if "/bin/bash" not in arguments:
+        print("docker: no such program in a stand-in's image.")
+        return 127
     image = arguments[arguments.index("/bin/bash") - 1]
     if (image_folder(image) / "refused").exists():
         print("docker: Error response from daemon: could not select device driver.")
@@ -34,10 +38,13 @@ def run_container() -> int:
     place = Path(tempfile.mkdtemp())
     shutil.copy(image_folder(image) / "predict.sh", place)
     for mount in mounts:
-        host, _, inside = mount.partition(":")
+        host, inside = mount.split(":")[:2]
         (place / Path(inside).name).symlink_to(host)
     container = subprocess.Popen(
-        arguments[arguments.index("/bin/bash") :], cwd=place, start_new_session=True
+        arguments[arguments.index("/bin/bash") :],
+        cwd=place,
+        env=os.environ | {"CONTAINER_OPTIONS": " ".join(arguments)},
+        start_new_session=True,
     )
     pid_file = stub / f"{name}.pid"
     pid_file.write_text(str(container.pid))
@@ -60,7 +67,10 @@ match arguments:
     case ["image", "inspect", *_, image]:
         if not image_folder(image).is_dir():
             sys.exit("Error: No such image: " + image)
-        print("sha256:" + "0" * 64)
+        if "{{json .}}" in arguments:
+            print(json.dumps({"Size": 10**9, "Os": "linux", "Architecture": "amd64"}))
+        else:
+            print("sha256:" + "0" * 64)
     case ["version", *_]:
         print("stand-in")
     case ["load", "-i", archive]:

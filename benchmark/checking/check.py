@@ -47,7 +47,7 @@ from benchmark.containers.efficiency import (
     read_idle,
     signals_raise,
 )
-from benchmark.containers.engine import EngineError, image_id
+from benchmark.containers.engine import EngineError, image_id, remove_abandoned
 from benchmark.containers.environment import describe_machine
 from benchmark.containers.gpu import Gpu
 from benchmark.containers.run_folder import UsageError, write_json
@@ -142,6 +142,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.inputs is not None:
         own_subjects(arguments.inputs)  # wrong usage is said before an archive is loaded
+    remove_abandoned()
     if arguments.archive:
         _say(f"loading {arguments.archive}")
         image, findings = load(arguments.archive)

@@ -14,7 +14,7 @@ from benchmark.containers.areas import flare_area
 from benchmark.containers.gpu import Gpu
 from benchmark.containers.measurement import Idle, take_output
 from benchmark.containers.output_check import OutputCheck
-from benchmark.containers.runner import Outcome, run_case
+from benchmark.containers.runner import Outcome, log_tail, run_case
 from benchmark.containers.sampler import Sampler, Samples
 from benchmark.containers.tables import OFFICIAL_INTERVAL
 from benchmark.containers.targets import Container, Folders
@@ -38,8 +38,6 @@ _MODES: dict[str, tuple[str, ...]] = {
 """Options that each way adds to the organisers' command line."""
 
 _MOST_LEFT = 1000  # files left behind that are counted
-
-_TAIL_BYTES = 16384  # of what a container printed, searched for what it lacked
 
 
 @dataclass(frozen=True)
@@ -164,7 +162,7 @@ class Bench:
                 empty=not read_volume(label_map).voxels.any() if output.scorable else None,
                 left=list(_left_behind(folders.outputs, label_map.name)),
                 inputs_touched=_touched(folders.inputs, case.image),
-                printed=_tail(log),
+                printed=log_tail(log),
                 max_ram_mb=max(samples.ram_mb),
                 **self._gpu_figures(samples),
             )
@@ -218,9 +216,3 @@ def _touched(inputs: Path, image: Path) -> bool:
     if copy.is_symlink() or not copy.is_file():
         return True
     return not filecmp.cmp(copy, image, shallow=False)
-
-
-def _tail(path: Path) -> str:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-        return file.read().decode(errors="replace")

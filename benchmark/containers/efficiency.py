@@ -26,7 +26,13 @@ import nibabel
 from nibabel.filebasedimages import ImageFileError
 
 from benchmark.containers.curves import draw_curves
-from benchmark.containers.engine import EngineError, docker, image_id, load_archive
+from benchmark.containers.engine import (
+    EngineError,
+    docker,
+    image_id,
+    load_archive,
+    remove_abandoned,
+)
 from benchmark.containers.environment import describe_machine
 from benchmark.containers.gpu import Gpu, GpuUnavailable
 from benchmark.containers.measurement import Case, Idle, file_stem, measure_case, peaks_and_areas
@@ -264,6 +270,7 @@ def _find_target(
         identity["command"] = arguments.shell_command
         team = arguments.team or "command"
     else:
+        remove_abandoned()
         if arguments.archive:
             if not arguments.archive.is_file():
                 raise UsageError(f"--archive {arguments.archive} is not a file")

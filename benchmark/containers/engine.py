@@ -1,11 +1,16 @@
 """The container engine, through its command line: images, archives, containers to remove."""
 
+import platform
 import re
 import secrets
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import psutil
+
+_LABEL = "abdoseg.benchmark"
 
 _ENGINE_SECONDS = 60.0  # for the engine's answer to a question
 
@@ -18,6 +23,38 @@ def container_name(image: str, case: str) -> str:
     """A name of its own for the container of one run of one case."""
     team = image.rpartition("/")[2].partition(":")[0]
     return re.sub(r"[^a-zA-Z0-9_.-]", "_", f"{team}-{case}-{secrets.token_hex(4)}")
+
+
+def owner_label() -> str:
+    """A label for `docker run --label` that says which process started the container."""
+    return f"{_LABEL}={_owner(psutil.Process())}"
+
+
+def _owner(process: psutil.Process) -> str:
+    return f"{platform.node()}/{process.pid}/{process.create_time():.2f}"
+
+
+def remove_abandoned() -> None:
+    """Remove the containers of a harness on this machine that was killed before it could.
+
+    Raises:
+        EngineError: there is no `docker` command, or no answer.
+    """
+    shape = '{{.Names}}\t{{.Label "' + _LABEL + '"}}'
+    listed = docker("container", "ls", "-a", "--filter", f"label={_LABEL}", "--format", shape)
+    for line in listed.stdout.splitlines():
+        name, _, owner = line.partition("\t")
+        machine, _, process = owner.partition("/")
+        pid = process.partition("/")[0]
+        if machine != platform.node() or not pid.isdecimal():
+            continue
+        try:
+            alive = _owner(psutil.Process(int(pid))) == owner
+        except psutil.Error:
+            alive = False
+        if not alive:
+            print(f"removing {name}, left by a run that was killed", file=sys.stderr)
+            remove_container(name)
 
 
 def docker(*arguments: str, seconds: float | None = _ENGINE_SECONDS) -> subprocess.CompletedProcess:

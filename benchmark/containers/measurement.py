@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmark.containers.apart import check_output_apart
 from benchmark.containers.areas import flare_area, true_area
 from benchmark.containers.collecting import RefusedError, collect, open_left_file
 from benchmark.containers.gpu import Gpu
-from benchmark.containers.output_check import OutputCheck, check_output, missing_output
+from benchmark.containers.output_check import OutputCheck, missing_output
 from benchmark.containers.runner import run_case
 from benchmark.containers.sampler import Sampler, Samples
 from benchmark.containers.tables import PENALTY
@@ -119,7 +120,7 @@ def take_output(outputs: Path, collected: Path, case: Case) -> OutputCheck:
         return OutputCheck(
             found=False, scorable=False, problems=[f"not taken: {error}"], aspects=["file"]
         )
-    return check_output(collected / name, case.image)
+    return check_output_apart(collected / name, case.image, case.size)
 
 
 def _judge(status: str, reason: str | None, output: OutputCheck) -> tuple[str, str | None]:

@@ -30,7 +30,8 @@ def run_container() -> int:
         print("docker: no such program in a stand-in's image.")
         return 127
     image = arguments[arguments.index("/bin/bash") - 1]
-    if (image_folder(image) / "refused").exists():
+    if (refused := image_folder(image) / "refused").exists():
+        print(refused.read_text(), end="")
         print("docker: Error response from daemon: could not select device driver.")
         return 125
     name = arguments[arguments.index("--name") + 1]
@@ -49,6 +50,9 @@ def run_container() -> int:
     pid_file = stub / f"{name}.pid"
     pid_file.write_text(str(container.pid))
     (stub / f"{name}.started").touch()
+    if "--label" in arguments:
+        label = arguments[arguments.index("--label") + 1].partition("=")[2]
+        (stub / f"{name}.label").write_text(label)
     code = container.wait()
     pid_file.unlink(missing_ok=True)
     return code if code >= 0 else 128 - code
@@ -85,8 +89,10 @@ match arguments:
     case ["container", "rm", "-f", _]:
         sys.exit(remove_container())
     case ["container", "ls", *_]:
+        labelled = any(word.startswith("label=") for word in arguments)
         for pid_file in stub.glob("*.pid"):
-            print(pid_file.stem)
+            label = pid_file.with_suffix(".label")
+            print(pid_file.stem, label.read_text() if labelled else "", sep="\t")
     case ["events", *_] if "event=start" in arguments:
         name = next(word for word in arguments if word.startswith("container=")).split("=")[1]
         if (stub / f"{name}.started").exists():

@@ -53,6 +53,7 @@ from benchmark.containers.gpu import Gpu
 from benchmark.containers.run_folder import UsageError, write_json
 from benchmark.containers.tables import OFFICIAL_INTERVAL, by
 from benchmark.containers.targets import Folders, MemoryLimit
+from benchmark.messages import say
 from inference.files import printable, write_atomically
 
 
@@ -132,10 +133,10 @@ def run(arguments: argparse.Namespace) -> int:
         with signals_raise():
             return _run(arguments)
     except (UsageError, EngineError, OSError) as error:
-        print(f"benchmark check: {printable(error)}", file=sys.stderr)
+        say(f"benchmark check: {printable(error)}")
         return 2
     except Stopped as stopped:
-        print(f"stopped by {stopped}; nothing is left running", file=sys.stderr)
+        say(f"stopped by {stopped}; nothing is left running")
         return 128 + stopped.number
 
 
@@ -182,8 +183,8 @@ def _run(arguments: argparse.Namespace) -> int:
             gpu.close()
     write_json(report / CHECK_JSON, check)
     write_atomically(report / "check.md", markdown_page(check).encode())
-    print(terminal_list(check))
-    print(f"{headline(check)}: {report / 'check.md'}")
+    say(terminal_list(check), sys.stdout)
+    say(f"{headline(check)}: {report / 'check.md'}", sys.stdout)
     return 1 if any(finding.level == FAILED for finding in findings) else 0
 
 
@@ -292,7 +293,7 @@ def _command(image: str | None, limit: MemoryLimit, gpu: Gpu | None) -> str:
 
 
 def _say(line: str) -> None:
-    print(printable(line), file=sys.stderr, flush=True)
+    say(printable(line))
 
 
 def _slices(text: str) -> int:

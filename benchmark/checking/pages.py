@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmark.checking.findings import FAILED, PASSED, WARNED
 from benchmark.containers.tables import by
+from benchmark.markdown import cell
 from inference.files import printable
 
 CHECK_JSON = "check.json"
@@ -49,7 +50,7 @@ def markdown_page(check: dict) -> str:
     ]
     return "\n".join(
         [
-            f"# Check of {_cell(check['team'])}: {headline(check)}",
+            f"# Check of {cell(check['team'])}: {headline(check)}",
             "",
             *_table(("", "Check", "Found", "Costs in the challenge", "What to do"), findings),
             "",
@@ -57,7 +58,7 @@ def markdown_page(check: dict) -> str:
             "",
             *_table(_RUN_COLUMNS, [_run_row(run) for run in check["runs"]]),
             "",
-            f"- Image: {_cell(check['image'])} ({_cell(check['image_digest'])})",
+            f"- Image: {cell(check['image'])} ({cell(check['image_digest'])})",
             f"- Command: `{check['command']}`",
             f"- Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB; "
             f"GPU: {machine['gpu'] or 'none'}; {machine['date']}",
@@ -122,11 +123,5 @@ def _table(columns: tuple[str, ...], rows: list[list[str]]) -> list[str]:
     return [
         f"| {' | '.join(columns)} |",
         "|" + "---|" * len(columns),
-        *(f"| {' | '.join(map(_cell, row))} |" for row in rows),
+        *(f"| {' | '.join(map(cell, row))} |" for row in rows),
     ]
-
-
-def _cell(text: str) -> str:
-    """Text that neither ends a cell nor becomes a tag; the marks of bold stay."""
-    shown = printable(text).replace("\\", "\\\\").replace("|", "\\|").replace("`", "\\`")
-    return html.escape(shown, quote=False)

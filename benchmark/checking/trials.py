@@ -4,7 +4,6 @@ import filecmp
 import hashlib
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from benchmark.containers.runner import Outcome, log_tail, run_case
 from benchmark.containers.sampler import Sampler, Samples
 from benchmark.containers.tables import OFFICIAL_INTERVAL
 from benchmark.containers.targets import Container, Folders
+from benchmark.messages import say
 from inference.files import printable
 from inference.volume import read_volume
 
@@ -169,7 +169,7 @@ class Bench:
         finally:
             shutil.rmtree(place, ignore_errors=True)
             if place.exists():
-                print(f"{place} cannot be removed: its files are another user's", file=sys.stderr)
+                say(f"{place} cannot be removed: its files are another user's")
 
     def _gpu_figures(self, samples: Samples) -> dict[str, float]:
         if not samples.gpu_used_mb:

@@ -22,9 +22,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import nibabel
-from nibabel.filebasedimages import ImageFileError
-
 from benchmark.containers.curves import draw_curves
 from benchmark.containers.engine import (
     EngineError,
@@ -40,7 +37,9 @@ from benchmark.containers.run_folder import UsageError, earlier_results, write_j
 from benchmark.containers.runner import STOP_SIGNALS
 from benchmark.containers.tables import OFFICIAL_INTERVAL, PENALTY, by, markdown_table
 from benchmark.containers.targets import Command, Container, Folders, MemoryLimit
+from benchmark.messages import say
 from inference.files import case_name, find_cases, printable, write_atomically
+from inference.volume import VolumeError, read_header
 
 _IDLE_SAMPLES = 10
 
@@ -149,19 +148,17 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         with signals_raise():
             return _run(arguments)
-    except (UsageError, EngineError) as error:
-        print(f"benchmark efficiency: {error}", file=sys.stderr)
+    except (UsageError, EngineError, OSError) as error:  # finished cases stay as they are
+        say(f"benchmark efficiency: {error}")
         return 2
     except Stopped as stopped:
-        print(
-            f"stopped by {stopped}; nothing is left running. --resume goes on from here",
-            file=sys.stderr,
-        )
+        say(f"stopped by {stopped}; nothing is left running. --resume goes on from here")
         return 128 + stopped.number
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    cases = list_cases(arguments.inputs)
+    unreadable: dict[str, str] = {}
+    cases = list_cases(arguments.inputs, unreadable)
     if arguments.outputs.resolve() == arguments.inputs.resolve():
         raise UsageError("--outputs must be another folder than --inputs")
     gpu, gpu_note = open_gpu(arguments.gpu)
@@ -177,7 +174,9 @@ def _run(arguments: argparse.Namespace) -> int:
         write_json(report / "environment.json", environment)
 
         results: dict[str, list[dict]] = {case.name: [] for case in cases}
-        not_measured: list[str] = []
+        not_measured = list(unreadable)
+        for name, why in unreadable.items():
+            say(f"{printable(name)}: not measured: {printable(why)}")
         rounds = [(repeat, case) for repeat in range(arguments.repeat) for case in cases]
         for number, (repeat, case) in enumerate(rounds, start=1):
             result = done.get((case.name, repeat))
@@ -187,7 +186,7 @@ def _run(arguments: argparse.Namespace) -> int:
                     result = measure_case(case, repeat, target, team, gpu, idle, arguments)
                 except OSError as error:
                     not_measured.append(case.name)
-                    print(f"{printable(case.name)}: not measured: {error}", file=sys.stderr)
+                    say(f"{printable(case.name)}: not measured: {error}")
                     continue
             result |= peaks_and_areas(result, arguments)
             stem = report / "efficiency" / file_stem(case.name, repeat)
@@ -196,8 +195,8 @@ def _run(arguments: argparse.Namespace) -> int:
                 _draw(stem.with_name(f"{stem.name}.png"), result, gpu_note)
             results[case.name].append(result)
             write_tables(report, results, environment)
-            print(_progress_line(number, len(rounds), result, kept), file=sys.stderr, flush=True)
-        print(markdown_table(results))
+            say(printable(_progress_line(number, len(rounds), result, kept)))
+        say(markdown_table(results), sys.stdout)
         well = all(run["status"] == "ok" for runs in results.values() for run in runs)
         return 0 if well and not not_measured else 1
     finally:
@@ -210,14 +209,19 @@ def _draw(path: Path, result: dict, gpu_note: str | None) -> None:
     try:
         write_atomically(path, draw_curves(result, gpu_note))
     except Exception as error:  # whatever a name or a number does to the plotting library
-        print(f"{path.name}: not drawn: {printable(error)}", file=sys.stderr)
+        say(f"{printable(path.name)}: not drawn: {printable(error)}")
 
 
-def list_cases(inputs: Path) -> list[Case]:
+def list_cases(inputs: Path, unreadable: dict[str, str] | None = None) -> list[Case]:
     """The cases of a folder of CTs.
 
+    Args:
+        inputs: the folder.
+        unreadable: gets the name of each file that is no NIfTI file, and why.
+
     Raises:
-        UsageError: it is no folder, or holds none, two of one name, or what is no NIfTI file.
+        UsageError: it is no folder, or holds no case, two of one name, or, without `unreadable`,
+            what is no NIfTI file.
     """
     if not inputs.is_dir():
         raise UsageError(f"--inputs {inputs} is not a folder")
@@ -227,9 +231,13 @@ def list_cases(inputs: Path) -> list[Case]:
         if name in cases:
             raise UsageError(f"{cases[name].image.name} and {image.name} are both case {name}")
         try:
-            cases[name] = Case(name, image, nibabel.load(image).shape)
-        except (ImageFileError, OSError, EOFError) as error:
-            raise UsageError(f"{image} is not a NIfTI file: {error}") from error
+            cases[name] = Case(name, image, tuple(read_header(image).get_data_shape()))
+        except (VolumeError, OSError) as error:
+            if unreadable is None:
+                raise UsageError(f"{image} is not a NIfTI file: {error}") from error
+            unreadable[image.name] = f"not a NIfTI file: {error}"
+    if unreadable and not cases:
+        raise UsageError(f"--inputs {inputs} holds no file that can be read: {unreadable}")
     if not cases:
         raise UsageError(f"--inputs {inputs} holds no .nii.gz file")
     return list(cases.values())
@@ -245,7 +253,7 @@ def open_gpu(index: int) -> tuple[Gpu | None, str | None]:
         return Gpu(index), None
     except GpuUnavailable as error:
         note = f"{error}; `--gpus` is left out"
-        print(f"GPU columns stay empty: {note}", file=sys.stderr)
+        say(f"GPU columns stay empty: {note}")
         return None, note
     except IndexError as error:
         raise UsageError(f"--gpu {index}: {error}") from error
@@ -316,11 +324,10 @@ def read_idle(gpu: Gpu | None, interval: float) -> Idle:
     processes = gpu.processes_mb() or {}
     own_mb = idle_mb - (readings[-1][1] or 0.0)
     if processes or own_mb > _BUSY_MB:
-        print(
+        say(
             f"warning: GPU {gpu.index} is not idle: {idle_mb:,.0f} MB are taken"
             + (f" (processes {', '.join(map(str, processes))})" if processes else "")
-            + ", which the official area counts in every sample",
-            file=sys.stderr,
+            + ", which the official area counts in every sample"
         )
     return Idle(idle_mb, tuple(processes))
 

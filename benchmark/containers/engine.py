@@ -4,11 +4,12 @@ import platform
 import re
 import secrets
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
+
+from benchmark.messages import say
 
 _LABEL = "abdoseg.benchmark"
 
@@ -53,7 +54,7 @@ def remove_abandoned() -> None:
         except psutil.Error:
             alive = False
         if not alive:
-            print(f"removing {name}, left by a run that was killed", file=sys.stderr)
+            say(f"removing {name}, left by a run that was killed")
             remove_container(name)
 
 
@@ -140,10 +141,10 @@ def remove_container(name: str) -> None:
             docker("container", "rm", "-f", name)
             listed = docker("container", "ls", "-aq", "--filter", f"name=^/{name}$")
         except EngineError as error:
-            print(f"container {name} may still be there: {error}", file=sys.stderr)
+            say(f"container {name} may still be there: {error}")
             return
         absent = absent + 1 if listed.returncode == 0 and not listed.stdout.strip() else 0
         if absent == 2:
             return
         time.sleep(0.25)
-    print(f"container {name} is still there: end it with `docker rm -f {name}`", file=sys.stderr)
+    say(f"container {name} is still there: end it with `docker rm -f {name}`")

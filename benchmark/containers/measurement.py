@@ -5,7 +5,6 @@ import contextlib
 import json
 import math
 import shutil
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from benchmark.containers.runner import run_case
 from benchmark.containers.sampler import Sampler, Samples
 from benchmark.containers.tables import PENALTY
 from benchmark.containers.targets import PHASE_LOG, Command, Container, Folders
+from benchmark.messages import say
 
 _MOST_HEADER_BYTES = 16 << 20
 """Of a label map beside its voxels, and of a phase log."""
@@ -83,7 +83,7 @@ def measure_case(
     finally:
         shutil.rmtree(work, ignore_errors=True)
         if work.exists():
-            print(f"{work} cannot be removed: its files belong to another user", file=sys.stderr)
+            say(f"{work} cannot be removed: its files belong to another user")
 
     status, reason = _judge(outcome.status, outcome.reason, output)
     failed = outcome.status != "ok" or not output.scorable

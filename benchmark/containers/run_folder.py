@@ -2,11 +2,11 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from benchmark.containers.measurement import Case, file_stem
 from benchmark.containers.tables import csv_table, markdown_page
+from benchmark.messages import say
 from inference.files import write_atomically
 
 RESULT_FIELDS = {"case", "status", "seconds", "repeat", "interval_s", "image_size", "output"}
@@ -31,7 +31,7 @@ def earlier_results(
     differences = _differences(_read_json(arguments.report / "environment.json"), environment)
     kept = {}
     if earlier and not arguments.resume:
-        print(f"replacing the earlier run in {arguments.report}", file=sys.stderr)
+        say(f"replacing the earlier run in {arguments.report}")
     elif earlier and differences:
         raise UsageError(
             f"--resume: the run in {arguments.report} has another {', '.join(differences)}: name "

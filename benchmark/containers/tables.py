@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from benchmark.markdown import cell
+
 OFFICIAL_INTERVAL = 0.1
 """Seconds between the organisers' samples, and the width by which their sums become areas."""
 
@@ -124,7 +126,9 @@ def markdown_table(results: dict[str, list[dict]]) -> str:
         "| True area (MB·s) | Time, tolerated (s) | Total GPU, tolerated (MB·s) | Status"
     )
     shown = [_median_run(runs) for runs in results.values() if runs]
-    rows = [[run["case"], by(run["image_size"]), *_numbers(run), _status(run)] for run in shown]
+    rows = [
+        [cell(run["case"]), by(run["image_size"]), *_numbers(run), _status(run)] for run in shown
+    ]
     counted = [run for run in shown if not run["penalty"]]
     if len(counted) > 1:
         mean = {name: _mean([run[name] for run in counted]) for name, _ in _TABLE_NUMBERS}
@@ -159,7 +163,7 @@ def _mean(values: list[float | None]) -> float | None:
 def _status(run: dict) -> str:
     if run["status"] == "ok":
         return "ok"
-    return f"**{run['status']}**: {run['reason']}".replace("|", "\\|")
+    return f"**{run['status']}**: {cell(run['reason'])}"
 
 
 def _sampling_share(runs: list[dict]) -> float:

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import isfinite, nan
 from pathlib import Path
 from statistics import median
 
@@ -157,9 +158,9 @@ def read_run(folder: Path) -> Run:
                 for table in folder.glob(PER_CASE_CSV)
                 for case, rows in _read_csv(table).items()
             },
-            environment=json.loads(environment.read_text()) if environment.is_file() else {},
+            environment=_read_object(environment) if environment.is_file() else {},
         )
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise RunError(f"{folder}: a table or JSON cannot be read ({error!r})") from error
     if not run.cases and not (folder / CHECK_JSON).is_file():
         raise RunError(f"{folder}: neither TEAM{EFFICIENCY_SUFFIX} nor {PER_CASE_CSV} is there")
@@ -187,7 +188,7 @@ def _read_csv(path: Path) -> dict[str, list[dict[str, float | None]]]:
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             case = case_of(row.pop("Name"))
-            values = {column: float(text) if text else None for column, text in row.items()}
+            values = {column: _number(text) for column, text in row.items()}
             rows.setdefault(case, []).append(values)
     return rows
 
@@ -195,9 +196,39 @@ def _read_csv(path: Path) -> dict[str, list[dict[str, float | None]]]:
 def _read_measurements(folder: Path) -> dict[str, list[dict]]:
     measurements = {}
     for path in sorted(folder.glob("*.json")):
-        content = json.loads(path.read_text())
+        content = _read_object(path)
+        _insist_on_a_measurement(content)
         measurements.setdefault(case_of(content["case"]), []).append(content)
     return measurements
+
+
+def _read_object(path: Path) -> dict:
+    """A file that is one JSON object; ValueError where it is none, or holds NaN or infinity."""
+    content = json.loads(path.read_text(), parse_constant=_refuse_constant)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} is no JSON object")
+    return content
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _insist_on_a_measurement(content: dict) -> None:
+    samples = content["samples"]
+    numbers = [content["seconds"], *samples["time_s"], *samples["ram_mb"], *samples["cpu_percent"]]
+    numbers += samples["gpu_used_mb"] or []
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise ValueError(f"{content['case']} has samples that are no numbers")
+    lengths = {len(values) for values in samples.values() if values}
+    if len(lengths) > 1 or not set(JSON_KEYS.values()) <= content.keys():
+        raise ValueError(f"{content['case']} is incomplete")
+
+
+def _number(text: str | None) -> float | None:
+    """A cell of a table; None where it is empty, NaN or infinite, as of what was not measured."""
+    value = float(text) if text else nan
+    return value if isfinite(value) else None
 
 
 def _median(values: list[float | None]) -> float | None:

@@ -15,19 +15,20 @@ nothing, this one goes on and says so:
 
 import argparse
 import os
+import signal
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from benchmark.messages import say
 from benchmark.scoring.label_map import LabelMapError
 from benchmark.scoring.protocol import PROTOCOLS, Protocol
-from benchmark.scoring.scores import CaseScores, score_case
-from benchmark.scoring.tables import official_summary, write_report
-from inference.files import SUFFIXES, find_cases
+from benchmark.scoring.scores import CaseScores, failed_case, score_case
+from benchmark.scoring.tables import PER_CASE_CSV, official_summary, per_case_csv, write_report
+from benchmark.scoring.workers import WorkerDiedError, in_processes
+from inference.files import SUFFIXES, find_cases, write_atomically
 from inference.labels import ORGANS
 
 
@@ -97,24 +98,22 @@ def run(arguments: argparse.Namespace) -> int:
     unmatched = [
         path.name for path in find_cases(arguments.prediction) if path not in pairs.values()
     ]
-    try:
-        cases, unscored = score_cases(pairs, protocol, arguments.workers)
-    except BrokenProcessPool:
-        print(
-            "benchmark accuracy: a worker was killed; with little memory, lower --workers",
-            file=sys.stderr,
-        )
-        return 1
+    arguments.report.mkdir(parents=True, exist_ok=True)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:  # so that SIGTERM ends the processes as Ctrl-C does
+        cases, unscored = score_cases(pairs, protocol, arguments.workers, arguments.report)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if not cases:
         print("benchmark accuracy: no reference could be used", file=sys.stderr)
         return 1
     write_report(arguments.report, cases, unscored, unmatched, protocol)
     for name in unmatched:
-        print(f"  warning: {name} has no reference and was left out")
+        say(f"  warning: {name} has no reference and was left out", sys.stdout)
     summary = official_summary(cases)
     shown = [key for key in summary if key.startswith(("Organ", "Lesion"))]
-    print(", ".join(f"{key} {summary[key]:.4f}" for key in shown))
-    print(f"report: {arguments.report / 'accuracy.md'}")
+    say(", ".join(f"{key} {summary[key]:.4f}" for key in shown), sys.stdout)
+    say(f"report: {arguments.report / 'accuracy.md'}", sys.stdout)
     return int(bool(unscored) or any(case.failure for case in cases))
 
 
@@ -128,31 +127,38 @@ def prediction_of(reference: Path, folder: Path) -> Path:
 
 
 def score_cases(
-    pairs: dict[Path, Path], protocol: Protocol, workers: int
+    pairs: dict[Path, Path], protocol: Protocol, workers: int, report: Path
 ) -> tuple[list[CaseScores], dict[str, str]]:
     """Score reference and prediction files in parallel, saying how it goes.
+
+    The table of cases is in the report as far as it goes at any time. A case whose scoring fails
+    or whose process dies counts as failed.
 
     Returns:
         The scores in the order of `pairs`, and for each reference that could not be used its file
         name and the reason.
     """
     scored, unscored = {}, {}
-    with ProcessPoolExecutor(min(workers, len(pairs))) as pool:
-        futures = {pool.submit(score_case, *pair, protocol): pair[0] for pair in pairs.items()}
-        try:
-            for done, future in enumerate(as_completed(futures), 1):
-                reference = futures[future]
-                try:
-                    scored[reference] = future.result()
-                    lines = _progress(scored[reference])
-                except LabelMapError as error:
-                    unscored[reference.name] = str(error)
-                    lines = [f"{reference.name}: not scored, reference: {error}"]
-                print(f"[{done}/{len(pairs)}]", *lines, sep=" ", flush=True)
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    jobs = {path: (path, prediction, protocol) for path, prediction in pairs.items()}
+    for done, (reference, result) in enumerate(in_processes(score_case, jobs, workers), 1):
+        if isinstance(result, LabelMapError):
+            unscored[reference.name] = str(result)
+            lines = [f"{reference.name}: not scored, reference: {result}"]
+        else:
+            if isinstance(result, Exception):
+                result = failed_case(reference.name, protocol, _why_died(result))
+            scored[reference] = result
+            lines = _progress(result)
+            rows = [scored[path] for path in pairs if path in scored]
+            write_atomically(report / PER_CASE_CSV, per_case_csv(rows).encode())
+        say(" ".join([f"[{done}/{len(pairs)}]", *lines]), sys.stdout)
     return [scored[path] for path in pairs if path in scored], unscored
+
+
+def _why_died(error: Exception) -> str:
+    if isinstance(error, WorkerDiedError):
+        return f"{error}; with little memory, lower --workers"
+    return f"{type(error).__name__}: {error}"
 
 
 def _progress(case: CaseScores) -> list[str]:

@@ -215,13 +215,12 @@ def _refuse_constant(name: str) -> None:
 
 
 def _insist_on_a_measurement(content: dict) -> None:
-    samples = content["samples"]
-    numbers = [content["seconds"], *samples["time_s"], *samples["ram_mb"], *samples["cpu_percent"]]
-    numbers += samples["gpu_used_mb"] or []
+    """ValueError, or what else a wrong type raises, where it is none that can be shown."""
+    series = [values for values in content["samples"].values() if values]
+    numbers = [content["seconds"], *(number for values in series for number in values)]
     if not all(isinstance(number, int | float) for number in numbers):
         raise ValueError(f"{content['case']} has samples that are no numbers")
-    lengths = {len(values) for values in samples.values() if values}
-    if len(lengths) > 1 or not set(JSON_KEYS.values()) <= content.keys():
+    if len({len(values) for values in series}) > 1 or not set(JSON_KEYS.values()) <= set(content):
         raise ValueError(f"{content['case']} is incomplete")
 
 

@@ -102,7 +102,7 @@ def test_a_sound_image_passes(engine, inputs, tmp_path):
     assert sorted(path.name for path in report.iterdir()) == ["check", "check.json", "check.md"]
     orders = [json.loads(line) for line in (engine.folder / "orders").read_text().splitlines()]
     runs = [order for order in orders if "/bin/bash" in order]
-    exact = "container run --shm-size=28gb -m 28G --name"
+    exact = "container run --shm-size=28gb -m 28G --label abdoseg.benchmark="
     assert [" ".join(run).startswith(exact) for run in runs] == [True, True, *3 * [False], True]
     assert engine.containers("team") == []
 

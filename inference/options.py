@@ -18,6 +18,7 @@ from inference.files import (
     why_not_a_volume,
 )
 from inference.phases import LOG_VARIABLE
+from inference.shards import parse_shard, shard_file, shard_of
 
 _ROOT = Path(__file__).parents[1]
 
@@ -80,7 +81,24 @@ def make_parser() -> argparse.ArgumentParser:
         "--preview", action="store_true", help="write a contact sheet NAME.png for each case"
     )
     parser.add_argument(
-        "--keep-existing", action="store_true", help="skip cases whose label map is there already"
+        "--keep-existing",
+        action="store_true",
+        help="skip cases whose label map is there already, whole, on its input's grid, and made by "
+        "these weights and this version",
+    )
+    parser.add_argument(
+        "--manifest",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="append a line of JSON for each case as it ends: input and its SHA-256, weights, "
+        "versions, seconds, volumes, flags",
+    )
+    parser.add_argument(
+        "--shard",
+        metavar="I/N|auto|auto/N",
+        help="only the I-th (from 0) of N parts of the cases, balanced by file size; auto takes it "
+        "from a Slurm array, auto/N takes the index from it or from a Kubernetes Indexed Job. The "
+        "files of --statistics and --manifest get the shard in their names: volumes.0-of-4.csv",
     )
     parser.add_argument("--quiet", action="store_true", help="print errors only")
     return parser
@@ -115,8 +133,23 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(printable(f"--output {options.output}: {one_line(error)}"))
     if not os.access(options.output, os.W_OK):
         parser.error(printable(f"--output {options.output}: not writable"))
-    _protect_inputs(options, parser)
+    shard = _parse_shard(options, parser) if options.shard else None
+    _protect_inputs(options, parser)  # those of other shards too
+    if shard:
+        options.paths = shard_of(options.paths, *shard)
     return options
+
+
+def _parse_shard(options: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[int, int]:
+    """Which shard of how many; its table and manifest get names of their own."""
+    try:
+        shard = parse_shard(options.shard, os.environ)
+    except ValueError as error:
+        parser.error(f"--shard {one_line(error)}")
+    for name in ("statistics", "manifest"):
+        if path := getattr(options, name):
+            setattr(options, name, shard_file(path, *shard))
+    return shard
 
 
 def _find_inputs(source: Path, parser: argparse.ArgumentParser) -> list[Path]:
@@ -141,6 +174,7 @@ def _protect_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser
     written = {
         "--output": [options.output / f"{case_name(path)}.nii.gz" for path in inputs.values()],
         "--statistics": [options.statistics] if options.statistics else [],
+        "--manifest": [options.manifest] if options.manifest else [],
     }
     for flag, paths in written.items():
         for path in paths:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, TextIO
 
+from inference.colours import write_colour_tables
 from inference.files import discard_unfinished, one_line, printable
 from inference.flags import count_in_words, in_words
 from inference.memory import PROCESS_BYTES, MemoryBudget, memory_limit, slice_bytes
@@ -183,7 +184,7 @@ def make_service(
     warnings.filterwarnings("ignore")  # of libraries, in the middle of our lines; what matters of
     logging.getLogger("nibabel").setLevel(logging.CRITICAL)  # a file is told by our own errors
     memory = memory_limit() if memory is None else memory
-    provenance = Provenance(lambda: find_weights(options))
+    provenance = Provenance(lambda: find_weights(options), options.organs)
     return Service(
         output=options.output,
         make_predictor=lambda: _make_predictor(options, timer, memory, provenance),
@@ -192,6 +193,8 @@ def make_service(
         keep_existing=options.keep_existing,
         budget=MemoryBudget(memory - PROCESS_BYTES),
         network_bytes=_network_bytes(options.weights),
+        labels=options.organs,
+        per_organ=options.per_organ,
         with_statistics=options.statistics is not None,
         with_preview=options.preview,
         with_about=options.manifest is not None,
@@ -230,12 +233,18 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
     progress = _Progress(len(options.paths), quiet=options.quiet)
     service = make(options, timer, on_slices=progress.on_slices, on_case=lambda case: end(case))
     try:
+        if options.colours:
+            write_colour_tables(options.output)
+    except OSError as error:
+        _say(f"error: --colours: {one_line(error)}")
+        return 2
+    try:
         records = Records(
             options.statistics,
             options.manifest,
             keep=options.keep_existing,
             timer=timer,
-            provenance=Provenance(lambda: find_weights(options)),
+            provenance=Provenance(lambda: find_weights(options), options.organs),
         )
     except ValueError as error:
         _say(f"error: {one_line(error)}")

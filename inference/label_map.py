@@ -10,6 +10,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from inference.files import write_atomically
+from inference.labels import LABEL_NAMES
 from inference.provenance import MADE_BY_BYTES, made_by
 from inference.volume import (
     GZIP_WBITS,
@@ -129,6 +130,37 @@ def read_label_map(path: Path, volume: Volume) -> np.ndarray:
     if label_map.shape != volume.voxels.shape or label_map.dtype != np.uint8:
         raise VolumeError(f"its label map has {label_map.shape} {label_map.dtype}")
     return label_map
+
+
+def only(labels: tuple[int, ...], label_map: np.ndarray) -> np.ndarray:
+    """A label map, uint8, in which all other labels are 0; a new array of the same shape."""
+    kept = np.zeros(256, np.uint8)
+    kept[list(labels)] = labels
+    return kept[label_map]
+
+
+def write_organ_masks(
+    folder: Path,
+    label_map: np.ndarray,
+    volume: Volume,
+    labels: tuple[int, ...],
+    maker: str | None = None,
+) -> None:
+    """Write a mask of 0 and 1 for each label, whether it is there or not: `right_kidney.nii.gz`.
+
+    Args:
+        folder: for the masks; made if need be.
+        label_map, volume, maker: as in `write_label_map`.
+        labels: of which masks are written.
+
+    Raises:
+        OSError: one cannot be written.
+    """
+    folder.mkdir(exist_ok=True)
+    for label in labels:
+        mask = (label_map == label).view(np.uint8)
+        name = LABEL_NAMES[label].replace(" ", "_")
+        write_label_map(folder / f"{name}.nii.gz", mask, volume, maker)
 
 
 def write_label_map(

@@ -17,6 +17,7 @@ from inference.files import (
     printable,
     why_not_a_volume,
 )
+from inference.labels import LABEL_NAMES
 from inference.phases import LOG_VARIABLE
 from inference.shards import parse_shard, shard_file, shard_of
 
@@ -100,8 +101,38 @@ def make_parser() -> argparse.ArgumentParser:
         "from a Slurm array, auto/N takes the index from it or from a Kubernetes Indexed Job. The "
         "files of --statistics and --manifest get the shard in their names: volumes.0-of-4.csv",
     )
+    parser.add_argument(
+        "--organs",
+        type=_labels,
+        default=(),
+        metavar="NAME,NAME…",
+        help="only these in the label maps, such as liver,left-kidney; tables, pictures and flags "
+        "are of all",
+    )
+    parser.add_argument(
+        "--per-organ",
+        action="store_true",
+        help="write a mask NAME/liver.nii.gz of each organ beside NAME.nii.gz as well",
+    )
+    parser.add_argument(
+        "--colours",
+        action="store_true",
+        help="write names and colours of the labels for 3D Slicer and ITK-SNAP into the output "
+        "folder",
+    )
     parser.add_argument("--quiet", action="store_true", help="print errors only")
     return parser
+
+
+def _labels(text: str) -> tuple[int, ...]:
+    """The labels of a list of names such as liver,left-kidney, ascending."""
+    numbers = {name: number for number, name in enumerate(LABEL_NAMES) if number}
+    names = [re.sub("[-_ ]+", " ", name.strip().lower()) for name in text.split(",")]
+    unknown = [name for name in names if name not in numbers]
+    if unknown:
+        known = ", ".join(name.replace(" ", "-") for name in numbers)
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: choose of {known}")
+    return tuple(sorted({numbers[name] for name in names}))
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -18,17 +18,20 @@ _DIGITS = 16  # of the SHA-256 that a label map's header holds
 _PACKAGES = ("torch", "numpy", "nibabel", "isal", "connected-components-3d")
 
 
-def made_by(weights: str = "", digest: str = "") -> str:
+def made_by(weights: str = "", digest: str = "", labels: tuple[int, ...] = ()) -> str:
     """What a label map's header says of its maker, in ASCII, at most 79 characters.
 
     Args:
         weights: their file's name without its ending; cut where there is no room for it.
         digest: their SHA-256 in hexadecimal; its first 16 digits are taken.
+        labels: that were asked for; () for all.
     """
     program = f"abdoseg {__version__}"
     if not digest:
         return program
     end = f" sha256:{digest[:_DIGITS]}"
+    if labels:
+        end += f" labels:{','.join(map(str, labels))}"
     shown = "".join(c if " " < c <= "~" else "?" for c in weights)
     return f"{program} {shown[: MADE_BY_BYTES - len(program) - 1 - len(end)]}{end}"
 
@@ -39,11 +42,13 @@ class Provenance:
 
     Attributes:
         find_weights: tells the weights' file; called once, when first asked for.
+        labels: that were asked for; () for all.
         device: the network runs on, in words; "" until it does.
         precision: of the network's numbers, such as bfloat16; "" until it runs.
     """
 
     find_weights: Callable[[], Path]
+    labels: tuple[int, ...] = ()
     device: str = ""
     precision: str = ""
 
@@ -69,7 +74,7 @@ class Provenance:
         Raises:
             OSError: the weights cannot be read.
         """
-        return made_by(self.weights.stem, self.digest)
+        return made_by(self.weights.stem, self.digest, self.labels)
 
     @cached_property
     def versions(self) -> dict[str, str | None]:

@@ -22,8 +22,10 @@ from inference.intensity import percentiles
 from inference.label_map import (
     is_label_map_of,
     label_map_header,
+    only,
     read_label_map,
     write_label_map,
+    write_organ_masks,
 )
 from inference.labels import LABEL_NAMES
 from inference.manifest import describe_content, describe_grid
@@ -92,6 +94,8 @@ class Service:
             there too; if not, a label map that is kept is read again for it.
         budget: of memory, which the cases under way share; a case that it can never hold fails.
         network_bytes: what the network takes for a slice, by its pixels and their size, mm.
+        labels: that label maps show; () for all. Statistics, previews and flags are of all.
+        per_organ: write a mask of each label into a folder `NAME` as well.
         with_statistics: compute `Case.statistics`.
         with_preview: write a contact sheet `NAME.png` beside each label map.
         with_about: fill `Case.about`.
@@ -107,6 +111,8 @@ class Service:
     has_records: Callable[[str], bool] = lambda name: True
     budget: MemoryBudget = field(default_factory=lambda: MemoryBudget(memory_limit()))
     network_bytes: Callable[[int, float], int] = lambda pixels, pixel_mm: 0
+    labels: tuple[int, ...] = ()
+    per_organ: bool = False
     with_statistics: bool = False
     with_preview: bool = False
     with_about: bool = False
@@ -302,13 +308,22 @@ class Service:
             with self.timer.phase("components", case.name):
                 case.sizes = keep_largest_components(case.label_map)
             with self.timer.phase("write", case.name):
-                write_label_map(self._output_path(case), case.label_map, case.volume, self._maker)
+                self._write(case)
         case.status = "kept" if case.kept else "done"
         self._add(case, "flags", self._find_flags)
         if self.with_statistics:
             self._add(case, "statistics", self._compute_statistics)
         if self.with_preview:
             self._add(case, "preview", self._draw_preview)
+
+    def _write(self, case: Case) -> None:
+        """Write a case's files, the label map last: where it is, all are."""
+        maker = self._maker
+        labels = self.labels or tuple(range(1, len(LABEL_NAMES)))
+        if self.per_organ:
+            write_organ_masks(self.output / case.name, case.label_map, case.volume, labels, maker)
+        shown = only(labels, case.label_map) if self.labels else case.label_map
+        write_label_map(self._output_path(case), shown, case.volume, maker)
 
     def _find_flags(self, case: Case) -> None:
         case.flags = find_flags(case.label_map, case.sizes, case.volume, case.window)

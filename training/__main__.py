@@ -2,161 +2,17 @@
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training import recipe as recipes
+from training.options import make_parser
 
 if TYPE_CHECKING:
     from training.cases import Case
 
 COMMANDS = ("fit", "export", "score", "compare")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m training",
-        description="Train the network, and export weights for the container.",
-        epilog="Without a command, fit is meant. Exit codes: 0 done, 1 failed, 2 wrong usage, "
-        "143 stopped by SIGTERM (130 by Ctrl-C) with a checkpoint saved.",
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    fit = commands.add_parser(
-        "fit",
-        help="train on labelled CT, or go on where a run stopped",
-        description="Train on labelled CT. The same command again goes on at the last checkpoint. "
-        "On many devices: torchrun --nproc-per-node N -m training fit …",
-        epilog="example: python -m training fit --data CTS --recipe slim --output runs/slim",
-    )
-    fit.add_argument(
-        "--data",
-        action="append",
-        required=True,
-        metavar="DIR[=MAP]",
-        help="data set with imagesTr*/ and labelsTr*/, or images/ and labels/; cases.json in it "
-        "says what each annotator looked for. MAP turns its own label numbers into ours: amos, "
-        "btcv, totalsegmentator, complete (our numbers, all looked for) or a .json file; "
-        "repeatable",
-    )
-    fit.add_argument(
-        "--anatomy",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="FILE",
-        help="label map in TotalSegmentator's class numbers of which the recipe's synthetic "
-        "slices are drawn; repeatable",
-    )
-    fit.add_argument(
-        "--start-from",
-        type=Path,
-        metavar="FILE.safetensors",
-        help="exported weights to begin with; their intensity mean and deviation are kept",
-    )
-    fit.add_argument("--output", type=Path, required=True, metavar="RUN", help="folder of the run")
-    fit.add_argument(
-        "--recipe",
-        default="best",
-        metavar="paper|best|slim|FILE.toml",
-        help="the run's numbers (default: %(default)s)",
-    )
-    fit.add_argument(
-        "--held-out",
-        nargs="*",
-        metavar="NAME",
-        help="cases or patients to hold out, instead of a fraction chosen by the seed",
-    )
-    fit.add_argument(
-        "--cache", type=Path, metavar="DIR", help="of read volumes (default: cache/ beside RUN)"
-    )
-    fit.add_argument(
-        "--device", default="auto", metavar="auto|cuda[:N]|cpu", help="(default: %(default)s)"
-    )
-    fit.add_argument(
-        "--workers",
-        type=int,
-        default=0,
-        metavar="N",
-        help="processes that read slices; 4 or more where a GPU waits (default: %(default)s)",
-    )
-    recipes.add_arguments(fit)
-
-    export = commands.add_parser(
-        "export",
-        help="write a run's weights and model card",
-        description="Write the safetensors that the container runs, and a model card beside it.",
-        epilog="example: python -m training export runs/slim --output weights/mine.safetensors "
-        "--trained-on 'FLARE 2023' --licence MIT",
-    )
-    export.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
-    export.add_argument(
-        "--output", type=Path, required=True, metavar="FILE.safetensors", help="to write"
-    )
-    export.add_argument(
-        "--checkpoint", choices=("best", "last"), default="best", help="(default: %(default)s)"
-    )
-    export.add_argument(
-        "--trained-on", required=True, metavar="TEXT", help="data sets, in one line"
-    )
-    export.add_argument("--licence", required=True, metavar="TEXT", help="of the weights")
-    export.add_argument(
-        "--scores-of",
-        type=Path,
-        metavar="RUN",
-        help="for weights trained on every case: the run before, whose held-out scores the model "
-        "card gives as that run's",
-    )
-    export.add_argument(
-        "--left-out",
-        type=Path,
-        metavar="FILE.csv",
-        help="what `score` wrote of these weights, for the model card",
-    )
-    export.add_argument(
-        "--note",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="a known weakness, for the model card; repeatable",
-    )
-
-    score = commands.add_parser(
-        "score",
-        help="score exported weights on cases that were left out of training",
-        description="Predict the left-out cases of data sets (split left_out in cases.json) with "
-        "exported weights, print the DSC of every label by data set, and write a row a case and "
-        "label. Stacks of slices are scored without largest components. Whoever chooses weights "
-        "by these scores can no longer call them left out: tune on --held-out patients of fit.",
-        epilog="example: python -m training score weights/abdomen-slim.safetensors "
-        "--data CTS --output left-out.csv",
-    )
-    score.add_argument("weights", type=Path, metavar="FILE.safetensors")
-    score.add_argument(
-        "--data", action="append", required=True, metavar="DIR[=MAP]", help="as in fit"
-    )
-    score.add_argument(
-        "--output", type=Path, required=True, metavar="FILE.csv", help="to write, a row a score"
-    )
-    score.add_argument(
-        "--cache", type=Path, metavar="DIR", help="of read volumes (default: cache/ beside it)"
-    )
-    score.add_argument(
-        "--device", default="auto", metavar="auto|cuda[:N]|cpu", help="(default: %(default)s)"
-    )
-
-    compare = commands.add_parser(
-        "compare",
-        help="set runs that differ in one number side by side",
-        description="Print a table of the held-out organ DSC of runs that differ in one number of "
-        "their recipes, mean over seeds (least to greatest), and draw their curves.",
-        epilog="example: python -m training compare runs/a runs/b --by attention "
-        "--picture curves.png",
-    )
-    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
-    compare.add_argument("--by", required=True, metavar="NUMBER", help="such as attention")
-    compare.add_argument("--picture", type=Path, required=True, metavar="FILE.png", help="to write")
-    return parser
 
 
 def _data_sets(arguments: list[str], *, left_out: bool = False) -> "dict[str, list[Case]]":
@@ -196,52 +52,55 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from training.cases import intensity_statistics, label_table, split_patients
     from training.fit import fit
     from training.label_mapping import DataError
-    from training.processes import join_processes
-    from training.run_folder import RunError, describe_run, start_or_check_run
+    from training.processes import first_then_others, join_processes
+    from training.run_folder import RunError, describe_run, start_or_check_run, take_up
 
     try:
         cases = [case for part in _data_sets(options.data).values() for case in part]
+        processes = join_processes(options.device)
     except (DataError, OSError) as error:
         parser.error(str(error))
+    except (ValueError, RuntimeError) as error:  # of torch: not a device, or none that is here
+        parser.error(f"--device {options.device}: {str(error).splitlines()[0]}")
     names = [case.name for case in cases]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         parser.error(f"--data: case names occur twice: {', '.join(twice[:5])}")
 
-    processes = join_processes(options.device)
-    report = print if processes.first else lambda line: None
+    report = partial(print, flush=True) if processes.first else lambda line: None
     try:
         options.output.mkdir(parents=True, exist_ok=True)
         cache = options.cache or options.output.resolve().parent / "cache"
-        if processes.first:  # fills the cache; the others then find everything there
-            cases = cache_cases(cases, cache, report)
-        if processes.count > 1:
-            distributed.barrier()
-            if not processes.first:
-                cases = cache_cases(cases, cache, report)
-        synthesise = None
-        if recipe.synthetic_fraction:
-            synthesise = synthesis.load(options.anatomy, recipe.synthetic_phantoms, cache)
+        for line in take_up(options.output, recipe):
+            report(line)
+        cases = first_then_others(processes, lambda: cache_cases(cases, cache, report))
         if recipe.synthetic_fraction == 1:  # what is read is for scoring alone
             training, held_out = [], cases
         else:
             training, held_out = split_patients(
                 cases, recipe.held_out_fraction, recipe.seed, options.held_out
             )
-        start = None
+        report(label_table(training, held_out))
+        report(
+            f"{len(training)} cases to train on, held out: "
+            f"{', '.join(case.name for case in held_out) or 'none'}"
+        )
+        start = intensities = None
         if options.start_from:
             start, metadata = load_weights(options.start_from)
             intensities = Intensities(metadata.intensity_mean, metadata.intensity_std)
         elif training:
             intensities = Intensities(*intensity_statistics(training))
-        else:
+        # Only now: drawing patients takes a minute, and the data is known to be in order.
+        synthesise = None
+        if recipe.synthetic_fraction:
+            synthesise = first_then_others(
+                processes,
+                lambda: synthesis.load(options.anatomy, recipe.synthetic_phantoms, cache, report),
+            )
+        if intensities is None:
             intensities = Intensities(*synthesis.intensity_statistics(synthesise))
-        report(label_table(training, held_out))
-        report(
-            f"{len(training)} cases to train on, held out: "
-            f"{', '.join(case.name for case in held_out) or 'none'}; "
-            f"HU mean {intensities.mean:.1f}, sd {intensities.std:.1f}"
-        )
+        report(f"HU mean {intensities.mean:.1f}, sd {intensities.std:.1f}")
         if processes.first:
             description = describe_run(
                 training,
@@ -265,6 +124,13 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     except (DataError, RunError, VolumeError, WeightsError, AnatomyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(
+            "stopped before the first step; what was read and drawn is kept in "
+            f"{cache}: the same command goes on from there",
+            file=sys.stderr,
+        )
+        return 130
     finally:
         if processes.count > 1:
             distributed.destroy_process_group()
@@ -349,7 +215,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] not in (*COMMANDS, "-h", "--help"):
         arguments = ["fit", *arguments]
-    parser = _parser()
+    parser = make_parser()
     options = parser.parse_args(arguments)
     commands = {"fit": _fit, "export": _export, "score": _score, "compare": _compare}
     return commands[options.command](options, parser)

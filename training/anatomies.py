@@ -1,7 +1,8 @@
 """Anatomies to draw slices of: from a file of many structures, or of synthetic patients."""
 
 import hashlib
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ _PHANTOM_GRID = ((84, 256, 256), (4.0, 1.6, 1.6))
 _PHANTOM_SEED = 500_000  # of the first patient: far from the seeds of tests and demonstration
 
 _CACHE_VERSION = 2
+
+_REPORT_EVERY_S = 5.0
 
 # Numbers beside the phantom's: the insides of organs, and lesions of different attenuation.
 RIGHT_MEDULLA, LEFT_MEDULLA, STOMACH_CONTENT = range(len(STRUCTURES), len(STRUCTURES) + 3)
@@ -192,12 +195,15 @@ def read_anatomy(path: Path) -> Anatomy:
     return _anatomy(path.name, structures, beyond, spacing)
 
 
-def phantom_anatomies(count: int, folder: Path) -> list[Anatomy]:
+def phantom_anatomies(
+    count: int, folder: Path, report: Callable[[str], None] = lambda line: None
+) -> list[Anatomy]:
     """Anatomies of synthetic patients, kept in a cache.
 
     Args:
         count: of patients; the first ones are the same whatever their number.
         folder: of the cache.
+        report: gets a line of progress every few seconds.
 
     Raises:
         OSError: the cache cannot be written.
@@ -205,10 +211,21 @@ def phantom_anatomies(count: int, folder: Path) -> list[Anatomy]:
     folder.mkdir(parents=True, exist_ok=True)
     shape, spacing = _PHANTOM_GRID
     key = hashlib.sha256(repr((_CACHE_VERSION, _PHANTOM_GRID)).encode()).hexdigest()[:8]
+    paths = [folder / f"anatomy-{key}-{number:04}.npy" for number in range(count)]
+    missing = [path for path in paths if not path.is_file()]
+    started = told = time.monotonic()
     anatomies = []
-    for number in range(count):
-        path = folder / f"anatomy-{key}-{number:04}.npy"
-        if not path.is_file():
+    for number, path in enumerate(paths):
+        if path in missing:
+            drawn, now = missing.index(path), time.monotonic()
+            if not drawn:
+                report(
+                    f"drawing {len(missing)} synthetic patients, once; they are kept in {folder}"
+                )
+            elif now - told > _REPORT_EVERY_S:
+                left = (now - started) / drawn * (len(missing) - drawn)
+                report(f"drawn {drawn} of {len(missing)} synthetic patients, {left:.0f} s left")
+                told = now
             structures = draw_anatomy(shape, spacing, np.random.default_rng(_PHANTOM_SEED + number))
             _hollow(structures, spacing)
             save_array(path, structures)

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,16 @@ def cache_case(case: Case, folder: Path) -> CachedVolume:
     return cache_case(case, folder)
 
 
+@contextmanager
+def _cancelling(pool: ThreadPoolExecutor) -> Iterator[None]:
+    """Ctrl-C waits for the cases being read, not for all that are still to be."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+
+
 def cache_cases(
     cases: list[Case], folder: Path, report: Callable[[str], None] = print
 ) -> list[Case]:
@@ -164,7 +175,7 @@ def cache_cases(
     """
     folder.mkdir(parents=True, exist_ok=True)
     usable, reports = [], {}
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, _cancelling(pool):
         waiting = {pool.submit(cache_case, case, folder): case for case in cases}
         for done, future in enumerate(as_completed(waiting), 1):
             case = waiting[future]

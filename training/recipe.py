@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,6 +133,16 @@ class Recipe:
 
 MAY_CHANGE_ON_RESUME = ("steps", "log_interval", "checkpoint_interval", "evaluation_interval")
 """Numbers that may differ when a run is taken up again; all others would make it another run."""
+
+
+def learning_rate_at(step: int, recipe: Recipe) -> float:
+    """The learning rate of a step, from 0: a linear rise, then constant or half a cosine."""
+    if step < recipe.warmup_steps:
+        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
+    if recipe.schedule == "constant":
+        return recipe.learning_rate
+    done = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done, 1)))
 
 
 def _is_range(entry: dataclasses.Field) -> bool:

@@ -13,7 +13,7 @@ numbers (one patient, in detail).
 Axes are (slices, rows, columns), toward (superior, posterior, left); lengths are in mm.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,13 +69,19 @@ class Synthesis:
         return draw_slice(self.anatomies[number], rng, self.matrix, self.pixel_mm)
 
 
-def load(files: Sequence[Path], phantoms: int, cache: Path) -> Synthesis:
+def load(
+    files: Sequence[Path],
+    phantoms: int,
+    cache: Path,
+    report: Callable[[str], None] = lambda line: None,
+) -> Synthesis:
     """Make ready to draw slices: from files, if there are any, as often as from phantoms.
 
     Args:
         files: for `read_anatomy`.
         phantoms: number of synthetic patients.
         cache: folder for these.
+        report: gets lines of progress.
 
     Raises:
         AnatomyError: a file is not an anatomy; its name is in the message.
@@ -87,7 +93,7 @@ def load(files: Sequence[Path], phantoms: int, cache: Path) -> Synthesis:
             anatomies.append(read_anatomy(path))
         except ValueError as error:
             raise AnatomyError(f"{path}: {error}") from error
-    anatomies += phantom_anatomies(phantoms, cache)
+    anatomies += phantom_anatomies(phantoms, cache, report)
     groups = tuple(size for size in (len(files), phantoms) if size)
     return Synthesis(anatomies, groups)
 

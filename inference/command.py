@@ -77,6 +77,8 @@ def _make_predictor(options: argparse.Namespace, timer: PhaseTimer, memory: int)
             where = f"{reason}the CPU, {torch.get_num_threads()} threads"
         precision = str(predictor.dtype).removeprefix("torch.")
         _say(f"{where}, {precision}, {weights.name}{why}")
+    if predictor.metadata.warning:
+        _say(f"warning: {weights.name}: {predictor.metadata.warning}")
     return predictor
 
 

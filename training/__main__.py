@@ -139,6 +139,7 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if options.output.suffix != ".safetensors":
         parser.error(f"--output {options.output}: the name must end in .safetensors")
+    from inference.weights import read_metadata
     from training.export import ExportError, export
 
     try:
@@ -155,6 +156,10 @@ def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
     except ExportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    if warning := read_metadata(options.output).warning:
+        print(
+            f"warning: {options.output}: {warning} (in the card and in the file)", file=sys.stderr
+        )
     print(f"{options.output} ({options.output.stat().st_size / 1e6:.1f} MB), {card}")
     return 0
 

@@ -1,7 +1,8 @@
-"""Command line of training: `python -m training fit`, `export`, `score` and `compare`."""
+"""Command line of training: `python -m training COMMAND`."""
 
 import argparse
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,17 +12,17 @@ from training.options import make_parser
 
 if TYPE_CHECKING:
     from training.cases import Case
+    from training.label_mapping import LabelMapping
 
-COMMANDS = ("fit", "export", "score", "compare")
+COMMANDS = ("fit", "check", "export", "score", "compare")
 
 
-def _data_sets(arguments: list[str], *, left_out: bool = False) -> "dict[str, list[Case]]":
-    """The cases of each `--data DIR[=MAP]`, by the folder's name as it was given.
+def _data_sets(arguments: list[str]) -> "dict[Path, LabelMapping | None]":
+    """The folder of each `--data DIR[=MAP]`, and how its label numbers become ours.
 
     Raises:
-        DataError, OSError: a data set or a label map cannot be read.
+        DataError, OSError: a label map cannot be read.
     """
-    from training.cases import find_training_cases
     from training.label_mapping import load_label_mapping, nnunet_label_mapping
 
     found = {}
@@ -30,8 +31,22 @@ def _data_sets(arguments: list[str], *, left_out: bool = False) -> "dict[str, li
         mapping = load_label_mapping(name) if name else nnunet_label_mapping(Path(folder))
         if mapping and mapping.ignored:
             print(f"{folder}: not labels of ours, taken as 0: {', '.join(mapping.ignored)}")
-        found[folder] = find_training_cases(Path(folder), mapping, left_out=left_out)
+        found[Path(folder)] = mapping
     return found
+
+
+def _cases(arguments: list[str], *, left_out: bool = False) -> "dict[Path, list[Case]]":
+    """The cases of each `--data DIR[=MAP]`.
+
+    Raises:
+        DataError, OSError: a data set or a label map cannot be read.
+    """
+    from training.cases import find_training_cases
+
+    return {
+        folder: find_training_cases(folder, mapping, left_out=left_out)
+        for folder, mapping in _data_sets(arguments).items()
+    }
 
 
 def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -56,7 +71,7 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from training.run_folder import RunError, describe_run, start_or_check_run, take_up
 
     try:
-        cases = [case for part in _data_sets(options.data).values() for case in part]
+        cases = [case for part in _cases(options.data).values() for case in part]
         processes = join_processes(options.device)
     except (DataError, OSError) as error:
         parser.error(str(error))
@@ -136,6 +151,31 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             distributed.destroy_process_group()
 
 
+def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from training.check import check_data_set, describe, table
+    from training.label_mapping import DataError
+
+    checks = []
+    try:
+        for folder, mapping in _data_sets(options.data).items():
+            checks.append(check_data_set(folder, mapping, partial(print, flush=True)))
+            print("\n".join(describe(checks[-1])), flush=True)
+    except (DataError, OSError) as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        return 130
+    print(table(checks))
+    names = Counter(case.name for check in checks for case in check.cases)
+    twice = sorted(name for name, count in names.items() if count > 1)
+    if twice:
+        print(f"fit refuses these together: case names occur twice: {', '.join(twice[:5])}")
+    used = sum(len(check.cases) for check in checks)
+    lost = sum(len(cases) for check in checks for cases in check.lost.values())
+    doubtful = len({name for check in checks for part in check.cautions.values() for name in part})
+    print(f"{used} cases to train on, {lost} not used, {doubtful} with a caution")
+    return 1 if lost or twice or not used else 0
+
+
 def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if options.output.suffix != ".safetensors":
         parser.error(f"--output {options.output}: the name must end in .safetensors")
@@ -173,7 +213,7 @@ def _score(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from training.label_mapping import DataError
 
     try:
-        data_sets = _data_sets(options.data, left_out=True)
+        data_sets = _cases(options.data, left_out=True)
     except (DataError, OSError) as error:
         parser.error(str(error))
     if not any(data_sets.values()):
@@ -188,7 +228,7 @@ def _score(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     for folder, cases in data_sets.items():
         cases = cache_cases(cases, cache)
         scores = score_cases(cases, weights, metadata, device, batch_size=None, step=0)
-        scored[Path(folder).name] = scores
+        scored[folder.name] = scores
         print(f"{folder}: {len(cases)} cases left out")
         means = mean_by_label(scores)
         for label, (dsc, nsd, count) in means.items():
@@ -222,7 +262,13 @@ def main(arguments: list[str] | None = None) -> int:
         arguments = ["fit", *arguments]
     parser = make_parser()
     options = parser.parse_args(arguments)
-    commands = {"fit": _fit, "export": _export, "score": _score, "compare": _compare}
+    commands = {
+        "fit": _fit,
+        "check": _check,
+        "export": _export,
+        "score": _score,
+        "compare": _compare,
+    }
     return commands[options.command](options, parser)
 
 

@@ -105,6 +105,41 @@ def _pair_folders(folder: Path) -> tuple[list[Path], list[Path]]:
     )
 
 
+def paired_files(folder: Path) -> tuple[list[tuple[str, Path]], dict[str, Path]]:
+    """The images of a data set, with their case's name, and its label maps by that name.
+
+    Raises:
+        DataError: not a data set.
+    """
+    image_folders, label_folders = _pair_folders(folder)
+    images = [(case_name(path), path) for part in image_folders for path in find_cases(part)]
+    # A label map has no channel number: one called phantom_0000 is that of phantom_0000_0000.
+    labels = {
+        path.name.removesuffix(".gz").removesuffix(".nii"): path
+        for part in label_folders
+        for path in find_cases(part)
+    }
+    return images, labels
+
+
+def read_description(folder: Path) -> dict[str, dict]:
+    """What a data set's `cases.json` says, by case; nothing if there is none.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    description = folder / "cases.json"
+    if not description.is_file():
+        return {}
+    try:
+        described = json.loads(description.read_text())
+    except ValueError as error:
+        raise DataError(f"{description}: not JSON ({error})") from error
+    if not isinstance(described, dict) or not all(isinstance(v, dict) for v in described.values()):
+        raise DataError(f"{description}: not of the form {{case: {{…}}, …}}")
+    return described
+
+
 def _described(about: dict) -> tuple[bool, bool, tuple[float, float] | None]:
     """Whether a case is left out, whether it is a stack, and its window, from `cases.json`.
 
@@ -142,23 +177,10 @@ def find_training_cases(
     Raises:
         DataError: not a data set, or its description is damaged or names labels we do not have.
     """
-    image_folders, label_folders = _pair_folders(folder)
-    description = folder / "cases.json"
-    described = {}
-    if description.is_file():
-        try:
-            described = json.loads(description.read_text())
-        except ValueError as error:
-            raise DataError(f"{description}: not JSON ({error})") from error
-    # A label map has no channel number: one called phantom_0000 is that of phantom_0000_0000.
-    label_paths = {
-        path.name.removesuffix(".gz").removesuffix(".nii"): path
-        for folder in label_folders
-        for path in find_cases(folder)
-    }
+    images, label_paths = paired_files(folder)
+    description, described = folder / "cases.json", read_description(folder)
     cases = []
-    for image in (path for folder in image_folders for path in find_cases(folder)):
-        name = case_name(image)
+    for name, image in images:
         about = described.get(name, {})
         annotated = about.get("annotated_labels", mapping.annotated_labels if mapping else None)
         if name not in label_paths or annotated == []:

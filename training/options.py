@@ -76,6 +76,19 @@ def make_parser() -> argparse.ArgumentParser:
     )
     recipes.add_arguments(fit)
 
+    check = commands.add_parser(
+        "check",
+        help="read data sets as training would, and say what it would make of them",
+        description="Read every volume and label map of data sets, write nothing, and say: which "
+        "cases would be trained on, which not and why, what is doubtful of the others (headers, "
+        "labels, intensities), and how many cases and slices there are for each label. Exit code 1 "
+        "if a case would not be used.",
+        epilog="example: python -m training check --data CTS --data BTCV=btcv",
+    )
+    check.add_argument(
+        "--data", action="append", required=True, metavar="DIR[=MAP]", help="as in fit"
+    )
+
     export = commands.add_parser(
         "export",
         help="write a run's weights and model card",

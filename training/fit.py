@@ -32,6 +32,7 @@ from training.loss import deep_supervision_loss
 from training.pictures import draw_curves
 from training.processes import Processes, StopRequest, leave_stopping_to_parent
 from training.progress import StepClock, duration
+from training.pseudo_labels import pseudo_labelled
 from training.recipe import Recipe, learning_rate_at
 from training.run_folder import RunError, truncate_metrics
 from training.slices import Slice, SliceDataset, collate
@@ -188,14 +189,22 @@ def fit(
             noise_seed = np.random.SeedSequence((recipe.seed, drawn[0], _DEVICE_NOISE))
             generator.manual_seed(int(noise_seed.generate_state(1, np.uint64)[0] >> 1))
             images, labels = prepare(batch, device, recipe, intensities, rngs, generator)
+            annotated = batch.annotated.to(device, non_blocking=True)
+            pseudo = None
             with autocast:
+                if recipe.pseudo_label_threshold and state.step >= recipe.pseudo_label_after:
+                    partly = (~batch.annotated.all(dim=1)).nonzero()[:, 0].tolist()
+                    pseudo = pseudo_labelled(
+                        average, images, labels, annotated, partly, recipe.pseudo_label_threshold
+                    )
                 logits, supervised = model(images)
             loss = deep_supervision_loss(
                 [logits, *supervised],
                 labels,
-                batch.annotated.to(device, non_blocking=True),
+                annotated,
                 cross_entropy=recipe.cross_entropy,
                 dice_weight=recipe.dice_weight,
+                pseudo=pseudo,
             )
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()

@@ -77,6 +77,12 @@ class Recipe:
         choices=("marginal", "plain"),
     )
     dice_weight: float = _number(0.0, "of the soft Dice loss beside the cross-entropy")
+    pseudo_label_threshold: float = _number(
+        0.0,
+        "least probability at which the moving average labels what nobody looked for "
+        "(training/pseudo_labels.py); 0 has no pseudo-labels",
+    )
+    pseudo_label_after: int = _number(0, "steps before there are any")
     # augmentation in space
     spatial_probability: float = _number(0.0, "part of the slices that are moved and deformed")
     rotation_degrees: float = _number(0.0, "largest rotation")
@@ -123,6 +129,13 @@ class Recipe:
                 raise RecipeError(f"{name} must be at least 1")
         if self.evaluation_interval < 1 or self.steps < 0:
             raise RecipeError("evaluation_interval must be at least 1 and steps at least 0")
+        if self.pseudo_label_threshold:
+            if not 0.5 < self.pseudo_label_threshold < 1:
+                raise RecipeError("pseudo_label_threshold must be 0, or above 0.5 and below 1")
+            if not self.ema_decay or self.cross_entropy != "marginal":
+                raise RecipeError(
+                    "pseudo-labels need a moving average (ema_decay) and the marginal cross_entropy"
+                )
         if not 0 <= self.held_out_fraction < 1:
             raise RecipeError("held_out_fraction must be from 0 to less than 1")
         if not 0 <= self.synthetic_fraction <= 1 or self.synthetic_phantoms < 0:

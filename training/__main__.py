@@ -11,6 +11,8 @@ from training import recipe as recipes
 from training.options import make_parser
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from training.cases import Case
     from training.label_mapping import LabelMapping
 
@@ -211,6 +213,7 @@ def _score(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from training.cache import cache_cases
     from training.evaluation import mean_by_label, score_cases, write_left_out
     from training.label_mapping import DataError
+    from training.pictures import draw_best_median_worst, packed
 
     try:
         data_sets = _cases(options.data, left_out=True)
@@ -227,7 +230,16 @@ def _score(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     scored = {}
     for folder, cases in data_sets.items():
         cases = cache_cases(cases, cache)
-        scores = score_cases(cases, weights, metadata, device, batch_size=None, step=0)
+        kept: list = []
+
+        def keep(case: "Case", label_map: "np.ndarray", of_case: list, kept: list = kept) -> None:
+            if options.pictures and of_case:
+                dsc = sum(score.dsc for score in of_case) / len(of_case)
+                kept.append((dsc, case, packed(label_map)))
+
+        scores = score_cases(
+            cases, weights, metadata, device, batch_size=None, step=0, on_case=keep
+        )
         scored[folder.name] = scores
         print(f"{folder}: {len(cases)} cases left out")
         means = mean_by_label(scores)
@@ -239,6 +251,9 @@ def _score(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
                 f"  mean of {len(organs)} organs: DSC {sum(organs) / len(organs):.3f}", flush=True
             )
         write_left_out(options.output, scored)
+        if options.pictures:
+            for path in draw_best_median_worst(options.pictures, folder.name, kept):
+                print(f"  {path}", flush=True)
     return 0
 
 
@@ -247,7 +262,7 @@ def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
 
     try:
         print(compare_runs(options.runs, options.by, options.picture))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyError:

@@ -146,6 +146,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--output", type=Path, required=True, metavar="FILE.csv", help="to write, a row a score"
     )
     score.add_argument(
+        "--pictures",
+        type=Path,
+        metavar="DIR",
+        help="draw the best, the median and the worst case of each data set beside its reference",
+    )
+    score.add_argument(
         "--cache", type=Path, metavar="DIR", help="of read volumes (default: cache/ beside it)"
     )
     score.add_argument(

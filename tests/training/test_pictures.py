@@ -80,7 +80,7 @@ def test_curves_of_one_scoring_are_not_empty(tmp_path):
     (tmp_path / "held_out.csv").write_text("step,case,label,name,dsc,nsd\n50,a,1,liver,0.5,0.5\n")
     pictures.draw_curves(tmp_path)
     picture = np.asarray(Image.open(tmp_path / "curves.png").convert("RGB")).astype(int)
-    colourful = picture.max(axis=2) - picture.min(axis=2) > 60  # axes and text are grey
+    colourful = picture.max(axis=2) - picture.min(axis=2) > 40  # axes and text are grey
     third = picture.shape[1] // 3
     for start in (0, third, 2 * third):
         assert colourful[:, start : start + third].sum() > 20

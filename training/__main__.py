@@ -123,7 +123,7 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
                 training,
                 held_out,
                 intensities,
-                [path.name for path in options.anatomy],
+                [Path(file).name for file in options.anatomy],
                 options.start_from and options.start_from.name,
             )
             start_or_check_run(options.output, recipe, description)

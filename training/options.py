@@ -37,10 +37,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--anatomy",
         action="append",
         default=[],
-        type=Path,
-        metavar="FILE",
-        help="label map in TotalSegmentator's class numbers of which the recipe's synthetic "
-        "slices are drawn; repeatable",
+        metavar="FILE[=MAP]",
+        help="label map of many structures of which the recipe's synthetic slices are drawn; MAP "
+        "says whose numbers they are: totalsegmentator (the default), spl or a .json file; "
+        "repeatable",
     )
     fit.add_argument(
         "--start-from",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from training.cases import Case
     from training.label_mapping import LabelMapping
 
-COMMANDS = ("fit", "check", "export", "score", "compare")
+COMMANDS = ("fit", "check", "export", "score", "compare", "folds")
 
 
 def _data_sets(arguments: list[str]) -> "dict[Path, LabelMapping | None]":
@@ -56,6 +56,8 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         recipe = recipes.load_recipe(options.recipe, recipes.overrides_of(options))
     except recipes.RecipeError as error:
         parser.error(str(error))
+    if recipe.folds and options.held_out is not None:
+        parser.error("--held-out and --folds both say what is held out: give one of them")
     if recipe.synthetic_fraction and not options.anatomy and not recipe.synthetic_phantoms:
         parser.error("synthetic slices are drawn of --anatomy FILE or --synthetic-phantoms N")
     from torch import distributed  # torch takes seconds to import; wrong usage is told before
@@ -95,7 +97,11 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             training, held_out = [], cases
         else:
             training, held_out = split_patients(
-                cases, recipe.held_out_fraction, recipe.seed, options.held_out
+                cases,
+                recipe.held_out_fraction,
+                recipe.seed,
+                options.held_out,
+                (recipe.fold, recipe.folds) if recipe.folds else None,
             )
         report(label_table(training, held_out))
         report(
@@ -270,6 +276,17 @@ def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     return 0
 
 
+def _folds(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from training.folds import fold_table
+
+    try:
+        print(fold_table(options.runs))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit code is as `--help` says."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -283,6 +300,7 @@ def main(arguments: list[str] | None = None) -> int:
         "export": _export,
         "score": _score,
         "compare": _compare,
+        "folds": _folds,
     }
     return commands[options.command](options, parser)
 

@@ -211,34 +211,43 @@ def find_training_cases(
 
 
 def split_patients(
-    cases: list[Case], fraction: float, seed: int, held_out: list[str] | None = None
+    cases: list[Case],
+    fraction: float,
+    seed: int,
+    held_out: list[str] | None = None,
+    fold: tuple[int, int] | None = None,
 ) -> tuple[list[Case], list[Case]]:
     """Divide cases into those trained on and those held out, all of a patient on one side.
 
     Patients are ranked by a hash of the seed and their name, so that a new case does not move the
-    others to the other side.
+    others to the other side of a fraction. Folds take every so-many-th of that rank: together they
+    hold each patient out once, and their sizes differ by one at most.
 
     Args:
         cases: of all data sets.
         fraction: of the patients to hold out; at least one unless it is 0.
         seed: of the choice.
         held_out: names of cases or patients to hold out instead.
+        fold: (number, count): the fold to hold out instead.
 
     Raises:
-        DataError: a name is unknown, or nothing is left to train on.
+        DataError: a name is unknown, there are fewer patients than folds, or nothing is left to
+            train on.
     """
     patients = sorted({case.patient for case in cases})
+    ranked = sorted(patients, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
     if held_out is not None:
         unknown = set(held_out) - {case.name for case in cases} - set(patients)
         if unknown:
             raise DataError(f"held-out cases that are not in the data: {', '.join(unknown)}")
         chosen = {case.patient for case in cases if {case.name, case.patient} & set(held_out)}
+    elif fold is not None:
+        number, count = fold
+        if count > len(patients):
+            raise DataError(f"{count} folds of {len(patients)} patients: give fewer --folds")
+        chosen = set(ranked[number::count])
     else:
-        count = max(1, round(fraction * len(patients))) if fraction else 0
-        ranked = sorted(
-            patients, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest()
-        )
-        chosen = set(ranked[:count])
+        chosen = set(ranked[: max(1, round(fraction * len(patients)))] if fraction else ())
     kept = [case for case in cases if case.patient not in chosen]
     if not kept:
         raise DataError(

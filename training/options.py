@@ -169,4 +169,15 @@ def make_parser() -> argparse.ArgumentParser:
     compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
     compare.add_argument("--by", required=True, metavar="NUMBER", help="such as attention")
     compare.add_argument("--picture", type=Path, required=True, metavar="FILE.png", help="to write")
+
+    folds = commands.add_parser(
+        "folds",
+        help="set the folds of a cross-validation side by side",
+        description="Print a table of the last held-out DSC of runs that were trained with --folds "
+        "K and --fold 0 to K - 1: by label and fold, and over all cases. Patients are dealt to the "
+        "folds by the recipe's seed.",
+        epilog="example: python -m training folds runs/fold-0 runs/fold-1 runs/fold-2 (each of "
+        "python -m training fit … --folds 3 --fold 0 --output runs/fold-0)",
+    )
+    folds.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
     return parser

@@ -37,6 +37,10 @@ class Recipe:
     held_out_fraction: float = _number(
         0.1, "patients kept out of training, at least one unless this is 0"
     )
+    folds: int = _number(
+        0, "parts of the patients, by the seed; one of them is held out instead of a fraction"
+    )
+    fold: int = _number(0, "which of them, from 0")
     rare_organ_fraction: float = _number(
         0.0, "slices drawn by label (a label uniformly, then a slice that shows it), not uniformly"
     )
@@ -138,6 +142,8 @@ class Recipe:
                 )
         if not 0 <= self.held_out_fraction < 1:
             raise RecipeError("held_out_fraction must be from 0 to less than 1")
+        if (self.folds or self.fold) and not (self.folds > 1 and 0 <= self.fold < self.folds):
+            raise RecipeError("folds must be at least 2, and fold from 0 to folds - 1")
         if not 0 <= self.synthetic_fraction <= 1 or self.synthetic_phantoms < 0:
             raise RecipeError(
                 "synthetic_fraction must be from 0 to 1 and synthetic_phantoms at least 0"

@@ -102,6 +102,8 @@ def _make_predictor(
             reason = "" if options.device == "cpu" else "No CUDA device found: running on "
             where = f"{reason}the CPU, {torch.get_num_threads()} threads"
         _say(f"{where}, {precision}, {weights.name}{why}")
+    if predictor.metadata.warning:
+        _say(f"warning: {weights.name}: {predictor.metadata.warning}")
     return predictor
 
 

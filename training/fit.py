@@ -171,16 +171,25 @@ def fit(
     )
     generator = torch.Generator(device)
 
-    def save_and_say() -> str:
+    saved_at = state.step
+
+    def save_last() -> None:
+        nonlocal saved_at
         state.save(last)
+        saved_at = state.step
+
+    def save_and_say() -> str:
+        if state.step > saved_at:
+            save_last()
         return f"stopped at step {state.step}; the same command goes on from there"
 
     model.train()
     clock = StepClock(recipe, device, state.step)
-    with StopRequest(save_and_say if processes.count == 1 else None) as stop:
+    with StopRequest(save_and_say if processes.count == 1 else None) as stop, clock:
         if scoring.due():  # stopped, or lost, between the step and its scores
             scoring.score(stop)
         stopping = False
+        clock.start()
         since, reported = time.monotonic(), state.step
         for drawn, batch in zip(positions, loader, strict=True):
             for group in optimizer.param_groups:
@@ -259,7 +268,7 @@ def fit(
             # Before it is scored, and not after: what goes wrong there costs no steps.
             if first and (scored or state.step % recipe.checkpoint_interval == 0):
                 with stop.unbroken:
-                    state.save(last)
+                    save_last()
             if scored:
                 paused = time.monotonic()
                 scoring.score(stop)
@@ -269,7 +278,7 @@ def fit(
                 break
         if first:
             with stop.unbroken:
-                state.save(last)
+                save_last()
             draw_curves(output)
     if processes.count > 1:  # one that leaves while the first still writes may abort
         distributed.barrier()

@@ -16,8 +16,8 @@ from inference.prediction import choose_device
 
 Result = TypeVar("Result")
 
-GRACE_S = 10.0
-"""How long a step may go on after SIGTERM or Ctrl-C."""
+GRACE_S = 7.0
+"""How long a step may go on after SIGTERM or Ctrl-C; with the saving, an end in some 10 s."""
 
 
 @dataclasses.dataclass
@@ -116,7 +116,7 @@ class StopRequest:
         if not number:
             return
         self.signal = number
-        within = f" or in {GRACE_S:.0f} s" if self._save else ""
+        within = f" or {GRACE_S:.0f} s of it" if self._save else ""
         print(
             f"{signal.Signals(number).name}: stopping after this step{within}; once more to stop "
             "without saving",

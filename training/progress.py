@@ -1,5 +1,6 @@
 """What a run says of its progress: lines, the time that is left, and how long is too long."""
 
+import threading
 import time
 
 import torch
@@ -41,7 +42,8 @@ class StepClock:
     """Tells when a step is worth a line beside those of `log_interval`, and writes that line.
 
     The first step of a sitting is told at once, for only then is it known how long the run will
-    take; after that nothing is silent for longer than `LONGEST_SILENCE_S`.
+    take; after that no step is silent for longer than `LONGEST_SILENCE_S`, and where already the
+    first one takes as long, a thread says so.
     """
 
     def __init__(self, recipe: Recipe, device: torch.device, step: int) -> None:
@@ -49,9 +51,31 @@ class StepClock:
         self.device = device
         self.first = step + 1
         self.started = self.told = time.monotonic()
+        self._waiting = threading.Timer(LONGEST_SILENCE_S, self._tell_of_first_step)
+        self._waiting.daemon = True
+
+    def __enter__(self) -> "StepClock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._waiting.cancel()
+
+    def start(self) -> None:
+        """The first step begins."""
+        self.started = self.told = time.monotonic()
+        self._waiting.start()
+
+    def _tell_of_first_step(self) -> None:
+        steps = self.recipe.steps - self.first + 1
+        least = LONGEST_SILENCE_S * steps
+        line = f"still in the first step after {LONGEST_SILENCE_S:.0f} s"
+        if hint := too_long(least, self.recipe, self.device):
+            line = f"{line}; {steps} such steps are more than {hint.removeprefix('about ')}"
+        print(line, flush=True)
 
     def due(self, step: int) -> bool:
         """Whether this step, just done, is to be told."""
+        self._waiting.cancel()
         return step == self.first or time.monotonic() - self.told >= LONGEST_SILENCE_S
 
     def pause(self, seconds: float) -> None:
@@ -61,6 +85,7 @@ class StepClock:
 
     def told_now(self) -> None:
         """A line was printed otherwise."""
+        self._waiting.cancel()
         self.told = time.monotonic()
 
     def lines(self, step: int, loss: float) -> list[str]:

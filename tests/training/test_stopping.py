@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,24 @@ def test_steps_between_two_lines_are_told_every_half_minute(monkeypatch):
     assert [step for step, _ in told] == [11, 14, 17, 20]
     assert told[0][1][1].startswith("about 14 days on this device")  # 99,990 steps of 12 s
     assert told[1][1] == ["step 14/100000  loss 1.0000  12.0 s a step  14 days left"]
+
+
+def test_a_first_step_of_minutes_is_told_while_it_goes_on(monkeypatch, capsys):
+    monkeypatch.setattr("training.progress.LONGEST_SILENCE_S", 0.05)
+    monkeypatch.setattr("training.progress._TOO_LONG_S", 1.0)
+    recipe = Recipe(steps=4_000_000)
+    with StepClock(recipe, torch.device("cpu"), 0) as clock:
+        clock.start()
+        time.sleep(0.5)
+        clock.due(1)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("still in the first step after 0 s; 4000000 such steps are more than 2")
+    assert line.endswith("use --recipe slim, or a GPU")
+    with StepClock(recipe, torch.device("cpu"), 0) as clock:
+        clock.start()
+        assert clock.due(1)
+    time.sleep(0.2)
+    assert capsys.readouterr().out == ""
 
 
 def test_steps_below_those_done_are_refused_and_equal_ones_explained(data, tmp_path, capsys):

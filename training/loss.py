@@ -52,27 +52,32 @@ def soft_dice_loss(probabilities: Tensor, labels: Tensor, annotated: Tensor) -> 
     known = labels != IGNORED
     places = labels.where(known, 0).long()
     marked = _of_label(probabilities, labels, known).where(known, 0)
-    overlap = _sum_by_label(marked, places, classes)
+    # On a CPU, which adds one value after another, nothing waits.
+    parts = labels.shape[0] * labels.shape[1] if labels.is_cuda else 1
+    overlap = _sum_by_label(marked, places, classes, parts)
     predicted = torch.einsum("nchw,nhw->nc", probabilities, known.to(probabilities.dtype))
     predicted = (predicted * annotated).sum(dim=0)
-    size = _sum_by_label(known.to(marked.dtype), places, classes)
+    size = _sum_by_label(known.to(marked.dtype), places, classes, parts)
     present = size > 0
     present[0] = False
     dice = 2 * overlap / (predicted + size).clamp(min=1e-6)
     return ((1 - dice) * present).sum() / present.sum().clamp(min=1)
 
 
-def _sum_by_label(values: Tensor, labels: Tensor, classes: int) -> Tensor:
+def _sum_by_label(values: Tensor, labels: Tensor, classes: int, parts: int) -> Tensor:
     """The sum of the values (N, H, W) of each label, (classes,).
 
-    Added up in each row of pixels by itself and then over the rows: into one bin a label, all of a
-    device's threads would wait for one another.
+    Args:
+        values, labels: of the same shape.
+        classes: number of labels.
+        parts: added up by themselves and then together, a row of pixels each: into one bin a label,
+            all of a CUDA device's threads would wait for one another.
     """
-    rows = labels.shape[0] * labels.shape[1]
-    first = torch.arange(rows, device=labels.device)[:, None] * classes
-    bins = (labels.reshape(rows, -1) + first).flatten()
-    sums = values.new_zeros(rows * classes).index_add(0, bins, values.flatten())
-    return sums.view(rows, classes).sum(dim=0)
+    bins = labels.reshape(parts, -1)
+    if parts > 1:
+        bins = bins + torch.arange(parts, device=labels.device)[:, None] * classes
+    sums = values.new_zeros(parts * classes).index_add(0, bins.flatten(), values.flatten())
+    return sums.view(parts, classes).sum(dim=0)
 
 
 def _of_label(probabilities: Tensor, labels: Tensor, known: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ def markdown_page(results: dict[str, list[dict]], environment: dict) -> str:
         "75,269 MB·s to 762,258 MB·s, without tolerance."
     )
     lines = "\n".join(f"- {note}" for note in notes)
-    return f"# Efficiency of {environment['team']}\n\n{markdown_table(results)}\n\n{lines}\n"
+    return f"# Efficiency of {cell(environment['team'])}\n\n{markdown_table(results)}\n\n{lines}\n"
 
 
 def markdown_table(results: dict[str, list[dict]]) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmark.judging.runs import Run, RunError, read_runs
+from benchmark.markdown import cell
 
 RATIOS = {
     "Time": "time (s)",
@@ -97,7 +98,7 @@ def pairs_of(
 
 def markdown(first: Run, second: Run) -> str:
     """The comparison as a Markdown page."""
-    lines = [f"# {first.team} (A) against {second.team} (B)", ""]
+    lines = [f"# {cell(first.team)} (A) against {cell(second.team)} (B)", ""]
     header = "| {} | Cases | {} | 95 % interval | Median | Least | Greatest |"
     rule = "|---|---:|---:|---:|---:|---:|---:|"
     ratios, differences = [], []
@@ -122,7 +123,7 @@ def markdown(first: Run, second: Run) -> str:
         lines += [header.format("Difference A − B", "Mean"), rule, *differences, ""]
     if not ratios and not differences:
         lines += ["No case has the same figure in both runs.", ""]
-    lines += [f"- {remark}" for remark in remarks(first, second)]
+    lines += [f"- {cell(remark)}" for remark in remarks(first, second)]
     return "\n".join(lines).rstrip() + "\n"
 
 

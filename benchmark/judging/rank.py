@@ -24,6 +24,7 @@ import numpy as np
 
 from benchmark.judging.ranking import METRICS, RULES, Ranking, Rules, gather, rank_teams
 from benchmark.judging.runs import RunError, read_runs
+from benchmark.markdown import cell
 from inference.files import write_atomically
 
 
@@ -69,13 +70,13 @@ def markdown(ranking: Ranking, notes: list[str], rules: Rules, resamplings: int)
         metrics = [
             f"{row[f'{key}_rank']:.2f} ({_short(row[f'{key}_mean'])})" for key in ranking.values
         ]
-        team = str(row["team"]).replace("|", "\\|")
+        team = cell(row["team"])
         lines.append(
             f"| {row['rank']} | {team} | {row['score']:.3f} | {row['rank_low']}–{row['rank_high']} "
             f"| {row['probability_first']:.3f} | " + " | ".join(metrics) + " |"
         )
     if notes:
-        lines += ["", "## Remarks", "", *(f"- {note}" for note in notes)]
+        lines += ["", "## Remarks", "", *(f"- {cell(note)}" for note in notes)]
     return "\n".join(lines) + "\n"
 
 

@@ -8,8 +8,9 @@ import subprocess
 import sys
 from unittest import mock
 
+import numpy as np
 import pytest
-from test_efficiency import ROOT, make_inputs, read_case, read_table, run_efficiency
+from test_efficiency import ROOT, make_inputs, read_case, read_table, run_efficiency, save
 from test_report import write_run
 
 from benchmark.__main__ import main
@@ -83,7 +84,8 @@ def test_a_name_is_text_in_the_table(tmp_path):
     done = run_efficiency(*arguments(tmp_path, name))
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "run/efficiency.md").read_text()
-    (row,) = [line for line in page.splitlines() if "img" in line]
+    (row,) = [line for line in page.splitlines() if line.startswith("| a")]
+    assert "<img" not in page
     assert r"a\|b&lt;img src=x&gt;\`c\`" in row
     assert len(re.findall(r"(?<!\\)\|", row)) == len(re.findall(r"\|", page.splitlines()[3]))
 
@@ -143,3 +145,26 @@ def test_a_number_that_is_none_leaves_the_page_whole(tmp_path):
         raise AssertionError(f"{name} is no JSON, and blanks the page")
 
     assert json.loads(data, parse_constant=refuse)["rows"]
+
+
+def test_names_are_text_in_every_page(tmp_path, capsys):
+    evil = "x<img src=y>|`z`"
+    folders = [measured(tmp_path, name) for name in (evil, "other")]
+    write_run(tmp_path / "more", "more", {evil: 30, "b": 40})
+    assert main(["compare", str(folders[0]), str(folders[1])]) == 0
+    assert main(["compare", str(folders[0]), str(tmp_path / "more")]) == 0
+    assert main(["rank", *map(str, folders), "--report", str(tmp_path / "rank")]) == 0
+    pages = capsys.readouterr().out + (tmp_path / "rank/ranking.md").read_text()
+    assert "<img" not in pages
+    assert r"x&lt;img src=y&gt;\|\`z\`" in pages
+
+
+def test_what_a_label_map_is_called_is_text_in_its_remarks(tmp_path):
+    for name in ("a.nii.gz", "<img src=y>.nii.gz"):
+        save(tmp_path / "truth" / name, np.ones((4, 4, 4), np.uint8))
+    save(tmp_path / "out/a.nii.gz", np.ones((4, 4, 4), np.uint8))
+    command = ["--reference", tmp_path / "truth", "--prediction", tmp_path / "out"]
+    command += ["--report", tmp_path / "report", "--workers", "1"]
+    assert main(["accuracy", *map(str, command)]) == 1
+    page = (tmp_path / "report/accuracy.md").read_text()
+    assert "- &lt;img src=y&gt;.nii.gz: **failed**" in page

@@ -7,7 +7,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 IMAGE := abdoseg:latest
 
-.PHONY: setup browser demo test quick docker test-docker clean
+.PHONY: setup browser dciodvfy demo test quick docker test-docker clean
 
 setup: $(VENV)/.installed
 
@@ -23,10 +23,17 @@ browser:
 		--no-install-recommends chromium >/dev/null; } \
 		|| echo "chromium is missing and needs root to be installed: apt-get install chromium"
 
+# The checker for the tests of DICOM SEG, which are skipped without it.
+dciodvfy:
+	@command -v dciodvfy >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& apt-get -q update >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get -q install -y \
+		--no-install-recommends dicom3tools >/dev/null; } \
+		|| echo "dciodvfy is missing and needs root to be installed: apt-get install dicom3tools"
+
 demo: setup
 	$(PYTHON) -m benchmark demo
 
-test: setup browser
+test: setup browser dciodvfy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(PYTHON) -m pytest

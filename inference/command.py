@@ -25,6 +25,7 @@ from inference.signals import Stopped, signals_raise
 from inference.weights import default_weights, read_metadata
 
 if TYPE_CHECKING:
+    from inference.dicom.segmentation import SegmentationWriter
     from inference.prediction import Predictor
 
 _SWITCH_INTERVAL = 0.0002  # s; Python's own is 25 times as long
@@ -184,7 +185,8 @@ def make_service(
         memory: bytes that the process may take; by default its cgroup's or machine's limit.
     """
     warnings.filterwarnings("ignore")  # of libraries, in the middle of our lines; what matters of
-    logging.getLogger("nibabel").setLevel(logging.CRITICAL)  # a file is told by our own errors
+    for library in ("nibabel", "pydicom", "highdicom"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # a file is told by our own errors
     memory = memory_limit() if memory is None else memory
     provenance = Provenance(lambda: find_weights(options), options.organs)
     return Service(
@@ -200,6 +202,8 @@ def make_service(
         with_statistics=options.statistics is not None,
         with_preview=options.preview,
         with_about=options.manifest is not None,
+        with_label_map=options.format != "seg",
+        segmentation=_segmentation_writer(options, provenance),
         on_slices=on_slices,
         on_case=on_case,
     )
@@ -232,6 +236,9 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
     start = time.monotonic()
     log = os.environ.get(LOG_VARIABLE)
     timer = PhaseTimer(Path(log) if log else None, warn=lambda text: _say(f"warning: {text}"))
+    if not options.quiet:
+        for line in options.left_out:
+            _say(f"left out: {line}")
     progress = _Progress(len(options.paths), quiet=options.quiet)
     service = make(options, timer, on_slices=progress.on_slices, on_case=lambda case: end(case))
     try:
@@ -285,6 +292,17 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
             _say(flagged, sys.stdout)
         _say(f"{done}: {options.output}", sys.stdout)
     return 1 if failed else 0
+
+
+def _segmentation_writer(
+    options: argparse.Namespace, provenance: Provenance
+) -> "SegmentationWriter | None":
+    """What writes DICOM SEG, if it is asked for."""
+    if options.format == "nifti":
+        return None
+    from inference.dicom.segmentation import SegmentationWriter
+
+    return SegmentationWriter(options.seg_type, provenance)
 
 
 def _network_bytes(weights: Path | None) -> Callable[[int, float], int]:

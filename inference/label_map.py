@@ -60,7 +60,9 @@ def label_map_header(
     return made
 
 
-def is_label_map_of(path: Path, source: Path, maker: str | None = None) -> str:
+def is_label_map_of(
+    path: Path, source: Path | nibabel.Nifti1Header, maker: str | None = None
+) -> str:
     """Why a file is not the whole label map of a volume, or "" if it is.
 
     Its header first: type, then shape, affine and codes against the volume's, and who made it; then
@@ -68,13 +70,14 @@ def is_label_map_of(path: Path, source: Path, maker: str | None = None) -> str:
 
     Args:
         path: of the label map, gzipped.
-        source: of the volume.
+        source: the volume's file, or its header.
         maker: by whom it must be made, as its header says; None: whoever it was.
     """
     try:
         if not path.is_file():
             return "it is no file"
-        found, wanted = read_header(path), label_map_header(read_header(source), maker)
+        grid = read_header(source) if isinstance(source, Path) else source
+        found, wanted = read_header(path), label_map_header(grid, maker)
         if found.get_data_dtype() != np.uint8:
             return f"its type is {found.get_data_dtype()}"
         for name, value, right in (

@@ -4,13 +4,15 @@
 """
 
 import argparse
+import contextlib
 import os
 import re
 import stat
+import sys
 from pathlib import Path
 
 from inference.files import (
-    case_name,
+    SUFFIXES,
     file_identity,
     find_entries,
     one_line,
@@ -20,6 +22,7 @@ from inference.files import (
 from inference.labels import LABEL_NAMES
 from inference.phases import LOG_VARIABLE
 from inference.shards import parse_shard, shard_file, shard_of
+from inference.sources import Source, source_files, source_name, why_not_a_source
 
 _ROOT = Path(__file__).parents[1]
 
@@ -33,14 +36,15 @@ def make_parser() -> argparse.ArgumentParser:
         "2 wrong usage, 143 ended by SIGTERM, 130 by Ctrl-C. "
         f"With {LOG_VARIABLE}=FILE in the environment, the time of each phase is appended to FILE "
         "as JSON lines. Example: python -m inference --input CTS --output LABELS "
-        "--statistics volumes.csv",
+        "--statistics volumes.csv; of DICOM series: --input SERIES --output LABELS --format both",
     )
     parser.add_argument(
         "--input",
         type=Path,
         default=_ROOT / "inputs",
         metavar="DIR|FILE",
-        help="folder of NAME_0000.nii.gz (or .nii) volumes, or one file (default: %(default)s)",
+        help="folder of NAME_0000.nii.gz (or .nii) volumes or, where there is none, of DICOM "
+        "series in any folders below it; or one file, or a zip of DICOM (default: %(default)s)",
     )
     parser.add_argument(
         "--output",
@@ -48,6 +52,27 @@ def make_parser() -> argparse.ArgumentParser:
         default=_ROOT / "outputs",
         metavar="DIR",
         help="folder for the label maps NAME.nii.gz (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("nifti", "seg", "both"),
+        default="nifti",
+        help="of the label maps: NAME.nii.gz, NAME.seg.dcm (DICOM SEG, for DICOM input), or both "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seg-type",
+        choices=("binary", "deflated", "labelmap"),
+        default="binary",
+        help="of a DICOM SEG: bits for each label, which every viewer reads; the same compressed; "
+        "or the standard's newer label map, compressed (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--names",
+        choices=("number", "uid", "folder"),
+        default="number",
+        help="of DICOM series: by series number and description, by a digest of the UID, or by "
+        "folder; the first two tell nothing of the patient (default: %(default)s)",
     )
     parser.add_argument(
         "--weights",
@@ -142,7 +167,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = make_parser()
     options = parser.parse_args(arguments)
 
-    options.paths = _find_inputs(options.input, parser)
+    options.left_out = []
+    options.paths = _find_inputs(options, parser)
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options.device):
         parser.error(f"--device {options.device}: choose auto, cpu, cuda or cuda:N")
     if options.batch_size is not None and options.batch_size < 1:
@@ -183,7 +209,8 @@ def _parse_shard(options: argparse.Namespace, parser: argparse.ArgumentParser) -
     return shard
 
 
-def _find_inputs(source: Path, parser: argparse.ArgumentParser) -> list[Path]:
+def _find_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Source]:
+    source = options.input
     try:
         mode = source.stat().st_mode
         paths = find_entries(source)
@@ -192,18 +219,48 @@ def _find_inputs(source: Path, parser: argparse.ArgumentParser) -> list[Path]:
     except OSError as error:
         parser.error(printable(f"--input {source}: {error.strerror}"))
     if stat.S_ISDIR(mode):
-        if not paths:
-            parser.error(printable(f"--input {source}: no .nii.gz or .nii file there"))
-    elif reason := why_not_a_volume(source):
+        reason = "" if paths else "no .nii.gz or .nii file there"
+    else:
+        reason = why_not_a_volume(source)
+    if not reason:
+        if options.format != "nifti":
+            parser.error(f"--format {options.format}: a DICOM SEG belongs to a DICOM series")
+        return paths
+    if source.name.lower().endswith(SUFFIXES) and not stat.S_ISDIR(mode):
         parser.error(printable(f"--input {source}: {reason}"))
-    return paths
+    series = _find_series(options, parser)
+    if not series:
+        left_out = "".join(f"; left out: {line}" for line in options.left_out)
+        parser.error(printable(f"--input {source}: {reason}, and no CT series in DICOM{left_out}"))
+    return series
+
+
+def _find_series(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Source]:
+    """The DICOM series of the input; what else is there goes to `options.left_out`."""
+    from inference.dicom.discovery import find_series  # only for those who have DICOM
+
+    if not options.quiet:
+        with contextlib.suppress(OSError, ValueError):
+            print("No NIfTI file there: looking for DICOM series", file=sys.stderr, flush=True)
+    try:
+        found = find_series(options.input, options.names)
+    except (OSError, ValueError) as error:
+        parser.error(printable(f"--input {options.input}: {one_line(error)}"))
+    options.left_out = found.left_out
+    return found.series
 
 
 def _protect_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Refuse a call that would write over what it reads, under whatever name or link."""
-    inputs = {file_identity(path): path for path in options.paths if not why_not_a_volume(path)}
+    sources = [path for path in options.paths if not why_not_a_source(path)]
+    inputs = {file_identity(file): file for path in sources for file in source_files(path)}
+    endings = {"nifti": [".nii.gz"], "seg": [".seg.dcm"], "both": [".nii.gz", ".seg.dcm"]}
     written = {
-        "--output": [options.output / f"{case_name(path)}.nii.gz" for path in inputs.values()],
+        "--output": [
+            options.output / f"{source_name(path)}{ending}"
+            for path in sources
+            for ending in endings[options.format]
+        ],
         "--statistics": [options.statistics] if options.statistics else [],
         "--manifest": [options.manifest] if options.manifest else [],
     }
@@ -216,3 +273,11 @@ def _protect_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser
                         "another folder"
                     )
                 )
+    of_dicom = any(not isinstance(path, Path) for path in options.paths)
+    if of_dicom and file_identity(options.output) == file_identity(options.input):
+        parser.error(
+            printable(
+                f"--output {options.output} is the folder of the DICOM series: label maps in it "
+                "would be taken for volumes by the next run; name another folder"
+            )
+        )

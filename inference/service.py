@@ -16,7 +16,7 @@ import nibabel
 import numpy as np
 
 from inference.components import ComponentSizes, keep_largest_components
-from inference.files import case_name, file_identity, one_line, printable, why_not_a_volume
+from inference.files import file_identity, one_line, printable
 from inference.flags import Flag, find_flags
 from inference.intensity import percentiles
 from inference.label_map import (
@@ -32,10 +32,20 @@ from inference.manifest import describe_content, describe_grid
 from inference.memory import MemoryBudget, case_bytes, memory_limit
 from inference.phases import PhaseTimer
 from inference.provenance import Provenance
+from inference.sources import (
+    Source,
+    read_source,
+    source_files,
+    source_header,
+    source_name,
+    source_notes,
+    why_not_a_source,
+)
 from inference.statistics import LabelStatistics, label_statistics
-from inference.volume import Volume, read_volume
+from inference.volume import Volume
 
 if TYPE_CHECKING:
+    from inference.dicom.segmentation import SegmentationWriter
     from inference.prediction import Predictor
 
 STAGES = ("read", "percentiles", "predict", "components", "write")
@@ -47,7 +57,7 @@ class Case:
     """One volume on its way through the pipeline, and afterwards what became of it.
 
     Attributes:
-        path: the volume's file.
+        path: the volume's file, or its DICOM series.
         name: NAME of `NAME_0000.nii.gz`.
         status: "waiting", then "done", "kept" (its label map was there before) or "failed".
         reason: why it failed, in one line.
@@ -62,7 +72,7 @@ class Case:
         memory: bytes taken of the budget.
     """
 
-    path: Path
+    path: Source
     name: str
     status: str = "waiting"
     reason: str = ""
@@ -99,6 +109,8 @@ class Service:
         with_statistics: compute `Case.statistics`.
         with_preview: write a contact sheet `NAME.png` beside each label map.
         with_about: fill `Case.about`.
+        with_label_map: write the label map itself, `NAME.nii.gz`.
+        segmentation: writes and knows again `NAME.seg.dcm`, if there is to be one.
         on_slices: called with a case and the number of its slices just predicted.
         on_case: called with each case when it has ended; from one of two threads.
     """
@@ -116,6 +128,8 @@ class Service:
     with_statistics: bool = False
     with_preview: bool = False
     with_about: bool = False
+    with_label_map: bool = True
+    segmentation: "SegmentationWriter | None" = None
     on_slices: Callable[[Case, int], None] = lambda case, slices: None
     on_case: Callable[[Case], None] = lambda case: None
     _predicting: bool = field(default=False, init=False)
@@ -135,11 +149,11 @@ class Service:
             self._stop = error
         return self._predicting
 
-    def run(self, paths: list[Path]) -> list[Case]:
+    def run(self, paths: list[Source]) -> list[Case]:
         """Segment every volume; a case that fails does not stop the others.
 
         Args:
-            paths: NIfTI files.
+            paths: NIfTI files, or DICOM series.
 
         Returns:
             One `Case` per path, in order, each "done", "kept" or "failed".
@@ -189,17 +203,13 @@ class Service:
                 wait([writing])
             writer.shutdown()
 
-    def plan(self, paths: list[Path]) -> list[Case]:
+    def plan(self, paths: list[Source]) -> list[Case]:
         """Name the cases, and settle those that need no work."""
         cases: list[Case] = []
-        first_path: dict[str, Path] = {}
-        inputs = {file_identity(path) for path in paths} - {None}
+        first_path: dict[str, Source] = {}
+        inputs = {file_identity(file) for path in paths for file in source_files(path)} - {None}
         for path in paths:
-            try:
-                name = case_name(path)
-            except ValueError:
-                name = path.name  # `_why_not` says it
-            case = Case(path, name)
+            case = Case(path, source_name(path))
             cases.append(case)
             earlier = first_path.setdefault(case.name, path)
             if earlier != path:
@@ -208,9 +218,9 @@ class Service:
                 case.reason = self._why_not(case, inputs)
             if case.reason:
                 case.status = "failed"
-            elif self.keep_existing and os.path.lexists(self._output_path(case)):
-                damage = is_label_map_of(self._output_path(case), path, self._maker)
-                case.kept = not damage
+            elif self.keep_existing and all(map(os.path.lexists, self._outputs(case))):
+                damage = self._damage(case)
+                case.kept = not damage and self.with_label_map
                 if damage:
                     case.warnings.append(f"its label map is made again: {damage}")
                 elif self.has_records(case.name):
@@ -221,28 +231,50 @@ class Service:
 
     def _why_not(self, case: Case, inputs: set[tuple[int, int]]) -> str:
         """What can be said against a case before it is read, or ""."""
-        if reason := why_not_a_volume(case.path):
+        if reason := why_not_a_source(case.path):
             return reason
-        output = self._output_path(case)
         longest = os.pathconf(self.output, "PC_NAME_MAX") if self.output.is_dir() else 255
-        if len(os.fsencode(output.name)) > longest:
-            return f"its label map's name would have more than {longest} bytes"
-        if file_identity(output) in inputs:
-            return f"its label map would replace an input, {printable(output.name)}"
+        for output in self._outputs(case):
+            if len(os.fsencode(output.name)) > longest:
+                return f"its label map's name would have more than {longest} bytes"
+            if file_identity(output) in inputs:
+                return f"its label map would replace an input, {printable(output.name)}"
         return ""
+
+    def _outputs(self, case: Case) -> list[Path]:
+        """What is written of a case, its preview left out."""
+        outputs = [self._output_path(case)] if self.with_label_map else []
+        return outputs + ([self._segmentation_path(case)] if self.segmentation else [])
+
+    def _damage(self, case: Case) -> str:
+        """Why what is there of a case is not whole, or ""."""
+        try:
+            header = source_header(case.path)
+        except (ValueError, OSError) as error:
+            return one_line(error)
+        damage = ""
+        if self.with_label_map:
+            damage = is_label_map_of(self._output_path(case), header, self._maker)
+        if not damage and self.segmentation:
+            damage = self.segmentation.damage(self._segmentation_path(case), case.path)
+        return damage
+
+    def _segmentation_path(self, case: Case) -> Path:
+        return self.output / f"{case.name}.seg.dcm"
 
     def _output_path(self, case: Case) -> Path:
         return self.output / f"{case.name}.nii.gz"
 
     def _read(self, case: Case) -> None:
         with self.timer.phase("read", case.name):
-            case.volume = read_volume(
+            case.volume = read_source(
                 case.path,
                 lambda header, size: self._admit(case, header, size),
                 (lambda content: case.about.update(describe_content(content)))
                 if self.with_about
                 else None,
             )
+        case.warnings += source_notes(case.path)
         label_map_header(case.volume.header)  # or the case fails before it is predicted
         if self.with_about:
             case.about.update(describe_grid(case.volume))
@@ -262,6 +294,8 @@ class Service:
         need = case_bytes(file_bytes, voxels, header.get_data_dtype().itemsize)
         # Whichever way the axes run, a slice has no more pixels than this.
         need += self.network_bytes(voxels // min((*shape, 1, 1)[:3]), max(steps, default=1.0))
+        if self.segmentation:  # of 14 bits a voxel at most, and a copy of the labels
+            need += 3 * voxels
         self.budget.take(need)
         case.memory = need
 
@@ -323,7 +357,11 @@ class Service:
         if self.per_organ:
             write_organ_masks(self.output / case.name, case.label_map, case.volume, labels, maker)
         shown = only(labels, case.label_map) if self.labels else case.label_map
-        write_label_map(self._output_path(case), shown, case.volume, maker)
+        if self.segmentation:
+            output = self._segmentation_path(case)
+            self.segmentation.write(output, shown, case.volume, case.path)
+        if self.with_label_map:
+            write_label_map(self._output_path(case), shown, case.volume, maker)
 
     def _find_flags(self, case: Case) -> None:
         case.flags = find_flags(case.label_map, case.sizes, case.volume, case.window)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from inference.files import case_name
+from inference.sources import Source, source_name
 
 _SLURM = "SLURM_ARRAY_TASK_"
 _KUBERNETES = "JOB_COMPLETION_INDEX"
@@ -71,7 +71,7 @@ def _number(environment: Mapping[str, str], name: str, default: int | None = Non
     return int(text)
 
 
-def shard_of(paths: list[Path], index: int, count: int) -> list[Path]:
+def shard_of(paths: list[Source], index: int, count: int) -> list[Source]:
     """The inputs of one shard; every input is in exactly one of them.
 
     Cases go from the largest file down to the shard that has the fewest bytes so far, which leaves
@@ -87,12 +87,12 @@ def shard_of(paths: list[Path], index: int, count: int) -> list[Path]:
     Returns:
         In the order given.
     """
-    groups: dict[str, list[Path]] = {}
+    groups: dict[str, list[Source]] = {}
     for path in paths:
-        groups.setdefault(_output_name(path), []).append(path)
+        groups.setdefault(source_name(path), []).append(path)
     bytes_of = {name: sum(map(_size, group)) for name, group in groups.items()}
     shards = [(0, shard) for shard in range(count)]
-    chosen: set[Path] = set()
+    chosen: set[Source] = set()
     for name in sorted(groups, key=lambda name: (-bytes_of[name], name)):
         taken, shard = shards[0]
         # A case costs something even where its file is empty.
@@ -102,15 +102,10 @@ def shard_of(paths: list[Path], index: int, count: int) -> list[Path]:
     return [path for path in paths if path in chosen]
 
 
-def _output_name(path: Path) -> str:
-    try:
-        return case_name(path)
-    except ValueError:
-        return path.name
-
-
-def _size(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder; 0 for what cannot be looked at."""
+def _size(path: Source) -> int:
+    """Bytes of a file, a folder's files or a series' pixels; 0 for what cannot be looked at."""
+    if not isinstance(path, Path):
+        return path.pixel_bytes
     try:
         if path.is_dir():
             return sum(_size(entry) for entry in path.iterdir() if not entry.is_symlink())

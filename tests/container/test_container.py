@@ -10,9 +10,12 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
+from pydicom.uid import JPEGLosslessSV1
 
 from synthetic.phantom import draw_phantom, write_nifti
+from tests.inference.dicom.writing import recoded, single_slices, write
 
 IMAGE = os.environ.get("IMAGE", "abdoseg:latest")
 SHARED = Path(__file__).parents[3] / "shared"
@@ -85,6 +88,20 @@ def test_every_real_ct_keeps_its_geometry(folders):
     ended = predict(folders, AS_ORGANISERS)
     assert ended.returncode == 0, ended.stderr
     assert_same_grid(inputs, outputs)
+
+
+def test_dicom_series_in_dicom_seg_out(folders):
+    """Compressed ones, which are decoded in processes of their own, without any rights."""
+    inputs, outputs = folders
+    volume = draw_phantom((40, 160, 160), (5.0, 2.5, 2.5), 1).volume
+    datasets = single_slices(np.ascontiguousarray(volume[:6]).astype(np.int16))
+    write(inputs / "study", [recoded(one, JPEGLosslessSV1, inputs.parent) for one in datasets])
+    shutil.chown(outputs, 1000, 1000)
+    ended = predict(folders, HARDENED, "sh predict.sh --format both --names folder")
+    assert ended.returncode == 0, ended.stderr
+    assert {path.name for path in outputs.iterdir()} == {"study.nii.gz", "study.seg.dcm"}
+    assert pydicom.dcmread(outputs / "study.seg.dcm").Modality == "SEG"
+    assert nibabel.load(outputs / "study.nii.gz").shape == (160, 160, 6)
 
 
 def test_a_bad_case_and_wrong_usage_have_their_exit_codes(folders):

@@ -273,7 +273,8 @@ def test_predict_sh_and_what_it_imports(folders, weights_file, ct, tmp_path):
     assert {"inference", "torch", "nibabel"} <= imported
     # Not scipy, pynvml and tqdm: nibabel and torch import them where they are installed.
     others = {"torchvision", "skimage", "matplotlib", "benchmark", "training", "psutil"}
-    assert not imported & (others | {"pytest", "PIL"})
+    assert not imported & (others | {"pytest", "PIL", "pydicom", "highdicom", "gdcm"})
+    assert not any(module.startswith("inference.dicom") for module in modules)
 
 
 @pytest.mark.slow

@@ -64,14 +64,13 @@ class _Hired:
 
 
 class Spread:
-    """Runs cases as `Service.run` does, on the workers of a cluster.
+    """Runs cases as `Service.run` does, on the workers of the cluster joined; leaves it then.
 
     Args:
         options: of the command line, paths absolute; `workers` is how many there are to be, and
             `each` what Ray is to set aside for one.
         timer: to which the seconds of every case are reported.
         on_case: called with each case when it has ended.
-        worker: the class of the actors.
     """
 
     def __init__(
@@ -81,12 +80,11 @@ class Spread:
         *,
         on_slices: object = None,
         on_case: Callable[[Case], None],
-        worker: type = Worker,
     ) -> None:
         self._options = options
         self._timer = timer
         self._on_case = on_case
-        self._actor_class = ray.remote(worker).options(max_concurrency=AHEAD, **options.each)
+        self._actor_class = ray.remote(Worker).options(max_concurrency=AHEAD, **options.each)
         self._workers: list[_Hired] = []
         self._calls: dict[ray.ObjectRef, tuple[_Hired, Case | None]] = {}
         self._fresh: deque[Case] = deque()
@@ -111,9 +109,11 @@ class Spread:
                 total=len(paths), unit="case", leave=False, disable=self._options.quiet or None
             )
             self._bar = stack.enter_context(bar)
-            # Ray prints pages about every dead process; our own lines go to standard error.
+            # Ray prints pages about every dead process, until it is left; our own lines go to
+            # standard error.
             nowhere = stack.enter_context(Path(os.devnull).open("w"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.callback(ray.shutdown)
             # Whether a label map is there is for the workers to see.
             planned = argparse.Namespace(**{**vars(self._options), "keep_existing": False})
             cases = make_service(planned, self._timer, on_case=self._report).plan(paths)

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import secrets
 import socket
 import sys
 
@@ -70,8 +71,10 @@ def _join(address: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     how = {}
     if address == "local":
-        # Ray trusts whoever reaches its ports. This is how it is told to use the loopback address.
+        # Ray runs whatever reaches its ports. This is how it is told to use the loopback address,
+        # and to ask for a token that nobody else has and that is not kept in the home folder.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
         how = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     elif address != "auto":
         host, _, port = address.rpartition(":")

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -14,9 +15,12 @@ from pathlib import Path
 import nibabel
 import pytest
 
-# Before Ray is imported: no reports to its makers, and nodes that only this machine can reach.
+# Before Ray is imported: no reports to its makers, nodes that only this machine can reach, and only
+# with a token, whatever the home folder has.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 import ray
 from ray.cluster_utils import Cluster

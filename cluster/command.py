@@ -29,7 +29,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "this machine alone, for this run)",
     )
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="(default: as many as there is room for)"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="(default: as many as there is room for; more start when nodes join)",
     )
     parser.add_argument(
         "--cpus",

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 from tqdm import tqdm
 
 from cluster.worker import AHEAD, Worker
@@ -179,7 +179,10 @@ class Spread:
             else:
                 self._end(worker, case, status="failed", reason=one_line(error.cause))
         except RayError as error:
-            self._lose(worker, case, _why_lost(error))
+            if isinstance(error, RayActorError) and error.actor_init_failed:
+                self._dismiss(worker, str(error).splitlines()[-1])  # it lacks a package, say
+            else:
+                self._lose(worker, case, _why_lost(error))
         else:
             if case is None:
                 worker.ready = self._ever_ready = True
@@ -191,7 +194,8 @@ class Spread:
         del self._calls[call]
 
     def _end(self, worker: _Hired, case: Case, **outcome: object) -> None:
-        worker.held.remove(case)
+        if case in worker.held:  # a signal may have come in between, and the call is taken again
+            worker.held.remove(case)
         vars(case).update(outcome)
         self._report(case)
 

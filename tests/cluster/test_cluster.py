@@ -212,6 +212,25 @@ def test_what_the_cluster_lacks_is_said_in_one_line(nodes, inputs, tmp_path, cap
 
 
 @pytest.mark.parametrize(
+    ("deadly", "message"),
+    [(False, "the weights do not fit"), (True, "it died 3 times before it was ready")],
+)
+def test_no_worker_that_can_begin(nodes, inputs, tmp_path, monkeypatch, capsys, deadly, message):
+    class Unfit(Worker):
+        def start(self):
+            if deadly:
+                os._exit(1)
+            raise ValueError("the weights do not fit")
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(spread, "Worker", Unfit)
+    more = ("--address", nodes.address, "--workers", 1)
+    assert command.main(call("cluster", inputs, tmp_path, *more)[3:]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"error: no worker could begin: {message}")
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--device", "cuda:1"], "which GPU is for Ray to say"),

@@ -31,8 +31,7 @@ from tqdm import tqdm
 
 from cluster.worker import AHEAD, Worker
 from inference.command import make_service
-from inference.files import printable
-from inference.files import one_line
+from inference.files import one_line, printable
 from inference.phases import PhaseTimer
 from inference.service import Case
 

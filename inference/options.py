@@ -32,7 +32,7 @@ def make_parser(package: str = "inference") -> argparse.ArgumentParser:
         epilog="Exit codes: 0 every case is done, 1 some cases failed and the rest are written, "
         "2 wrong usage, 143 ended by SIGTERM, 130 by Ctrl-C. "
         f"With {LOG_VARIABLE}=FILE in the environment, the time of each phase is appended to FILE "
-        "as JSON lines. Example: python -m {package} --input CTS --output LABELS "
+        f"as JSON lines. Example: python -m {package} --input CTS --output LABELS "
         "--statistics volumes.csv",
     )
     parser.add_argument(

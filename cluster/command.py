@@ -75,7 +75,8 @@ def _join(address: str) -> None:
     how = {}
     if address == "local":
         # Ray runs whatever reaches its ports. This is how it is told to use the loopback address,
-        # and to ask for a token that nobody else has and that is not kept in the home folder.
+        # and to ask for a token that nobody else has and that is not kept in the home folder. It
+        # looks when it is imported.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
         how = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}

@@ -7,13 +7,16 @@ FROM ${BASE} AS packages
 # or newer. For an older driver: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu126
 ARG TORCH_INDEX=
 
-COPY requirements.txt .
+# For `python -m cluster`, with Ray: --build-arg REQUIREMENTS=requirements-cluster.txt
+ARG REQUIREMENTS=requirements.txt
+
+COPY requirements.txt requirements-cluster.txt ./
 RUN python3 -m venv /opt/abdoseg && \
     if [ -n "${TORCH_INDEX}" ]; then \
         torch=$(grep '^torch==' requirements.txt) && \
         /opt/abdoseg/bin/pip install --no-cache-dir --index-url "${TORCH_INDEX}" "${torch}"; \
     fi && \
-    /opt/abdoseg/bin/pip install --no-cache-dir --compile -r requirements.txt
+    /opt/abdoseg/bin/pip install --no-cache-dir --compile -r "${REQUIREMENTS}"
 
 # What torch's eager kernels never load is left out (--build-arg PACKAGES=all keeps it). Known by: the
 # loader's list (readelf -d: nothing that stays has these as NEEDED), the names of libraries in the
@@ -58,8 +61,9 @@ WORKDIR /workspace
 
 COPY requirements.txt predict.sh ./
 COPY inference inference
+COPY cluster cluster
 COPY weights weights
 # Whatever user the container runs as may read it, whatever the checkout's own permissions were.
-RUN python3 -m compileall -q inference && chmod -R a+rX .
+RUN python3 -m compileall -q inference cluster && chmod -R a+rX .
 
 CMD ["sh", "predict.sh"]

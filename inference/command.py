@@ -184,6 +184,9 @@ def make_service(
         timer, on_slices, on_case: as in `Service`.
         memory: bytes that the process may take; by default its cgroup's or machine's limit.
     """
+    # The first volume is read while torch is being imported: neither should wait long for the
+    # other to let go of the interpreter.
+    sys.setswitchinterval(_SWITCH_INTERVAL)
     warnings.filterwarnings("ignore")  # of libraries, in the middle of our lines; what matters of
     for library in ("nibabel", "pydicom", "highdicom"):
         logging.getLogger(library).setLevel(logging.CRITICAL)  # a file is told by our own errors
@@ -215,9 +218,6 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         As `run`.
     """
-    # The first volume is read while torch is being imported: neither should wait long for the
-    # other to let go of the interpreter.
-    sys.setswitchinterval(_SWITCH_INTERVAL)
     return run(parse_arguments(arguments), make_service)
 
 

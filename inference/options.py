@@ -27,15 +27,15 @@ from inference.sources import Source, source_files, source_name, why_not_a_sourc
 _ROOT = Path(__file__).parents[1]
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
+def make_parser(package: str = "inference") -> argparse.ArgumentParser:
+    """The command line of `python -m PACKAGE`."""
     parser = argparse.ArgumentParser(
-        prog="python -m inference",
+        prog=f"python -m {package}",
         description="Segment 13 organs and tumors in abdominal CT volumes.",
         epilog="Exit codes: 0 every case is done, 1 some cases failed and the rest are written, "
         "2 wrong usage, 143 ended by SIGTERM, 130 by Ctrl-C. "
         f"With {LOG_VARIABLE}=FILE in the environment, the time of each phase is appended to FILE "
-        "as JSON lines. Example: python -m inference --input CTS --output LABELS "
+        f"as JSON lines. Example: python -m {package} --input CTS --output LABELS "
         "--statistics volumes.csv; of DICOM series: --input SERIES --output LABELS --format both",
     )
     parser.add_argument(
@@ -160,11 +160,18 @@ def _labels(text: str) -> tuple[int, ...]:
     return tuple(sorted({numbers[name] for name in names}))
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """Parse and check everything that can be checked without torch; exits with 2 if wrong."""
+def parse_arguments(
+    arguments: list[str] | None, parser: argparse.ArgumentParser | None = None
+) -> argparse.Namespace:
+    """Parse and check everything that can be checked without torch; exits with 2 if wrong.
+
+    Args:
+        arguments: by default the process's own.
+        parser: by default `make_parser()`; another one has its options too.
+    """
     from inference.weights import WeightsError, default_weights, read_metadata
 
-    parser = make_parser()
+    parser = parser or make_parser()
     options = parser.parse_args(arguments)
 
     options.left_out = []

@@ -113,6 +113,35 @@ def test_bad_cases_do_not_use_up_the_read_ahead(folders, run, ct, tmp_path, monk
     assert sorted(path.name for path in outputs.iterdir()) == [f"{n}.nii.gz" for n in "ade"]
 
 
+def test_a_stream_may_wait_for_what_becomes_of_a_case(folders, run, ct, monkeypatch):
+    """Every case ends before the next is known, also one that cannot be read."""
+    inputs, outputs = folders
+    save_nifti(inputs / "a_0000.nii.gz", ct)
+    (inputs / "b_0000.nii.gz").write_bytes(b"not NIfTI")
+    save_nifti(inputs / "c_0000.nii.gz", ct)
+    segment = Service.segment
+
+    def one_by_one(self, cases):
+        ended = {case.name: threading.Event() for case in cases}
+        told = self.on_case
+
+        def on_case(case):
+            told(case)
+            ended[case.name].set()
+
+        def stream():
+            for case in cases:
+                yield case
+                assert ended[case.name].wait(60)
+
+        self.on_case = on_case
+        segment(self, stream())
+
+    monkeypatch.setattr(Service, "segment", one_by_one)
+    assert run() == 1
+    assert sorted(path.name for path in outputs.iterdir()) == ["a.nii.gz", "c.nii.gz"]
+
+
 def test_table_and_progress(folders, run, ct, capsys):
     inputs, _ = folders
     bad_inputs(inputs, ct)

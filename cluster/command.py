@@ -1,0 +1,153 @@
+"""Command line of the cluster: `python -m cluster`."""
+
+import argparse
+import os
+import secrets
+import socket
+import sys
+
+from inference.command import run
+from inference.files import one_line, printable
+from inference.options import make_parser, parse_arguments
+
+_CPUS = 4
+"""Cores for a worker without a GPU, or as many as a node has."""
+
+_OBJECT_STORE_BYTES = 100 << 20
+"""Of a cluster that is started here; nothing but a case's statistics goes through it."""
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.description += (
+        " Spreads them over a Ray cluster: a worker for each GPU or, without any, for every few "
+        "cores. All nodes need this project and the folders under the same paths."
+    )
+    parser.add_argument(
+        "--address",
+        metavar="auto|HOST:PORT",
+        help="the cluster to join, from one of its nodes; auto finds it (default: RAY_ADDRESS, or "
+        "this machine alone, for this run)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="(default: as many as there is room for; more start when nodes join)",
+    )
+    parser.add_argument(
+        "--cpus",
+        type=int,
+        metavar="N",
+        help=f"cores for each worker that has no GPU (default: {_CPUS}, or all of a smaller node)",
+    )
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The service's options and the cluster's, with paths that hold wherever a worker runs."""
+    parser = make_parser("cluster")
+    _add_options(parser)
+    options = parse_arguments(arguments, parser)
+    for name in ("workers", "cpus"):
+        if (number := getattr(options, name)) is not None and number < 1:
+            _refuse(f"--{name} must be at least 1")
+    if options.device not in ("auto", "cuda", "cpu"):
+        _refuse(f"--device {options.device}: choose auto, cuda or cpu; which GPU is for Ray to say")
+    if options.address is None:
+        options.address = os.environ.get("RAY_ADDRESS", "local")
+    options.paths = [path.absolute() for path in options.paths]
+    options.output = options.output.absolute()
+    options.weights = options.weights and options.weights.absolute()
+    return options
+
+
+def _refuse(line: str) -> None:
+    print(printable(f"python -m cluster: error: {line}"), file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _join(address: str) -> None:
+    """Join a cluster, or start one on this machine that listens to nobody else.
+
+    Raises:
+        OSError, RuntimeError, ValueError: there is none.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    how = {}
+    if address == "local":
+        # Ray runs whatever reaches its ports. This is how it is told to use the loopback address,
+        # and to ask for a token that nobody else has and that is not kept in the home folder. It
+        # looks when it is imported.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
+        how = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+    elif address != "auto":
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal():
+            raise ValueError("give auto or HOST:PORT")
+        # Ray itself would wait for many minutes.
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+    import ray
+
+    ray.init(address=address, log_to_driver=False, logging_level="ERROR", **how)
+
+
+def _make_room(options: argparse.Namespace) -> None:
+    """Say what a worker takes, `each`, and how many `workers` there are to be.
+
+    Raises:
+        ValueError: there is no room for any.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    cores = [int(node.get("CPU", 0)) for node in nodes]
+    if options.device == "cuda" or (options.device == "auto" and gpus):
+        options.device, room = "cuda", gpus
+        options.each = {"num_gpus": 1, "num_cpus": 1}
+        if not room:
+            raise ValueError("no node of the cluster has a GPU")
+    else:
+        options.device = "cpu"
+        cpus = options.cpus or min(_CPUS, max(cores))
+        room = sum(number // cpus for number in cores if cpus)
+        options.each = {"num_cpus": cpus}
+        if not room:
+            raise ValueError(f"no node of the cluster has {cpus or 1} cores for a worker")
+    options.workers = options.workers or room
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        As the service's: 0 if every case is done, 1 if some failed, 2 for wrong usage, 143 if
+        SIGTERM and 130 if Ctrl-C ended it.
+    """
+    options = _parse(arguments)
+    try:
+        _join(options.address)
+    except ImportError:
+        print("error: Ray is missing: pip install -r requirements-cluster.txt", file=sys.stderr)
+        return 2
+    except (OSError, RuntimeError, ValueError) as error:
+        print(f"error: --address {options.address}: {one_line(error)}", file=sys.stderr)
+        return 2
+
+    import ray
+
+    from cluster.spread import Spread
+
+    try:
+        _make_room(options)
+        if not options.quiet:
+            cores = options.each["num_cpus"]
+            size = "a GPU each" if options.device == "cuda" else f"no GPU, cores for each: {cores}"
+            print(f"Ray at {options.address}: {options.workers} workers, {size}", file=sys.stderr)
+        return run(options, Spread)
+    except ValueError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    finally:
+        ray.shutdown()

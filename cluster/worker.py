@@ -1,0 +1,96 @@
+"""One worker: a service with its network loaded once, fed case by case from elsewhere."""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import threading
+from concurrent.futures import Future
+from io import StringIO
+from pathlib import Path
+from queue import SimpleQueue
+
+import ray
+
+from inference.command import make_service
+from inference.memory import memory_limit
+from inference.phases import PhaseTimer
+from inference.service import Case
+
+AHEAD = 3
+"""Cases a worker has at a time: one is read, one predicted, one written."""
+
+_MEMORY_SHARE = 0.9
+"""Of a node's memory for its workers; from 95 % on, Ray ends them."""
+
+
+class Worker:
+    """What an actor of Ray runs; up to `AHEAD` calls of `segment` at once.
+
+    Args:
+        options: of the command line, paths absolute.
+        sample: a volume that must be there.
+        mark: a file of the run in the outputs folder, which must be there too.
+    """
+
+    def __init__(self, options: argparse.Namespace, sample: Path, mark: Path) -> None:
+        self._options, self._sample, self._mark = options, sample, mark
+        self._timer = PhaseTimer()
+        self._waiting: SimpleQueue[Case] = SimpleQueue()
+        self._ended: dict[str, Future] = {}
+
+    def start(self) -> str:
+        """Load the network and begin to take cases.
+
+        Returns:
+            Device, precision and weights, as the service says them.
+
+        Raises:
+            ValueError: the folders are not those of the run, the device is not there, or the
+                weights do not fit the network.
+        """
+        if not self._sample.exists():
+            raise ValueError(f"{self._sample} is not there")
+        if not self._mark.exists():
+            raise ValueError(f"{self._options.output} is another folder there")
+        service = make_service(
+            self._options, self._timer, memory=_memory_share(), on_case=self._on_case
+        )
+        said = StringIO()
+        with contextlib.redirect_stderr(said):
+            predictor = service.make_predictor()
+        self._service = dataclasses.replace(service, make_predictor=lambda: predictor)
+        threading.Thread(target=self._segment_all, daemon=True).start()
+        return said.getvalue().strip()
+
+    def segment(self, path: Path) -> tuple[Case, dict[str, float]]:
+        """Segment one volume, while others are being read and written.
+
+        Returns:
+            The case, "done", "kept" or "failed", and its seconds per stage.
+        """
+        (case,) = self._service.plan([path])
+        if case.status == "waiting":
+            ended = self._ended[case.name] = Future()
+            self._waiting.put(case)
+            ended.result()
+        return case, self._timer.seconds(case.name)
+
+    def _segment_all(self) -> None:
+        try:
+            self._service.segment(iter(self._waiting.get, None))
+        finally:
+            os._exit(1)  # without its service the worker must not look alive
+
+    def _on_case(self, case: Case) -> None:
+        if ended := self._ended.pop(case.name, None):
+            ended.set_result(None)
+
+
+def _memory_share() -> int:
+    """Bytes for this worker: its share of the node's memory is that of the node's GPUs or CPUs."""
+    context = ray.get_runtime_context()
+    mine = context.get_assigned_resources()
+    kind = "GPU" if "GPU" in mine else "CPU"
+    (node,) = (node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    return int(memory_limit() * _MEMORY_SHARE * mine[kind] / node["Resources"][kind])

@@ -1,0 +1,271 @@
+"""Cases over a real Ray cluster of several nodes, all on this machine's loopback address."""
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nibabel
+import pytest
+
+# Before Ray is imported: no reports to its makers, nodes that only this machine can reach, and only
+# with a token, whatever the home folder has.
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+import ray
+from ray.cluster_utils import Cluster
+
+from cluster import command, spread
+from cluster.worker import Worker
+from inference.weights import DEMONSTRATION_WEIGHTS
+from synthetic.phantom import draw_phantom, write_nifti
+
+ROOT = Path(__file__).parents[2]
+CASES = 60
+SPACING = (12.0, 4.0, 4.0)
+
+NODE = {"node_ip_address": "127.0.0.1", "num_cpus": 1, "object_store_memory": 80 << 20}
+QUICK_TO_NOTICE = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 500,
+    "health_check_failure_threshold": 4,
+}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """Sixty stacks of slices cut from three phantoms, no two alike, of different lengths."""
+    folder = tmp_path_factory.mktemp("inputs")
+    phantoms = [draw_phantom((36, 96, 96), SPACING, seed).volume for seed in range(3)]
+    for index in range(CASES):
+        volume = phantoms[index % 3]
+        first, count = index // 3, 8 + index % 7
+        write_nifti(folder / f"c{index:02}_0000.nii.gz", volume[first : first + count], SPACING)
+    return folder
+
+
+def call(program, inputs, outputs, *arguments):
+    return [
+        sys.executable, "-m", program, "--input", str(inputs), "--output", str(outputs),
+        "--weights", str(DEMONSTRATION_WEIGHTS), *map(str, arguments),
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def expected(inputs, tmp_path_factory):
+    """What one machine writes, by file name; and its table of statistics."""
+    outputs = tmp_path_factory.mktemp("single")
+    table = outputs.with_name("single.csv")
+    arguments = ("--device", "cpu", "--statistics", table)
+    subprocess.run(call("inference", inputs, outputs, "--quiet", *arguments), cwd=ROOT, check=True)
+    assert len(contents(outputs)) == CASES
+    return contents(outputs), table.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """A cluster of three nodes with one core each."""
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets' paths must be short
+    head = {"include_dashboard": False, "include_log_monitor": False}
+    head |= {"temp_dir": folder, "_system_config": QUICK_TO_NOTICE}
+    cluster = Cluster(initialize_head=True, head_node_args=NODE | head)
+    for _ in range(2):
+        cluster.add_node(wait=False, **NODE)
+    cluster.wait_for_nodes()
+    yield cluster
+    cluster.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def contents(folder):
+    """Whatever lies there under a final name."""
+    return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith(".")}
+
+
+@contextlib.contextmanager
+def started(nodes, inputs, outputs, *arguments):
+    """A run under way."""
+    arguments = ("--address", nodes.address, "--cpus", 1, *arguments)
+    process = subprocess.Popen(
+        call("cluster", inputs, outputs, *arguments),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(count, outputs, process):
+    """Until so many label maps are there."""
+    while not outputs.is_dir() or len(contents(outputs)) < count:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def test_a_node_killed_in_the_middle_costs_nothing(nodes, inputs, expected, tmp_path):
+    outputs, table = tmp_path / "outputs", tmp_path / "table.csv"
+    with started(nodes, inputs, outputs, "--statistics", table) as process:
+        wait_for(CASES // 6, outputs, process)
+        nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "warning: a worker was lost: its node died; it had c" in err
+    label_maps, statistics = expected
+    assert contents(outputs) == label_maps
+    assert table.read_bytes() == statistics
+    lines = out.splitlines()
+    assert [line.split()[-1] for line in lines[1:-1]] == ["done"] * CASES
+    assert lines[-1].startswith(f"{CASES} of {CASES} cases")
+    # Each told once, and the longest begun first.
+    told = re.findall(r"^\[\d+/60\] (c\d\d): done$", err, re.MULTILINE)
+    assert sorted(told) == sorted(name[:3] for name in label_maps)
+    slices = {c: nibabel.load(inputs / f"{c}_0000.nii.gz").shape[2] for c in told}
+    early, late = told[: CASES // 3], told[-CASES // 3 :]
+    assert sum(slices[c] for c in early) > sum(slices[c] for c in late)
+
+
+def test_a_run_interrupted_twice_is_taken_up(nodes, inputs, expected, tmp_path):
+    outputs = tmp_path / "outputs"
+    with started(nodes, inputs, outputs) as process:
+        wait_for(5, outputs, process)
+        process.kill()
+    with started(nodes, inputs, outputs, "--keep-existing") as process:
+        wait_for(25, outputs, process)
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert "stopped by SIGTERM: the label maps written so far are whole" in err
+    before = {path: path.stat().st_mtime_ns for path in outputs.glob("*.nii.gz")}
+    label_maps, _ = expected
+    assert contents(outputs).items() <= label_maps.items()
+    with started(nodes, inputs, outputs, "--keep-existing") as process:
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert contents(outputs) == label_maps
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    status = [line.split()[-1] for line in out.splitlines()[1:-1]]
+    assert status.count("kept") == len(before)
+    assert status.count("done") == CASES - len(before)
+
+
+def test_a_case_that_kills_its_worker_fails_alone(
+    nodes, inputs, expected, tmp_path, monkeypatch, capsys
+):
+    few, outputs = tmp_path / "few", tmp_path / "outputs"
+    few.mkdir()
+    for path in sorted(inputs.iterdir())[:8]:
+        shutil.copy(path, few)
+    deadly = "c03"
+
+    class Mortal(Worker):
+        def segment(self, path):
+            if path.name.startswith(deadly):
+                time.sleep(0.2)  # until it has company
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().segment(path)
+
+    monkeypatch.chdir(ROOT)  # where the workers find the packages
+    monkeypatch.setattr(spread, "Worker", Mortal)
+    arguments = call("cluster", few, outputs, "--address", nodes.address, "--cpus", 1)[3:]
+    assert command.main(arguments) == 1
+    label_maps, _ = expected
+    names = [f"c{index:02}.nii.gz" for index in range(8) if index != 3]
+    assert contents(outputs) == {name: label_maps[name] for name in names}
+    captured = capsys.readouterr()
+    lost = re.findall(r"^warning: a worker was lost: its process died.*; it had (.*)$",
+                      captured.err, re.MULTILINE)  # fmt: skip
+    assert len(lost) == spread.TRIES
+    assert deadly in lost[0].split(", ")
+    assert len(lost[0].split(", ")) > 1
+    assert lost[1:] == [deadly] * (spread.TRIES - 1)
+    assert re.search(rf"^error: .*{deadly}_0000.nii.gz: its worker was lost 3 times", captured.err,
+                     re.MULTILINE)  # fmt: skip
+    assert captured.out.splitlines()[-1].startswith("7 of 8 cases")
+
+
+def test_what_the_cluster_lacks_is_said_in_one_line(nodes, inputs, tmp_path, capsys):
+    arguments = call("cluster", inputs, tmp_path, "--address", nodes.address)[3:]
+    for more, line in (
+        (["--device", "cuda"], "error: no node of the cluster has a GPU"),
+        (["--cpus", "2"], "error: no node of the cluster has 2 cores for a worker"),
+    ):
+        assert command.main([*arguments, *more]) == 2
+        assert capsys.readouterr().err.splitlines() == [line]
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("deadly", "message"),
+    [(False, "the weights do not fit"), (True, "it died 3 times before it was ready")],
+)
+def test_no_worker_that_can_begin(nodes, inputs, tmp_path, monkeypatch, capsys, deadly, message):
+    class Unfit(Worker):
+        def start(self):
+            if deadly:
+                os._exit(1)
+            raise ValueError("the weights do not fit")
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(spread, "Worker", Unfit)
+    more = ("--address", nodes.address, "--workers", 1)
+    assert command.main(call("cluster", inputs, tmp_path, *more)[3:]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"error: no worker could begin: {message}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "cuda:1"], "which GPU is for Ray to say"),
+        (["--cpus", "0"], "at least 1"),
+        (["--workers", "-1"], "at least 1"),
+        (["--address", "somewhere"], "auto or HOST:PORT"),
+        (["--address", "127.0.0.1:1"], "Connection refused"),
+        (["--input", "nowhere"], "no such file or folder"),
+    ],
+)
+def test_wrong_usage(inputs, tmp_path, capsys, arguments, message):
+    try:
+        code = command.main(call("cluster", inputs, tmp_path, *arguments)[3:])
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_worker_refuses_to_begin_where_the_folders_are_others(inputs, tmp_path):
+    """A node that lacks them would otherwise be the quickest of all, and fail every case."""
+    options = command._parse(call("cluster", inputs, tmp_path)[3:])
+    there, gone = next(inputs.iterdir()), tmp_path / "gone_0000.nii.gz"
+    for sample, mark, message in ((gone, there, "is not there"), (there, gone, "another folder")):
+        with pytest.raises(ValueError, match=message):
+            Worker(options, sample, mark).start()
+
+
+def test_help_does_not_wait_for_ray():
+    ended = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "cluster", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "--address" in ended.stdout
+    assert not re.search(r"\| +(ray|torch)$", ended.stderr, re.MULTILINE)

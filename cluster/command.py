@@ -5,6 +5,7 @@ import os
 import secrets
 import socket
 import sys
+from pathlib import Path
 
 from inference.command import run
 from inference.files import one_line, printable
@@ -54,6 +55,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         _refuse(f"--device {options.device}: choose auto, cuda or cpu; which GPU is for Ray to say")
     if options.address is None:
         options.address = os.environ.get("RAY_ADDRESS", "local")
+    if not all(isinstance(path, Path) for path in options.paths):
+        _refuse(
+            f"--input {options.input}: DICOM series are not spread over a cluster; python -m "
+            "inference segments them on one machine"
+        )
     options.paths = [path.absolute() for path in options.paths]
     options.output = options.output.absolute()
     options.weights = options.weights and options.weights.absolute()

@@ -6,7 +6,7 @@ One container start per case, alone in its inputs folder. The files of a run fol
     efficiency.md          the same in the shape of the paper's Table 4
     environment.json       machine, image, command
     efficiency/CASE.json   every sample and every number of a case (CASE.repeatN.json: repetitions)
-    efficiency/CASE.png    GPU memory, RAM and CPU against time
+    efficiency/CASE.png    GPU memory, RAM and CPU against time, of the run that the tables show
     efficiency/CASE.log    what the container printed
 """
 
@@ -30,9 +30,10 @@ from benchmark.containers.engine import EngineError, docker, image_id, load_arch
 from benchmark.containers.environment import describe_machine
 from benchmark.containers.gpu import Gpu, GpuUnavailable
 from benchmark.containers.measurement import Case, Idle, file_stem, measure_case, peaks_and_areas
+from benchmark.containers.repeats import PENALTY, median_run
 from benchmark.containers.run_folder import UsageError, earlier_results, write_json, write_tables
 from benchmark.containers.runner import STOP_SIGNALS
-from benchmark.containers.tables import OFFICIAL_INTERVAL, PENALTY, by, markdown_table
+from benchmark.containers.tables import OFFICIAL_INTERVAL, by, markdown_table
 from benchmark.containers.targets import Command, Container, Folders, MemoryLimit
 from inference.files import case_name, find_cases, printable, write_atomically
 
@@ -42,7 +43,7 @@ _BUSY_MB = 256.0
 """Idle memory, the driver's own part left out, above which the device is taken to be in use."""
 
 
-class _Stopped(KeyboardInterrupt):
+class Stopped(KeyboardInterrupt):
     """A signal asked the run to end."""
 
     def __init__(self, number: int) -> None:
@@ -117,10 +118,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--repeat",
-        type=_count,
+        type=odd_count,
         default=1,
         metavar="K",
-        help="run every case K times; the tables take the run of median time (default: 1)",
+        help="run every case K times, an odd number; every table and page takes the run of median "
+        "time (default: 1)",
+    )
+    parser.add_argument(
+        "--warm-up",
+        action="store_true",
+        help="run the first case once before, and discard it, so that no run that counts has to "
+        "read the image from the disk",
     )
     parser.add_argument(
         "--phases",
@@ -141,12 +149,12 @@ def run(arguments: argparse.Namespace) -> int:
         work, 128 + N if signal N ended the run.
     """
     try:
-        with _signals_raise():
-            return _run(arguments)
+        with signals_raise():
+            return measure(arguments)
     except (UsageError, EngineError) as error:
         print(f"benchmark efficiency: {error}", file=sys.stderr)
         return 2
-    except _Stopped as stopped:
+    except Stopped as stopped:
         print(
             f"stopped by {stopped}; nothing is left running. --resume goes on from here",
             file=sys.stderr,
@@ -154,8 +162,16 @@ def run(arguments: argparse.Namespace) -> int:
         return 128 + stopped.number
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    cases = _list_cases(arguments.inputs)
+def measure(arguments: argparse.Namespace) -> int:
+    """Measure every case and write the run folder, as `run` does, whose caller sees to signals.
+
+    Returns:
+        0 if every case is ok, 1 if some are not.
+
+    Raises:
+        UsageError, EngineError: nothing could be measured, or no more.
+    """
+    cases = list_cases(arguments.inputs)
     if arguments.outputs.resolve() == arguments.inputs.resolve():
         raise UsageError("--outputs must be another folder than --inputs")
     gpu, gpu_note = _open_gpu(arguments.gpu)
@@ -172,13 +188,22 @@ def _run(arguments: argparse.Namespace) -> int:
 
         results: dict[str, list[dict]] = {case.name: [] for case in cases}
         not_measured: list[str] = []
+        first = True
         rounds = [(repeat, case) for repeat in range(arguments.repeat) for case in cases]
         for number, (repeat, case) in enumerate(rounds, start=1):
             result = done.get((case.name, repeat))
             kept = result is not None
             if not kept:
                 try:
-                    result = measure_case(case, repeat, target, team, gpu, idle, arguments)
+                    if first and arguments.warm_up:
+                        print("warming up: a run that is discarded", file=sys.stderr)
+                        measure_case(case, repeat, target, team, gpu, idle, arguments, first=True)
+                        (arguments.outputs / f"{case.name}.nii.gz").unlink(missing_ok=True)
+                        first = False
+                    result = measure_case(
+                        case, repeat, target, team, gpu, idle, arguments, first=first
+                    )
+                    first = False
                 except OSError as error:
                     not_measured.append(case.name)
                     print(f"{printable(case.name)}: not measured: {error}", file=sys.stderr)
@@ -186,9 +211,11 @@ def _run(arguments: argparse.Namespace) -> int:
             result |= peaks_and_areas(result, arguments)
             stem = report / "efficiency" / file_stem(case.name, repeat)
             write_json(stem.with_name(f"{stem.name}.json"), result)
-            if not kept:
-                _draw(stem.with_name(f"{stem.name}.png"), result, gpu_note)
-            results[case.name].append(result)
+            runs = results[case.name]
+            runs.append(result)
+            picture = report / "efficiency" / f"{case.name}.png"
+            if not kept or not picture.exists():
+                _draw(picture, median_run(runs), runs, gpu_note)
             write_tables(report, results, environment)
             print(_progress_line(number, len(rounds), result, kept), file=sys.stderr, flush=True)
         print(markdown_table(results))
@@ -199,15 +226,20 @@ def _run(arguments: argparse.Namespace) -> int:
             gpu.close()
 
 
-def _draw(path: Path, result: dict, gpu_note: str | None) -> None:
+def _draw(path: Path, result: dict, runs: list[dict], gpu_note: str | None) -> None:
     """Draw a case's curves; a plot that fails costs the plot."""
     try:
-        write_atomically(path, draw_curves(result, gpu_note))
+        write_atomically(path, draw_curves(result, gpu_note, runs))
     except Exception as error:  # whatever a name or a number does to the plotting library
         print(f"{path.name}: not drawn: {printable(error)}", file=sys.stderr)
 
 
-def _list_cases(inputs: Path) -> list[Case]:
+def list_cases(inputs: Path) -> list[Case]:
+    """The cases of a folder of CTs.
+
+    Raises:
+        UsageError: it is no folder, or holds none, two of one name, or what is no NIfTI file.
+    """
     if not inputs.is_dir():
         raise UsageError(f"--inputs {inputs} is not a folder")
     cases: dict[str, Case] = {}
@@ -282,6 +314,7 @@ def _find_target(
         "timeout_s": arguments.timeout,
         "phases": phases,
         "repeat": arguments.repeat,
+        "warm_up": arguments.warm_up,
         "tolerances": {"seconds": arguments.time_tolerance, "mb": arguments.memory_tolerance},
     }
     return target, team, identity
@@ -320,11 +353,11 @@ def _progress_line(number: int, count: int, run: dict, kept: bool) -> str:
 
 
 @contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Turn Ctrl-C, SIGTERM and a closed terminal into `_Stopped`; what is ignored stays so."""
+def signals_raise() -> Iterator[None]:
+    """Turn Ctrl-C, SIGTERM and a closed terminal into `Stopped`; what is ignored stays so."""
 
     def stop(number: int, _frame: object) -> None:
-        raise _Stopped(number)
+        raise Stopped(number)
 
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for number, handler in handlers.items():
@@ -351,8 +384,12 @@ def _not_negative(text: str) -> float:
     return value
 
 
-def _count(text: str) -> int:
+def odd_count(text: str) -> int:
+    """Read a number of repetitions: odd, so that one of them is the middle."""
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"a whole number of 1 or more is needed, not {text}")
+    if value < 1 or value % 2 == 0:
+        raise argparse.ArgumentTypeError(
+            f"an odd number such as 1, 3 or 5 is needed, so that one run is in the middle, not "
+            f"{text}"
+        )
     return value

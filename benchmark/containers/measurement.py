@@ -15,9 +15,9 @@ from benchmark.containers.areas import flare_area, true_area
 from benchmark.containers.collecting import RefusedError, collect, open_left_file
 from benchmark.containers.gpu import Gpu
 from benchmark.containers.output_check import OutputCheck, check_output, missing_output
+from benchmark.containers.repeats import PENALTY
 from benchmark.containers.runner import run_case
 from benchmark.containers.sampler import Sampler, Samples
-from benchmark.containers.tables import PENALTY
 from benchmark.containers.targets import PHASE_LOG, Command, Container, Folders
 
 _MOST_HEADER_BYTES = 16 << 20
@@ -60,8 +60,13 @@ def measure_case(
     gpu: Gpu | None,
     idle: Idle,
     arguments: argparse.Namespace,
+    *,
+    first: bool,
 ) -> dict:
-    """Run one case in folders of its own, and say everything about it but the areas."""
+    """Run one case in folders of its own, and say everything about it but the areas.
+
+    `first` says that nothing ran before it here, so that it may have started cold.
+    """
     work = (arguments.report / f".work-{case.name}").resolve()
     log = arguments.report / "efficiency" / f"{file_stem(case.name, repeat)}.log"
     shutil.rmtree(work, ignore_errors=True)
@@ -92,10 +97,11 @@ def measure_case(
         "team": team,
         "status": status,
         "reason": reason,
-        "penalty": PENALTY if failed else None,
+        "penalty": _penalty(samples) if failed else None,
         "exit_code": outcome.exit_code,
         "seconds": round(outcome.seconds, 4),
         "repeat": repeat,
+        "first": first,
         "image_size": list(case.size),
         "interval_s": arguments.interval,
         "idle_gpu_mb": idle.gpu_mb,
@@ -103,6 +109,15 @@ def measure_case(
         "samples": asdict(samples),
         "phases": phases,
         "output": {"found": output.found, "valid": output.valid, "problems": output.problems},
+    }
+
+
+def _penalty(samples: Samples) -> dict[str, float]:
+    """What a failed case counts as; without a device there is no penalty for its memory."""
+    return {
+        name: value
+        for name, value in PENALTY.items()
+        if name != "auc_gpu_mb_s" or samples.gpu_used_mb
     }
 
 

@@ -11,6 +11,9 @@ nothing, this one goes on and says so:
   labels outside 0 to 14, NaN      counted as background, and warned
   aorta, inferior vena cava or     scored on that slice, and warned (the challenge's slice range
   esophagus on a single slice      would be empty)
+
+With --cases or --labels only what was annotated is scored, which is not the official rule; the
+report says so. Every structure says in how many references it is.
 """
 
 import argparse
@@ -23,12 +26,13 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmark.scoring.annotated import Annotated, CasesFileError, parse_labels, read_cases_file
 from benchmark.scoring.label_map import LabelMapError
 from benchmark.scoring.protocol import PROTOCOLS, Protocol
 from benchmark.scoring.scores import CaseScores, score_case
-from benchmark.scoring.tables import official_summary, write_report
-from inference.files import SUFFIXES, find_cases
-from inference.labels import ORGANS
+from benchmark.scoring.tables import cases_with, official_summary, write_report
+from inference.files import SUFFIXES, case_name, find_cases
+from inference.labels import ORGANS, TUMOR
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +67,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="NSD is 0 where DSC is below this (default: 0.2 in flare23, 0 in flare22; the results "
         "published in 2023 had 0.1)",
     )
+    partly = parser.add_mutually_exclusive_group()
+    partly.add_argument(
+        "--labels",
+        type=parse_labels,
+        metavar="1,4",
+        help="for partly labelled references: score these labels alone (1 is liver)",
+    )
+    partly.add_argument(
+        "--cases",
+        type=Path,
+        metavar="cases.json",
+        help="the same, the labels of each case as its annotated_labels say",
+    )
     parser.add_argument(
         "--workers",
         type=int,
@@ -92,13 +109,18 @@ def run(arguments: argparse.Namespace) -> int:
     protocol = PROTOCOLS[arguments.protocol]
     if arguments.nsd_floor is not None:
         protocol = replace(protocol, nsd_floor=arguments.nsd_floor)
+    try:
+        annotated = _annotated(arguments)
+    except CasesFileError as error:
+        print(f"benchmark accuracy: {error}", file=sys.stderr)
+        return 2
 
     pairs = {path: prediction_of(path, arguments.prediction) for path in references}
     unmatched = [
         path.name for path in find_cases(arguments.prediction) if path not in pairs.values()
     ]
     try:
-        cases, unscored = score_cases(pairs, protocol, arguments.workers)
+        cases, unscored = score_cases(pairs, protocol, arguments.workers, annotated)
     except BrokenProcessPool:
         print(
             "benchmark accuracy: a worker was killed; with little memory, lower --workers",
@@ -108,14 +130,25 @@ def run(arguments: argparse.Namespace) -> int:
     if not cases:
         print("benchmark accuracy: no reference could be used", file=sys.stderr)
         return 1
-    write_report(arguments.report, cases, unscored, unmatched, protocol)
+    write_report(arguments.report, cases, unscored, unmatched, protocol, annotated)
     for name in unmatched:
         print(f"  warning: {name} has no reference and was left out")
     summary = official_summary(cases)
     shown = [key for key in summary if key.startswith(("Organ", "Lesion"))]
-    print(", ".join(f"{key} {summary[key]:.4f}" for key in shown))
+    tumors = f" (a tumor in {cases_with(cases, TUMOR)} of {len(cases)} references)"
+    print(
+        ", ".join(f"{key} {summary[key]:.4f}" for key in shown) + tumors * ("Lesion_DSC" in shown)
+    )
+    if annotated:
+        print(f"not the official rule: {annotated.sentence()}")
     print(f"report: {arguments.report / 'accuracy.md'}")
     return int(bool(unscored) or any(case.failure for case in cases))
+
+
+def _annotated(arguments: argparse.Namespace) -> Annotated | None:
+    if arguments.labels:
+        return Annotated(arguments.labels, {})
+    return read_cases_file(arguments.cases) if arguments.cases else None
 
 
 def prediction_of(reference: Path, folder: Path) -> Path:
@@ -128,22 +161,45 @@ def prediction_of(reference: Path, folder: Path) -> Path:
 
 
 def score_cases(
-    pairs: dict[Path, Path], protocol: Protocol, workers: int
+    pairs: dict[Path, Path],
+    protocol: Protocol,
+    workers: int,
+    annotated: Annotated | None = None,
 ) -> tuple[list[CaseScores], dict[str, str]]:
     """Score reference and prediction files in parallel, saying how it goes.
+
+    Args:
+        pairs: reference to prediction.
+        protocol: the rules.
+        workers: processes.
+        annotated: which labels count; None is the official rule, all of them.
 
     Returns:
         The scores in the order of `pairs`, and for each reference that could not be used its file
         name and the reason.
     """
     scored, unscored = {}, {}
-    with ProcessPoolExecutor(min(workers, len(pairs))) as pool:
-        futures = {pool.submit(score_case, *pair, protocol): pair[0] for pair in pairs.items()}
+    rules = {}
+    for reference in pairs:
         try:
-            for done, future in enumerate(as_completed(futures), 1):
+            rules[reference] = annotated.rules(reference, protocol) if annotated else protocol
+        except CasesFileError as error:
+            unscored[reference.name] = str(error)
+            print(f"{reference.name}: not scored: {error}", flush=True)
+    with ProcessPoolExecutor(max(1, min(workers, len(rules)))) as pool:
+        futures = {
+            pool.submit(score_case, reference, pairs[reference], of_case): reference
+            for reference, of_case in rules.items()
+        }
+        try:
+            for done, future in enumerate(as_completed(futures), len(unscored) + 1):
                 reference = futures[future]
                 try:
                     scored[reference] = future.result()
+                    if annotated and case_name(reference) in annotated.stacks:
+                        scored[reference].warnings.append(
+                            "a stack of slices that do not touch: its NSD means little"
+                        )
                     lines = _progress(scored[reference])
                 except LabelMapError as error:
                     unscored[reference.name] = str(error)
@@ -158,6 +214,10 @@ def score_cases(
 def _progress(case: CaseScores) -> list[str]:
     if case.failure:
         return [f"{case.name}: failed, {case.failure}"]
-    means = (np.mean([scores[label] for label in ORGANS]) for scores in (case.dsc, case.nsd))
-    line = "{}: organs DSC {:.4f} NSD {:.4f}, {:.1f} s".format(case.name, *means, case.seconds)
+    organs = [label for label in case.dsc if label in ORGANS]
+    labels, what = (organs, "organs") if organs else (list(case.dsc), "tumor")
+    if organs and len(organs) < len(ORGANS):
+        what = f"{len(organs)} annotated {'organ' if len(organs) == 1 else 'organs'}"
+    means = (np.mean([scores[label] for label in labels]) for scores in (case.dsc, case.nsd))
+    line = "{}: {} DSC {:.4f} NSD {:.4f}, {:.1f} s".format(case.name, what, *means, case.seconds)
     return [line, *(f"\n  warning: {warning}" for warning in case.warnings)]

@@ -83,14 +83,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu", type=int, default=0, metavar="N", help="device (default: 0)")
     parser.add_argument(
         "--interval",
-        type=_positive,
+        type=positive,
         default=OFFICIAL_INTERVAL,
         metavar="S",
         help="seconds between samples (default and official: 0.1)",
     )
     parser.add_argument(
         "--timeout",
-        type=_positive,
+        type=positive,
         default=PENALTY["seconds"],
         metavar="S",
         help="end a case after this time (default: 3600)",
@@ -174,13 +174,13 @@ def measure(arguments: argparse.Namespace) -> int:
     cases = list_cases(arguments.inputs)
     if arguments.outputs.resolve() == arguments.inputs.resolve():
         raise UsageError("--outputs must be another folder than --inputs")
-    gpu, gpu_note = _open_gpu(arguments.gpu)
+    gpu, gpu_note = open_gpu(arguments.gpu)
     try:
         target, team, identity = _find_target(arguments, gpu)
         report = arguments.report
         (report / "efficiency").mkdir(parents=True, exist_ok=True)
         arguments.outputs.mkdir(parents=True, exist_ok=True)
-        idle = _read_idle(gpu, arguments.interval)
+        idle = read_idle(gpu, arguments.interval)
         environment = describe_machine(gpu, gpu_note) | identity
         environment |= {"idle_gpu_mb": idle.gpu_mb, "idle_gpu_processes": list(idle.processes)}
         done = earlier_results(arguments, cases, environment)
@@ -256,7 +256,12 @@ def list_cases(inputs: Path) -> list[Case]:
     return list(cases.values())
 
 
-def _open_gpu(index: int) -> tuple[Gpu | None, str | None]:
+def open_gpu(index: int) -> tuple[Gpu | None, str | None]:
+    """The device to measure, or why there is none, which is said.
+
+    Raises:
+        UsageError: there are devices, but not this one.
+    """
     try:
         return Gpu(index), None
     except GpuUnavailable as error:
@@ -320,7 +325,7 @@ def _find_target(
     return target, team, identity
 
 
-def _read_idle(gpu: Gpu | None, interval: float) -> Idle:
+def read_idle(gpu: Gpu | None, interval: float) -> Idle:
     """Sample the device before the first case, and warn where it is in use."""
     if gpu is None:
         return Idle(None, ())
@@ -370,7 +375,8 @@ def signals_raise() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _positive(text: str) -> float:
+def positive(text: str) -> float:
+    """Read an option that is a number above 0."""
     value = float(text)
     if not (value > 0 and math.isfinite(value)):
         raise argparse.ArgumentTypeError(f"a number above 0 is needed, not {text}")

@@ -14,6 +14,7 @@ stopped; a team whose archive has changed starts anew. The files of the report f
 import argparse
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 from benchmark.challenge.team import DONE, FAILED, Evening, Fate, run_team, team_name
@@ -214,11 +215,13 @@ def _write_results(report: Path, fates: dict[str, Fate], rules: Rules) -> bool:
     rows = []
     for team, fate in fates.items():
         count = f"{done[team]} of {len(fate.cases)}" if team in runs else "–"
-        rows.append([team, fate.state, count, fate.check or "–", fate.reason or ""])
+        reason = fate.reason or (_reasons(runs[team]) if team in runs else "")
+        rows.append([team, fate.state, count, fate.check or "–", reason])
+    titles = ("Team", "State", "Cases done", "Check", "Reason")
     content = {
         "notes": [],
         "ranking": {"columns": ["Rank", "Team"], "rows": []},
-        "fates": {"columns": ["Team", "State", "Cases done", "Check", "Reason"], "rows": rows},
+        "fates": {"columns": [(title, "") for title in titles], "rows": rows},
     }
     if waiting := [team for team, fate in fates.items() if team not in runs]:
         content["notes"].append(
@@ -244,6 +247,13 @@ def _write_results(report: Path, fates: dict[str, Fate], rules: Rules) -> bool:
     return ok and all(fate.state == DONE for fate in fates.values())
 
 
+def _reasons(run: Run) -> str:
+    """Why cases of a team are not ok, the most frequent first."""
+    shown = [median_run(runs) for runs in run.measurements.values()]
+    reasons = Counter(f"{one['status']}: {one['reason']}" for one in shown if one["status"] != "ok")
+    return "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(3))
+
+
 def _ranking_table(ranking: Ranking, rules: Rules) -> dict:
     """The ranking as text for the page: rank, team, score, and each metric's mean rank and mean."""
     titles = titles_of(ranking, rules)
@@ -257,6 +267,7 @@ def _ranking_table(ranking: Ranking, rules: Rules) -> dict:
         ]
         for row in summary_rows(ranking)
     ]
-    columns = ["Rank", "Team", "Score (mean rank)", "Ranks not ruled out (95 %)"]
-    metrics = [f"{title}: rank (mean)" for title in titles.values()]
-    return {"columns": columns + metrics, "rows": rows}
+    columns = [("Rank", ""), ("Team", ""), ("Score", "mean rank")]
+    columns += [("95 % interval", "of the rank")]
+    columns += [(title, "mean rank (mean)") for title in titles.values()]
+    return {"columns": columns, "rows": rows}

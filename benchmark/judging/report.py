@@ -220,7 +220,7 @@ def render(runs: list[Run], title: str, challenge: dict | None = None) -> str:
         runs: at least one.
         title: its heading; names and titles are escaped.
         challenge: what became of every team, and the ranking: `notes` (list of text), `ranking`
-            and `fates` (each `columns` and `rows`, lists of text).
+            and `fates` (each `columns`, pairs of title and unit, and `rows`, lists of text).
     """
     # A "<" inside a script element could end it, whatever is around it.
     data = json.dumps(page_data(runs, challenge), separators=(",", ":")).replace("<", "\\u003c")

@@ -350,7 +350,8 @@ def _progress_line(number: int, count: int, run: dict, kept: bool) -> str:
     parts = [f"[{number}/{count}] {run['case']} ({by(run['image_size'])}): {run['seconds']:.2f} s"]
     if run["peak_gpu_mb"] is not None:
         parts.append(f"peak {run['peak_gpu_mb']:,.0f} MB, {run['auc_flare_mb_s']:,.0f} MB·s")
-    parts.append(f"RAM {run['max_ram_mb']:,.0f} MB")
+    if run["max_ram_mb"] is not None:
+        parts.append(f"RAM {run['max_ram_mb']:,.0f} MB")
     parts.append(run["status"] + (f" ({run['reason']})" if run["reason"] else ""))
     if kept:
         parts.append("from the earlier run")

@@ -175,10 +175,11 @@ def _read_phases(outputs: Path, started: float) -> list[dict]:
 
 
 def peaks_and_areas(result: dict, arguments: argparse.Namespace) -> dict:
-    """Peaks and areas of a case's samples, with and without the tolerances."""
+    """Peaks and areas of a case's samples, with and without the tolerances; None if not read."""
     samples = Samples(**result["samples"])
     interval, tolerance = result["interval_s"], arguments.memory_tolerance
     times, gpu = samples.time_s, samples.gpu_used_mb
+    seen = any(samples.ram_mb)
     return {
         "peak_gpu_mb": max(gpu) if gpu else None,
         "auc_flare_mb_s": flare_area(gpu, interval) if gpu else None,
@@ -187,10 +188,13 @@ def peaks_and_areas(result: dict, arguments: argparse.Namespace) -> dict:
         "auc_true_tolerated_mb_s": true_area(times, gpu, tolerance) if gpu else None,
         "seconds_tolerated": max(0.0, result["seconds"] - arguments.time_tolerance),
         "tolerances": {"seconds": arguments.time_tolerance, "mb": tolerance},
-        "max_cpu_percent": max(samples.cpu_percent),
-        "auc_cpu_percent_s": float(np.round(sum(samples.cpu_percent) * interval, 2)),
-        "max_ram_mb": max(samples.ram_mb),
-        "auc_ram_mb_s": flare_area(samples.ram_mb, interval),
+        # A run that ended before its first reading has used something, not 0.
+        "max_cpu_percent": max(samples.cpu_percent) if seen else None,
+        "auc_cpu_percent_s": float(np.round(sum(samples.cpu_percent) * interval, 2))
+        if seen
+        else None,
+        "max_ram_mb": max(samples.ram_mb) if seen else None,
+        "auc_ram_mb_s": flare_area(samples.ram_mb, interval) if seen else None,
     }
 
 

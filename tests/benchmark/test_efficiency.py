@@ -391,6 +391,18 @@ def test_a_warm_up_is_discarded(tmp_path):
     assert "another warm_up" in again.stderr  # cold and warm runs are not mixed
 
 
+def test_a_run_too_short_to_be_read_has_no_ram_rather_than_none(tmp_path):
+    done = run_efficiency(
+        *("--inputs", make_inputs(tmp_path / "in", "x"), "--outputs", tmp_path / "out"),
+        *("--report", tmp_path / "run", "--interval", 60),
+        *("--command", "cp {inputs}/* {outputs}/x.nii.gz"),
+    )
+    assert done.returncode == 0  # its one reading was before the command began
+    row = read_table(tmp_path / "run")["x_0000.nii.gz"]
+    assert (row["MaxRAM"], row["AUC_RAM_Time"], row["MaxCPU_Utilization"]) == ("", "", "")
+    assert ", RAM" not in done.stderr
+
+
 def test_without_a_warm_up_the_first_run_is_named(tmp_path):
     run_efficiency(
         *("--inputs", make_inputs(tmp_path / "in", "x", "y"), "--outputs", tmp_path / "out"),

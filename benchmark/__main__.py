@@ -10,6 +10,11 @@ COMMANDS = {
         "run a container case by case and measure time, GPU memory, CPU and RAM",
         "--inputs CTS --outputs LABELS --report REPORT --image abdoseg:latest",
     ),
+    "check": (
+        "benchmark.checking.check",
+        "try a submission as the challenge will, before it counts",
+        "--archive TEAM.tar.gz",
+    ),
     "accuracy": (
         "benchmark.scoring.accuracy",
         "score label maps: DSC and NSD of every organ, as the official script does",

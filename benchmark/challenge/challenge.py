@@ -27,6 +27,7 @@ from benchmark.judging.rank import cautions, rank_runs, summary_rows, titles_of,
 from benchmark.judging.ranking import RULES, Ranking, Rules
 from benchmark.judging.report import render
 from benchmark.judging.runs import Run, RunError, read_run
+from benchmark.messages import say
 from benchmark.scoring.protocol import PROTOCOLS
 from inference.files import case_name, find_cases, printable, write_atomically
 
@@ -93,13 +94,12 @@ def run(arguments: argparse.Namespace) -> int:
         with signals_raise():
             return _run(arguments)
     except (UsageError, EngineError, OSError) as error:
-        print(f"benchmark challenge: {printable(error)}", file=sys.stderr)
+        say(f"benchmark challenge: {printable(error)}")
         return 2
     except Stopped as stopped:
-        print(
+        say(
             f"stopped by {stopped}; nothing is left running or loaded. The same command goes on "
-            "from here",
-            file=sys.stderr,
+            "from here"
         )
         return 128 + stopped.number
 
@@ -138,11 +138,11 @@ def _run(arguments: argparse.Namespace) -> int:
     for number, archive in enumerate(archives, start=1):
         team = team_name(archive)
         size = archive.stat().st_size / 1e6
-        print(f"[{number}/{len(archives)}] {team} ({size:,.0f} MB)", file=sys.stderr, flush=True)
+        say(f"[{number}/{len(archives)}] {team} ({size:,.0f} MB)")
         fates[team] = fate = run_team(archive, report / "teams" / team, evening)
-        print(f"  {fate.state}" + (f": {fate.reason}" if fate.reason else ""), file=sys.stderr)
+        say(f"  {fate.state}" + (f": {fate.reason}" if fate.reason else ""))
         well &= _write_results(report, fates, rules)
-    print(f"{report / 'challenge.html'} and {report / 'ranking' / 'ranking.md'}")
+    say(f"{report / 'challenge.html'} and {report / 'ranking' / 'ranking.md'}", sys.stdout)
     return 0 if well else 1
 
 

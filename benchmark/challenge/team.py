@@ -7,16 +7,16 @@ not the team's fault, such as a full disk, leaves it as "not run" for the next c
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
 
+from benchmark.checking import check
+from benchmark.checking.pages import CHECK_JSON, headline
 from benchmark.containers import efficiency
 from benchmark.containers.archive import (
     ArchiveError,
@@ -28,6 +28,7 @@ from benchmark.containers.engine import EngineError, docker, image_id, load_arch
 from benchmark.containers.measurement import Case
 from benchmark.containers.run_folder import EFFICIENCY_SUFFIX, UsageError, write_json
 from benchmark.containers.tables import failed_csv_table
+from benchmark.messages import say
 from benchmark.scoring import accuracy
 from inference.files import printable, write_atomically
 
@@ -131,7 +132,7 @@ def run_team(archive: Path, folder: Path, evening: Evening) -> Fate:
     if same and earlier.cases == names and earlier.state in (DONE, FAILED):
         return earlier
     if earlier is not None and not same:
-        print(f"{archive.name} has changed: the team starts anew", file=sys.stderr)
+        say(f"{archive.name} has changed: the team starts anew")
         _clear(folder, earlier)
     fate = Fate(RUNNING, archive=about, cases=names, images=earlier.images if same else [])
     try:
@@ -174,18 +175,18 @@ def _take_through(archive: Path, folder: Path, evening: Evening, fate: Fate) -> 
     fate.images = list(content.images)
     write_json(folder / FATE_JSON, asdict(fate))
     try:
-        print(f"  loading {archive.name}", file=sys.stderr, flush=True)
+        say(f"  loading {archive.name}")
         with _teams_fault("load"):
             load_archive(archive)
         if evening.check:
-            print("  checking", file=sys.stderr, flush=True)
+            say("  checking")
             fate.check = check_image(image, folder, evening)
-        print("  running", file=sys.stderr, flush=True)
+        say("  running")
         with _teams_fault("run"):
             _measure(image, folder, evening)
     finally:
         _remove(fate, folder)
-    print("  scoring", file=sys.stderr, flush=True)
+    say("  scoring")
     _score(folder, evening)
 
 
@@ -198,11 +199,6 @@ def check_image(image: str, folder: Path, evening: Evening) -> str:
     Raises:
         Stopped: a signal came.
     """
-    if importlib.util.find_spec("benchmark.checking") is None:
-        return None
-    from benchmark.checking import check
-    from benchmark.checking.pages import CHECK_JSON, headline
-
     words = ["--image", image, "--report", str(folder), "--large-slices", "0"]
     code = check.run(_options(check, words))
     if code > 128:
@@ -221,7 +217,7 @@ def _measure(image: str, folder: Path, evening: Evening) -> None:
     try:
         efficiency.measure(_options(efficiency, [*words, "--resume"]))
     except UsageError as error:
-        print(f"  what was measured before is not kept: {printable(error)}", file=sys.stderr)
+        say(f"  what was measured before is not kept: {printable(error)}")
         shutil.rmtree(folder / "labels", ignore_errors=True)
         efficiency.measure(_options(efficiency, words))
 
@@ -271,7 +267,7 @@ def _remove(fate: Fate, folder: Path) -> None:
     for image in fate.images:
         if reason := remove_image(image):
             left.append(image)
-            print(f"  {image} is still here: {printable(reason)}", file=sys.stderr)
+            say(f"  {image} is still here: {printable(reason)}")
     fate.images = left
     write_json(folder / FATE_JSON, asdict(fate))
 

@@ -5,6 +5,7 @@ makes whoever opens it wait, a file may be of any size. So nothing is opened thr
 but regular files is read, and no more than a limit of each.
 """
 
+import contextlib
 import os
 import stat
 import threading
@@ -87,7 +88,14 @@ class LogWriter(threading.Thread):
 
     def run(self) -> None:
         """Read until nobody holds the pipe's other end any longer."""
-        with os.fdopen(self._source, "rb", buffering=0) as source, self._path.open("wb") as log:
+        with os.fdopen(self._source, "rb", buffering=0) as source:
+            with contextlib.suppress(OSError):  # a full disk must not make the container wait
+                self._write(source)
+            while source.read(1 << 16):
+                pass
+
+    def _write(self, source: BinaryIO) -> None:
+        with self._path.open("wb", buffering=0) as log:
             left = self._most_bytes
             while part := source.read(1 << 16):
                 if left < 0:
@@ -96,4 +104,3 @@ class LogWriter(threading.Thread):
                 left -= len(part)
                 if left < 0:
                     log.write(b"\n[cut here: it printed more than is kept]\n")
-                log.flush()

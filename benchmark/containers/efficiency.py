@@ -22,11 +22,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import nibabel
-from nibabel.filebasedimages import ImageFileError
-
 from benchmark.containers.curves import draw_curves
-from benchmark.containers.engine import EngineError, docker, image_id, load_archive
+from benchmark.containers.engine import (
+    EngineError,
+    docker,
+    image_id,
+    load_archive,
+    remove_abandoned,
+)
 from benchmark.containers.environment import describe_machine
 from benchmark.containers.gpu import Gpu, GpuUnavailable
 from benchmark.containers.measurement import Case, Idle, file_stem, measure_case, peaks_and_areas
@@ -35,7 +38,9 @@ from benchmark.containers.run_folder import UsageError, earlier_results, write_j
 from benchmark.containers.runner import STOP_SIGNALS
 from benchmark.containers.tables import OFFICIAL_INTERVAL, by, markdown_table
 from benchmark.containers.targets import Command, Container, Folders, MemoryLimit
+from benchmark.messages import say
 from inference.files import case_name, find_cases, printable, write_atomically
+from inference.volume import VolumeError, read_header
 
 _IDLE_SAMPLES = 10
 
@@ -151,14 +156,11 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         with signals_raise():
             return measure(arguments)
-    except (UsageError, EngineError) as error:
-        print(f"benchmark efficiency: {error}", file=sys.stderr)
+    except (UsageError, EngineError, OSError) as error:  # finished cases stay as they are
+        say(f"benchmark efficiency: {error}")
         return 2
     except Stopped as stopped:
-        print(
-            f"stopped by {stopped}; nothing is left running. --resume goes on from here",
-            file=sys.stderr,
-        )
+        say(f"stopped by {stopped}; nothing is left running. --resume goes on from here")
         return 128 + stopped.number
 
 
@@ -169,9 +171,10 @@ def measure(arguments: argparse.Namespace) -> int:
         0 if every case is ok, 1 if some are not.
 
     Raises:
-        UsageError, EngineError: nothing could be measured, or no more.
+        UsageError, EngineError, OSError: nothing could be measured, or no more.
     """
-    cases = list_cases(arguments.inputs)
+    unreadable: dict[str, str] = {}
+    cases = list_cases(arguments.inputs, unreadable)
     if arguments.outputs.resolve() == arguments.inputs.resolve():
         raise UsageError("--outputs must be another folder than --inputs")
     gpu, gpu_note = open_gpu(arguments.gpu)
@@ -187,8 +190,10 @@ def measure(arguments: argparse.Namespace) -> int:
         write_json(report / "environment.json", environment)
 
         results: dict[str, list[dict]] = {case.name: [] for case in cases}
-        not_measured: list[str] = []
         first = True
+        not_measured = list(unreadable)
+        for name, why in unreadable.items():
+            say(f"{printable(name)}: not measured: {printable(why)}")
         rounds = [(repeat, case) for repeat in range(arguments.repeat) for case in cases]
         for number, (repeat, case) in enumerate(rounds, start=1):
             result = done.get((case.name, repeat))
@@ -196,7 +201,7 @@ def measure(arguments: argparse.Namespace) -> int:
             if not kept:
                 try:
                     if first and arguments.warm_up:
-                        print("warming up: a run that is discarded", file=sys.stderr)
+                        say("warming up: a run that is discarded")
                         measure_case(case, repeat, target, team, gpu, idle, arguments, first=True)
                         (arguments.outputs / f"{case.name}.nii.gz").unlink(missing_ok=True)
                         first = False
@@ -206,7 +211,7 @@ def measure(arguments: argparse.Namespace) -> int:
                     first = False
                 except OSError as error:
                     not_measured.append(case.name)
-                    print(f"{printable(case.name)}: not measured: {error}", file=sys.stderr)
+                    say(f"{printable(case.name)}: not measured: {error}")
                     continue
             result |= peaks_and_areas(result, arguments)
             stem = report / "efficiency" / file_stem(case.name, repeat)
@@ -217,8 +222,8 @@ def measure(arguments: argparse.Namespace) -> int:
             if not kept or not picture.exists():
                 _draw(picture, median_run(runs), runs, gpu_note)
             write_tables(report, results, environment)
-            print(_progress_line(number, len(rounds), result, kept), file=sys.stderr, flush=True)
-        print(markdown_table(results))
+            say(printable(_progress_line(number, len(rounds), result, kept)))
+        say(markdown_table(results), sys.stdout)
         well = all(run["status"] == "ok" for runs in results.values() for run in runs)
         return 0 if well and not not_measured else 1
     finally:
@@ -231,14 +236,19 @@ def _draw(path: Path, result: dict, runs: list[dict], gpu_note: str | None) -> N
     try:
         write_atomically(path, draw_curves(result, gpu_note, runs))
     except Exception as error:  # whatever a name or a number does to the plotting library
-        print(f"{path.name}: not drawn: {printable(error)}", file=sys.stderr)
+        say(f"{printable(path.name)}: not drawn: {printable(error)}")
 
 
-def list_cases(inputs: Path) -> list[Case]:
+def list_cases(inputs: Path, unreadable: dict[str, str] | None = None) -> list[Case]:
     """The cases of a folder of CTs.
 
+    Args:
+        inputs: the folder.
+        unreadable: gets the name of each file that is no NIfTI file, and why.
+
     Raises:
-        UsageError: it is no folder, or holds none, two of one name, or what is no NIfTI file.
+        UsageError: it is no folder, or holds no case, two of one name, or, without `unreadable`,
+            what is no NIfTI file.
     """
     if not inputs.is_dir():
         raise UsageError(f"--inputs {inputs} is not a folder")
@@ -248,9 +258,13 @@ def list_cases(inputs: Path) -> list[Case]:
         if name in cases:
             raise UsageError(f"{cases[name].image.name} and {image.name} are both case {name}")
         try:
-            cases[name] = Case(name, image, nibabel.load(image).shape)
-        except (ImageFileError, OSError, EOFError) as error:
-            raise UsageError(f"{image} is not a NIfTI file: {error}") from error
+            cases[name] = Case(name, image, tuple(read_header(image).get_data_shape()))
+        except (VolumeError, OSError) as error:
+            if unreadable is None:
+                raise UsageError(f"{image} is not a NIfTI file: {error}") from error
+            unreadable[image.name] = f"not a NIfTI file: {error}"
+    if unreadable and not cases:
+        raise UsageError(f"--inputs {inputs} holds no file that can be read: {unreadable}")
     if not cases:
         raise UsageError(f"--inputs {inputs} holds no .nii.gz file")
     return list(cases.values())
@@ -266,7 +280,7 @@ def open_gpu(index: int) -> tuple[Gpu | None, str | None]:
         return Gpu(index), None
     except GpuUnavailable as error:
         note = f"{error}; `--gpus` is left out"
-        print(f"GPU columns stay empty: {note}", file=sys.stderr)
+        say(f"GPU columns stay empty: {note}")
         return None, note
     except IndexError as error:
         raise UsageError(f"--gpu {index}: {error}") from error
@@ -291,6 +305,7 @@ def _find_target(
         identity["command"] = arguments.shell_command
         team = arguments.team or "command"
     else:
+        remove_abandoned()
         if arguments.archive:
             if not arguments.archive.is_file():
                 raise UsageError(f"--archive {arguments.archive} is not a file")
@@ -337,11 +352,10 @@ def read_idle(gpu: Gpu | None, interval: float) -> Idle:
     processes = gpu.processes_mb() or {}
     own_mb = idle_mb - (readings[-1][1] or 0.0)
     if processes or own_mb > _BUSY_MB:
-        print(
+        say(
             f"warning: GPU {gpu.index} is not idle: {idle_mb:,.0f} MB are taken"
             + (f" (processes {', '.join(map(str, processes))})" if processes else "")
-            + ", which the official area counts in every sample",
-            file=sys.stderr,
+            + ", which the official area counts in every sample"
         )
     return Idle(idle_mb, tuple(processes))
 

@@ -1,11 +1,17 @@
 """The container engine, through its command line: images, archives, containers to remove."""
 
+import platform
 import re
 import secrets
 import subprocess
-import sys
 import time
 from pathlib import Path
+
+import psutil
+
+from benchmark.messages import say
+
+_LABEL = "abdoseg.benchmark"
 
 _ENGINE_SECONDS = 60.0  # for the engine's answer to a question
 
@@ -18,6 +24,38 @@ def container_name(image: str, case: str) -> str:
     """A name of its own for the container of one run of one case."""
     team = image.rpartition("/")[2].partition(":")[0]
     return re.sub(r"[^a-zA-Z0-9_.-]", "_", f"{team}-{case}-{secrets.token_hex(4)}")
+
+
+def owner_label() -> str:
+    """A label for `docker run --label` that says which process started the container."""
+    return f"{_LABEL}={_owner(psutil.Process())}"
+
+
+def _owner(process: psutil.Process) -> str:
+    return f"{platform.node()}/{process.pid}/{process.create_time():.2f}"
+
+
+def remove_abandoned() -> None:
+    """Remove the containers of a harness on this machine that was killed before it could.
+
+    Raises:
+        EngineError: there is no `docker` command, or no answer.
+    """
+    shape = '{{.Names}}\t{{.Label "' + _LABEL + '"}}'
+    listed = docker("container", "ls", "-a", "--filter", f"label={_LABEL}", "--format", shape)
+    for line in listed.stdout.splitlines():
+        name, _, owner = line.partition("\t")
+        machine, _, process = owner.partition("/")
+        pid = process.partition("/")[0]
+        if machine != platform.node() or not pid.isdecimal():
+            continue
+        try:
+            alive = _owner(psutil.Process(int(pid))) == owner
+        except psutil.Error:
+            alive = False
+        if not alive:
+            say(f"removing {name}, left by a run that was killed")
+            remove_container(name)
 
 
 def docker(*arguments: str, seconds: float | None = _ENGINE_SECONDS) -> subprocess.CompletedProcess:
@@ -55,6 +93,26 @@ def image_id(image: str) -> str | None:
     raise EngineError(f"the container engine does not answer: {answer.stderr.strip()}")
 
 
+def archive_image(archive: Path) -> str:
+    """The image that the organisers run of an archive: its name up to the first dot, lower case."""
+    return archive.name.partition(".")[0].lower() + ":latest"
+
+
+def load_images(archive: Path) -> list[str]:
+    """Load a `docker save` file.
+
+    Returns:
+        The names of the images in it, or ids where they have none.
+
+    Raises:
+        EngineError: the file does not load.
+    """
+    answer = docker("load", "-i", str(archive), seconds=None)
+    if answer.returncode != 0:
+        raise EngineError(f"docker does not load {archive}: {answer.stderr.strip()}")
+    return re.sub(r"Loaded image( ID)?: ", "", answer.stdout).split()
+
+
 def load_archive(archive: Path) -> str:
     """Load a team's `docker save` file.
 
@@ -65,12 +123,9 @@ def load_archive(archive: Path) -> str:
     Raises:
         EngineError: the file does not load, or holds no image of that name.
     """
-    answer = docker("load", "-i", str(archive), seconds=None)
-    if answer.returncode != 0:
-        raise EngineError(f"docker does not load {archive}: {answer.stderr.strip()}")
-    image = archive.name.partition(".")[0].lower() + ":latest"
-    if image_id(image) is None:
-        loaded = re.sub(r"Loaded image( ID)?: ", "", answer.stdout).split()
+    loaded = load_images(archive)
+    image = archive_image(archive)
+    if image not in loaded:  # an image of that name may be here from before
         raise EngineError(
             f"{archive.name} holds {', '.join(loaded) or 'no image'}, but the organisers run "
             f"{image}: name the image so before `docker save`"
@@ -86,10 +141,10 @@ def remove_container(name: str) -> None:
             docker("container", "rm", "-f", name)
             listed = docker("container", "ls", "-aq", "--filter", f"name=^/{name}$")
         except EngineError as error:
-            print(f"container {name} may still be there: {error}", file=sys.stderr)
+            say(f"container {name} may still be there: {error}")
             return
         absent = absent + 1 if listed.returncode == 0 and not listed.stdout.strip() else 0
         if absent == 2:
             return
         time.sleep(0.25)
-    print(f"container {name} is still there: end it with `docker rm -f {name}`", file=sys.stderr)
+    say(f"container {name} is still there: end it with `docker rm -f {name}`")

@@ -5,20 +5,21 @@ import contextlib
 import json
 import math
 import shutil
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from benchmark.containers.apart import check_output_apart
 from benchmark.containers.areas import flare_area, true_area
 from benchmark.containers.collecting import RefusedError, collect, open_left_file
 from benchmark.containers.gpu import Gpu
-from benchmark.containers.output_check import OutputCheck, check_output, missing_output
+from benchmark.containers.output_check import OutputCheck, missing_output
 from benchmark.containers.repeats import PENALTY
 from benchmark.containers.runner import run_case
 from benchmark.containers.sampler import Sampler, Samples
 from benchmark.containers.targets import PHASE_LOG, Command, Container, Folders
+from benchmark.messages import say
 
 _MOST_HEADER_BYTES = 16 << 20
 """Of a label map beside its voxels, and of a phase log."""
@@ -80,14 +81,14 @@ def measure_case(
         shutil.copy(case.image, folders.inputs)
         sampler = Sampler(gpu, arguments.interval, idle.processes)
         outcome, samples, cost = run_case(target, case.name, folders, arguments.timeout, sampler)
-        output = _take_output(folders.outputs, collected, case)
+        output = take_output(folders.outputs, collected, case)
         if output.found and outcome.status == "ok" and repeat == 0:
             _move(collected / f"{case.name}.nii.gz", arguments.outputs)
         phases = _read_phases(folders.outputs, sampler.started)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         if work.exists():
-            print(f"{work} cannot be removed: its files belong to another user", file=sys.stderr)
+            say(f"{work} cannot be removed: its files belong to another user")
 
     status, reason = _judge(outcome.status, outcome.reason, output)
     failed = outcome.status != "ok" or not output.scorable
@@ -121,7 +122,7 @@ def _penalty(samples: Samples) -> dict[str, float]:
     }
 
 
-def _take_output(outputs: Path, collected: Path, case: Case) -> OutputCheck:
+def take_output(outputs: Path, collected: Path, case: Case) -> OutputCheck:
     """Copy the label map out of the container's reach, and check the copy."""
     name = f"{case.name}.nii.gz"
     # As float64 and hardly compressed it would still be below this.
@@ -131,8 +132,10 @@ def _take_output(outputs: Path, collected: Path, case: Case) -> OutputCheck:
     except FileNotFoundError:
         return missing_output(outputs, name)
     except (RefusedError, OSError) as error:
-        return OutputCheck(found=False, scorable=False, problems=[f"not taken: {error}"])
-    return check_output(collected / name, case.image)
+        return OutputCheck(
+            found=False, scorable=False, problems=[f"not taken: {error}"], aspects=["file"]
+        )
+    return check_output_apart(collected / name, case.image, case.size)
 
 
 def _judge(status: str, reason: str | None, output: OutputCheck) -> tuple[str, str | None]:

@@ -24,11 +24,13 @@ class OutputCheck:
         found: the file is there under its name.
         scorable: the official script can score it: readable and of the input's shape.
         problems: what differs from what the challenge asks for, one line each.
+        aspects: what each problem is about: "name", "file", "shape", "affine", "type" or "labels".
     """
 
     found: bool
     scorable: bool
     problems: list[str] = field(default_factory=list)
+    aspects: list[str] = field(default_factory=list)
 
     @property
     def valid(self) -> bool:
@@ -51,7 +53,9 @@ def missing_output(outputs: Path, name: str) -> OutputCheck:
     )
     shown = ", ".join(printable(other) for other in others[:5])
     found = f"found {shown} instead" if others else "the folder is empty"
-    return OutputCheck(found=False, scorable=False, problems=[f"no {name}: {found}"])
+    return OutputCheck(
+        found=False, scorable=False, problems=[f"no {name}: {found}"], aspects=["name"]
+    )
 
 
 def check_output(path: Path, image: Path) -> OutputCheck:
@@ -69,28 +73,33 @@ def check_output(path: Path, image: Path) -> OutputCheck:
         if shape != expected.get_data_shape():
             wanted = _by(expected.get_data_shape())
             problem = f"shape {_by(shape)}, the input has {wanted}"
-            return OutputCheck(found=True, scorable=False, problems=[problem])
+            return OutputCheck(found=True, scorable=False, problems=[problem], aspects=["shape"])
         output = read_volume(path)
     except (VolumeError, OSError) as error:
         problem = printable(f"cannot be read: {error}")
-        return OutputCheck(found=True, scorable=False, problems=[problem])
-    return OutputCheck(found=True, scorable=True, problems=_problems(output, expected))
+        return OutputCheck(found=True, scorable=False, problems=[problem], aspects=["file"])
+    check = OutputCheck(found=True, scorable=True)
+    for aspect, problem in _problems(output, expected):
+        check.aspects.append(aspect)
+        check.problems.append(problem)
+    return check
 
 
-def _problems(output: Volume, image: nibabel.Nifti1Header) -> list[str]:
+def _problems(output: Volume, image: nibabel.Nifti1Header) -> list[tuple[str, str]]:
     problems = []
     if not np.allclose(output.affine, image.get_best_affine(), rtol=0, atol=_AFFINE_TOLERANCE):
-        problems.append("affine differs from the input's")
+        problems.append(("affine", "affine differs from the input's"))
     if output.voxels.dtype.kind not in "iu":
-        problems.append(f"stored as {output.voxels.dtype}, not as integers")
+        problems.append(("type", f"stored as {output.voxels.dtype}, not as integers"))
     if (output.slope, output.intercept) != (1.0, 0.0):
-        problems.append(f"scaled by {output.slope:g} and {output.intercept:g}")
+        problems.append(("type", f"scaled by {output.slope:g} and {output.intercept:g}"))
     values = np.unique(np.concatenate([np.unique(part) for part in output.voxels]))
     values = values * output.slope + output.intercept
     strange = np.setdiff1d(values, np.arange(len(LABEL_NAMES)))
     if strange.size:
         shown = ", ".join(f"{value:g}" for value in strange[:5])
-        problems.append(f"values that are no label: {shown}" + " …" * (strange.size > 5))
+        more = " …" * (strange.size > 5)
+        problems.append(("labels", f"values that are no label: {shown}{more}"))
     return problems
 
 

@@ -2,11 +2,11 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from benchmark.containers.measurement import Case, file_stem
 from benchmark.containers.tables import csv_table, markdown_page
+from benchmark.messages import say
 from inference.files import write_atomically
 
 EFFICIENCY_SUFFIX = "_Efficiency.csv"
@@ -43,10 +43,7 @@ def earlier_results(
     differences = _differences(described, environment)
     kept = {}
     if earlier and not arguments.resume:
-        print(
-            f"replacing the earlier run in {arguments.report}, its scores with it",
-            file=sys.stderr,
-        )
+        say(f"replacing the earlier run in {arguments.report}, its scores with it")
     elif earlier and differences:
         raise UsageError(
             f"--resume: the run in {arguments.report} has another {', '.join(differences)}: name "

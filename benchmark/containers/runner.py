@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Literal
 
 from benchmark.containers.collecting import LogWriter
-from benchmark.containers.engine import EngineError, container_name
+from benchmark.containers.engine import EngineError, container_name, owner_label
+from benchmark.containers.orphans import orphans_ended
 from benchmark.containers.sampler import Sampler, SamplerCost, Samples
 from benchmark.containers.targets import Command, Container, Folders
 from inference.files import printable
@@ -77,7 +78,20 @@ def run_case(
         EngineError: the engine did not start the container.
         KeyboardInterrupt: it was interrupted; nothing is left running.
     """
+    if isinstance(target, Container):
+        return _run_case(target, case, folders, timeout, sampler)
+    with orphans_ended():
+        return _run_case(target, case, folders, timeout, sampler)
+
+
+def _run_case(
+    target: Container | Command, case: str, folders: Folders, timeout: float, sampler: Sampler
+) -> tuple[Outcome, Samples, SamplerCost]:
     name = container_name(target.image, case) if isinstance(target, Container) else case
+    command_line = target.command_line(name, folders)
+    if isinstance(target, Container):  # no part of the organisers' own; for `remove_abandoned`
+        place = command_line.index("--name")
+        command_line[place:place] = ["--label", owner_label()]
     process = None
     began = time.time()
     read_end, write_end = os.pipe()
@@ -88,7 +102,7 @@ def run_case(
             sampler.start()
             try:
                 process = subprocess.Popen(
-                    target.command_line(name, folders),
+                    command_line,
                     env=target.environment(folders),
                     stdin=subprocess.DEVNULL,
                     stdout=write_end,
@@ -117,13 +131,15 @@ def run_case(
         log.join(_LOG_SECONDS)
 
     exit_code = process.returncode if end == "exit" else None
-    text = _tail(folders.log)
+    text = log_tail(folders.log)
     if (
         exit_code == _ENGINE_FAILED
-        and text.startswith("docker:")
-        and not (isinstance(target, Container) and target.was_started(name, began))
+        and isinstance(target, Container)
+        and not target.was_started(name, began)
     ):
-        raise EngineError(f"the container was not started: {text.splitlines()[0]}")
+        # The engine may warn of other things before it says what is wrong.
+        said = [line for line in text.splitlines() if line.startswith("docker:")]
+        raise EngineError(f"the container was not started: {printable((said or [text])[0])}")
     last_line = next((line for line in reversed(text.splitlines()) if line.strip()), "")
     last_line = printable(last_line)[:200]
     if exit_code == 0:
@@ -191,7 +207,11 @@ def _interrupts_held() -> Iterator[None]:
             signal.raise_signal(held[0])
 
 
-def _tail(path: Path) -> str:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _LOG_TAIL_BYTES))
-        return file.read().decode(errors="replace")
+def log_tail(path: Path) -> str:
+    """The last of what a run printed; empty where the disk was too full for a log."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _LOG_TAIL_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""

@@ -20,6 +20,7 @@ from benchmark.containers.repeats import (
     median_run,
     ram_measure,
 )
+from benchmark.markdown import cell
 
 OFFICIAL_INTERVAL = 0.1
 """Seconds between the organisers' samples, and the width by which their sums become areas."""
@@ -158,7 +159,7 @@ def _repeat_notes(results: dict[str, list[dict]], environment: dict) -> list[str
             "libraries from the disk, which a first start of the day has to."
         )
     else:
-        first = [f"{run['case']}" for runs in results.values() for run in runs if run.get("first")]
+        first = [cell(run["case"]) for runs in results.values() for run in runs if run.get("first")]
         if first:
             notes.append(
                 f"There was no warm-up: a run of {', '.join(dict.fromkeys(first))} was the first "
@@ -175,24 +176,26 @@ def markdown_table(results: dict[str, list[dict]]) -> str:
     columns = _columns(shown, repeated=any(len(runs) > 1 for runs in groups))
     rows = []
     for runs, run in zip(groups, shown, strict=True):
-        cells = [_number(figure(run, name), form) for name, _, form in columns]
+        numbers = [_number(figure(run, name), form) for name, _, form in columns]
         if ranged := least_and_most(runs):
-            cells = [
-                "{:.2f}–{:.2f}".format(*ranged) if name == "range" else cell
-                for (name, _, _), cell in zip(columns, cells, strict=True)
+            numbers = [
+                "{:.2f}–{:.2f}".format(*ranged) if name == "range" else number
+                for (name, _, _), number in zip(columns, numbers, strict=True)
             ]
-        rows.append([run["case"], by(run["image_size"]), *cells, _status(run)])
+        rows.append([cell(run["case"]), by(run["image_size"]), *numbers, _status(run)])
     if len(shown) > 1:
         means = [
             _number(_mean([figure(run, name) for run in shown]), form) for name, _, form in columns
         ]
         failed = sum(run["penalty"] is not None for run in shown)
-        status = f"{failed} failed" if failed else ""
-        rows.append([f"mean of {len(shown)}", "", *means, status])
+        rows.append([f"mean of {len(shown)}", "", *means, f"{failed} failed" if failed else ""])
     titles = ["Case ID", "Image size", *(title for _, title, _ in columns), "Status"]
-    rule = "|---|---|" + "---:|" * len(columns) + "---|"
-    return "\n".join(f"| {' | '.join(row)} |" for row in (titles, *rows)).replace(
-        "\n", f"\n{rule}\n", 1
+    return "\n".join(
+        [
+            f"| {' | '.join(titles)} |",
+            "|---|---|" + "---:|" * len(columns) + "---|",
+            *(f"| {' | '.join(row)} |" for row in rows),
+        ]
     )
 
 
@@ -237,7 +240,7 @@ def _status(run: dict) -> str:
     if run["status"] == "ok":
         return "ok"
     after = f" after {run['seconds']:.2f} s" if run["penalty"] else ""
-    return f"**{run['status']}**{after}: {run['reason']}".replace("|", "\\|")
+    return f"**{run['status']}**{after}: {cell(run['reason'])}"
 
 
 def _sampling_share(runs: list[dict]) -> float:

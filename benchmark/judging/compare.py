@@ -19,6 +19,7 @@ from scipy import stats
 
 from benchmark.containers.repeats import PENALTY_SENTENCE
 from benchmark.judging.runs import FAILED, FEW_CASES, Run, RunError, read_runs
+from benchmark.markdown import cell
 from inference.labels import TUMOR
 
 RATIOS = {
@@ -135,7 +136,7 @@ def markdown(first: Run, second: Run) -> str:
             if metric.startswith("tumor") and (n := first.with_structure(TUMOR)) is not None:
                 title += f" (in {n} of {len(first.in_reference)} references)"
             differences.append(_row(title, spread(pairs, ratios=False), "+.4f"))
-    lines = [f"# {first.team} (A) against {second.team} (B)", ""]
+    lines = [f"# {cell(first.team)} (A) against {cell(second.team)} (B)", ""]
     if times := compared("Time", common):
         lines += [_headline(first, second, common, times, compared("Time", finished)), ""]
     header = "| {} | Cases | {} | 95 % interval | Median | Least | Greatest |"
@@ -146,7 +147,7 @@ def markdown(first: Run, second: Run) -> str:
         lines += [header.format("Difference A − B", "Mean"), rule, *differences, ""]
     if not ratios and not differences:
         lines += ["No case has the same figure in both runs.", ""]
-    lines += [f"- {remark}" for remark in remarks(first, second)]
+    lines += [f"- {cell(remark)}" for remark in remarks(first, second)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -165,13 +166,13 @@ def remarks(first: Run, second: Run) -> list[str]:
     for run, _ in runs:
         if not run.accuracy:
             found.append(
-                f"{run.team} has no scores, so none are compared: `python -m benchmark accuracy "
-                f"--reference LABELS --prediction OUTPUTS --report {run.folder}` makes them"
+                f"{run.team} has no scores, so none are compared: python -m benchmark accuracy "
+                f"--reference LABELS --prediction OUTPUTS --report {run.folder} makes them"
             )
         if not run.efficiency:
             found.append(
-                f"{run.team} has no times, so none are compared: `python -m benchmark efficiency "
-                f"--report {run.folder} …` measures them"
+                f"{run.team} has no times, so none are compared: python -m benchmark efficiency "
+                f"--report {run.folder} … measures them"
             )
     if first.partial or second.partial:
         who = [run.team for run, _ in runs if run.partial]

@@ -28,6 +28,7 @@ import numpy as np
 from benchmark.containers.repeats import PENALTY_SENTENCE
 from benchmark.judging.ranking import METRICS, RULES, Ranking, Rules, gather, rank_teams
 from benchmark.judging.runs import FEW_CASES, Run, RunError, read_runs
+from benchmark.markdown import cell
 from inference.files import write_atomically
 from inference.labels import TUMOR
 
@@ -101,14 +102,14 @@ def markdown(ranking: Ranking, notes: list[str], rules: Rules, resamplings: int)
         metrics = [
             f"{row[f'{key}_rank']:.2f} ({_short(row[f'{key}_mean'])})" for key in ranking.values
         ]
-        team = str(row["team"]).replace("|", "\\|")
+        team = cell(row["team"])
         first = row["probability_first"]
         lines.append(
             f"| {row['rank']} | {team} | {row['score']:.3f} | {row['rank_low']}–{row['rank_high']} "
             f"| {'–' if first is None else format(first, '.3f')} | " + " | ".join(metrics) + " |"
         )
     if notes:
-        lines += ["", "## Remarks", "", *(f"- {note}" for note in notes)]
+        lines += ["", "## Remarks", "", *(f"- {cell(note)}" for note in notes)]
     return "\n".join(lines) + "\n"
 
 

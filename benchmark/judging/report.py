@@ -16,6 +16,7 @@ from statistics import mean, median
 
 import numpy as np
 
+from benchmark.checking.pages import html_section
 from benchmark.containers.repeats import (
     PENALTY_SENTENCE,
     RAM_MEASURES,
@@ -224,9 +225,10 @@ def render(runs: list[Run], title: str, challenge: dict | None = None) -> str:
     """
     # A "<" inside a script element could end it, whatever is around it.
     data = json.dumps(page_data(runs, challenge), separators=(",", ":")).replace("<", "\\u003c")
-    parts = {"title": html.escape(title), "data": data}
+    checks = "".join(html_section(run.folder, run.team) for run in runs)
+    parts = {"title": html.escape(title), "data": data, "checks": checks}
     template = TEMPLATE.read_text(encoding="utf-8")
-    return re.sub(r"\{\{(title|data)\}\}", lambda place: parts[place[1]], template)
+    return re.sub(r"\{\{(title|data|checks)\}\}", lambda place: parts[place[1]], template)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

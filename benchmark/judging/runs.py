@@ -10,8 +10,10 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite, nan
 from pathlib import Path
 
+from benchmark.checking.pages import CHECK_JSON
 from benchmark.containers.areas import flare_area
 from benchmark.containers.repeats import PENALTY, figure, median_run, ram_measure
 from benchmark.containers.run_folder import EFFICIENCY_SUFFIX
@@ -199,12 +201,12 @@ def read_run(folder: Path) -> Run:
                 for table in folder.glob(PER_CASE_CSV)
                 for case, rows in _read_csv(table).items()
             },
-            environment=json.loads(environment.read_text()) if environment.is_file() else {},
+            environment=_read_object(environment) if environment.is_file() else {},
             **_read_scoring(folder / "accuracy.json"),
         )
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise RunError(f"{folder}: a table or JSON cannot be read ({error!r})") from error
-    if not run.cases:
+    if not run.cases and not (folder / CHECK_JSON).is_file():
         raise RunError(f"{folder}: neither TEAM{EFFICIENCY_SUFFIX} nor {PER_CASE_CSV} is there")
     return run
 
@@ -230,7 +232,7 @@ def _read_csv(path: Path) -> dict[str, list[dict[str, float | None]]]:
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             case = case_of(row.pop("Name"))
-            values = {column: float(text) if text else None for column, text in row.items()}
+            values = {column: _number(text) for column, text in row.items()}
             rows.setdefault(case, []).append(values)
     return rows
 
@@ -238,14 +240,15 @@ def _read_csv(path: Path) -> dict[str, list[dict[str, float | None]]]:
 def _read_measurements(folder: Path) -> dict[str, list[dict]]:
     measurements = {}
     for path in sorted(folder.glob("*.json")):
-        content = json.loads(path.read_text())
+        content = _read_object(path)
+        _insist_on_a_measurement(content)
         measurements.setdefault(case_of(content["case"]), []).append(content)
     return measurements
 
 
 def _read_scoring(path: Path) -> dict[str, object]:
     """What a scoring says beside its numbers: `in_reference` and `partial` of a `Run`."""
-    content = json.loads(path.read_text()) if path.is_file() else {}
+    content = _read_object(path) if path.is_file() else {}
     in_reference = {
         case_of(case["name"]): case["in_reference"]
         for case in content.get("cases", [])
@@ -258,3 +261,31 @@ def _middle(rows: list[dict[str, float | None]]) -> dict[str, float | None]:
     """Of a case's rows that of median time, of an even number the faster of the middle two."""
     ranked = sorted(rows, key=lambda row: row["Time"] or 0.0)
     return ranked[(len(ranked) - 1) // 2]
+
+
+def _read_object(path: Path) -> dict:
+    """A file that is one JSON object; ValueError where it is none, or holds NaN or infinity."""
+    content = json.loads(path.read_text(), parse_constant=_refuse_constant)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} is no JSON object")
+    return content
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _insist_on_a_measurement(content: dict) -> None:
+    """ValueError, or what else a wrong type raises, where it is none that can be shown."""
+    series = [values for values in content["samples"].values() if values]
+    numbers = [content["seconds"], *(number for values in series for number in values)]
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise ValueError(f"{content['case']} has samples that are no numbers")
+    if len({len(values) for values in series}) > 1 or not set(JSON_KEYS.values()) <= set(content):
+        raise ValueError(f"{content['case']} is incomplete")
+
+
+def _number(text: str | None) -> float | None:
+    """A cell of a table; None where it is empty, NaN or infinite, as of what was not measured."""
+    value = float(text) if text else nan
+    return value if isfinite(value) else None

@@ -18,20 +18,27 @@ report says so. Every structure says in how many references it is.
 
 import argparse
 import os
+import signal
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from benchmark.messages import say
 from benchmark.scoring.annotated import Annotated, CasesFileError, parse_labels, read_cases_file
 from benchmark.scoring.label_map import LabelMapError
 from benchmark.scoring.protocol import PROTOCOLS, Protocol
-from benchmark.scoring.scores import CaseScores, score_case
-from benchmark.scoring.tables import cases_with, official_summary, write_report
-from inference.files import SUFFIXES, case_name, find_cases
+from benchmark.scoring.scores import CaseScores, failed_case, score_case
+from benchmark.scoring.tables import (
+    PER_CASE_CSV,
+    cases_with,
+    official_summary,
+    per_case_csv,
+    write_report,
+)
+from benchmark.scoring.workers import WorkerDiedError, in_processes
+from inference.files import SUFFIXES, case_name, find_cases, write_atomically
 from inference.labels import ORGANS, TUMOR
 
 
@@ -119,29 +126,32 @@ def run(arguments: argparse.Namespace) -> int:
     unmatched = [
         path.name for path in find_cases(arguments.prediction) if path not in pairs.values()
     ]
-    try:
-        cases, unscored = score_cases(pairs, protocol, arguments.workers, annotated)
-    except BrokenProcessPool:
-        print(
-            "benchmark accuracy: a worker was killed; with little memory, lower --workers",
-            file=sys.stderr,
-        )
-        return 1
+    rules, unscored = _rules(list(pairs), protocol, annotated)
+    arguments.report.mkdir(parents=True, exist_ok=True)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:  # so that SIGTERM ends the processes as Ctrl-C does
+        cases, unusable = score_cases(pairs, rules, arguments.workers, arguments.report)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    unscored |= unusable
+    if annotated:
+        for case in cases:
+            if case_name(Path(case.name)) in annotated.stacks:
+                case.warnings.append("a stack of slices that do not touch: its NSD means little")
     if not cases:
         print("benchmark accuracy: no reference could be used", file=sys.stderr)
         return 1
     write_report(arguments.report, cases, unscored, unmatched, protocol, annotated)
     for name in unmatched:
-        print(f"  warning: {name} has no reference and was left out")
+        say(f"  warning: {name} has no reference and was left out", sys.stdout)
     summary = official_summary(cases)
     shown = [key for key in summary if key.startswith(("Organ", "Lesion"))]
     tumors = f" (a tumor in {cases_with(cases, TUMOR)} of {len(cases)} references)"
-    print(
-        ", ".join(f"{key} {summary[key]:.4f}" for key in shown) + tumors * ("Lesion_DSC" in shown)
-    )
+    line = ", ".join(f"{key} {summary[key]:.4f}" for key in shown)
+    say(line + tumors * ("Lesion_DSC" in shown), sys.stdout)
     if annotated:
-        print(f"not the official rule: {annotated.sentence()}")
-    print(f"report: {arguments.report / 'accuracy.md'}")
+        say(f"not the official rule: {annotated.sentence()}", sys.stdout)
+    say(f"report: {arguments.report / 'accuracy.md'}", sys.stdout)
     return int(bool(unscored) or any(case.failure for case in cases))
 
 
@@ -149,6 +159,20 @@ def _annotated(arguments: argparse.Namespace) -> Annotated | None:
     if arguments.labels:
         return Annotated(arguments.labels, {})
     return read_cases_file(arguments.cases) if arguments.cases else None
+
+
+def _rules(
+    references: list[Path], protocol: Protocol, annotated: Annotated | None
+) -> tuple[dict[Path, Protocol], dict[str, str]]:
+    """The rules of each reference; and the names of those without any, and why."""
+    rules, unscored = {}, {}
+    for reference in references:
+        try:
+            rules[reference] = annotated.rules(reference, protocol) if annotated else protocol
+        except CasesFileError as error:
+            unscored[reference.name] = str(error)
+            say(f"{reference.name}: not scored: {error}", sys.stdout)
+    return rules, unscored
 
 
 def prediction_of(reference: Path, folder: Path) -> Path:
@@ -161,54 +185,44 @@ def prediction_of(reference: Path, folder: Path) -> Path:
 
 
 def score_cases(
-    pairs: dict[Path, Path],
-    protocol: Protocol,
-    workers: int,
-    annotated: Annotated | None = None,
+    pairs: dict[Path, Path], rules: dict[Path, Protocol], workers: int, report: Path
 ) -> tuple[list[CaseScores], dict[str, str]]:
     """Score reference and prediction files in parallel, saying how it goes.
 
+    The table of cases is in the report as far as it goes at any time. A case whose scoring fails
+    or whose process dies counts as failed.
+
     Args:
         pairs: reference to prediction.
-        protocol: the rules.
+        rules: of each reference that is to be scored.
         workers: processes.
-        annotated: which labels count; None is the official rule, all of them.
+        report: the folder.
 
     Returns:
         The scores in the order of `pairs`, and for each reference that could not be used its file
         name and the reason.
     """
     scored, unscored = {}, {}
-    rules = {}
-    for reference in pairs:
-        try:
-            rules[reference] = annotated.rules(reference, protocol) if annotated else protocol
-        except CasesFileError as error:
-            unscored[reference.name] = str(error)
-            print(f"{reference.name}: not scored: {error}", flush=True)
-    with ProcessPoolExecutor(max(1, min(workers, len(rules)))) as pool:
-        futures = {
-            pool.submit(score_case, reference, pairs[reference], of_case): reference
-            for reference, of_case in rules.items()
-        }
-        try:
-            for done, future in enumerate(as_completed(futures), len(unscored) + 1):
-                reference = futures[future]
-                try:
-                    scored[reference] = future.result()
-                    if annotated and case_name(reference) in annotated.stacks:
-                        scored[reference].warnings.append(
-                            "a stack of slices that do not touch: its NSD means little"
-                        )
-                    lines = _progress(scored[reference])
-                except LabelMapError as error:
-                    unscored[reference.name] = str(error)
-                    lines = [f"{reference.name}: not scored, reference: {error}"]
-                print(f"[{done}/{len(pairs)}]", *lines, sep=" ", flush=True)
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    jobs = {path: (path, pairs[path], of_case) for path, of_case in rules.items()}
+    for done, (reference, result) in enumerate(in_processes(score_case, jobs, workers), 1):
+        if isinstance(result, LabelMapError):
+            unscored[reference.name] = str(result)
+            lines = [f"{reference.name}: not scored, reference: {result}"]
+        else:
+            if isinstance(result, Exception):
+                result = failed_case(reference.name, rules[reference], _why_died(result))
+            scored[reference] = result
+            lines = _progress(result)
+            rows = [scored[path] for path in pairs if path in scored]
+            write_atomically(report / PER_CASE_CSV, per_case_csv(rows).encode())
+        say(" ".join([f"[{done}/{len(jobs)}]", *lines]), sys.stdout)
     return [scored[path] for path in pairs if path in scored], unscored
+
+
+def _why_died(error: Exception) -> str:
+    if isinstance(error, WorkerDiedError):
+        return f"{error}; with little memory, lower --workers"
+    return f"{type(error).__name__}: {error}"
 
 
 def _progress(case: CaseScores) -> list[str]:

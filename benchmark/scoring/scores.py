@@ -146,6 +146,14 @@ def surface_area(mask: np.ndarray, spacing: tuple[float, float, float]) -> float
     return float(areas[codes[codes != 0]].sum())
 
 
+def failed_case(
+    name: str, protocol: Protocol, failure: str, in_reference: frozenset[int] = frozenset()
+) -> CaseScores:
+    """The scores of a case that failed: DSC 0 and NSD 0 of every structure."""
+    zeros = dict.fromkeys(protocol.tolerances_mm, 0.0)
+    return CaseScores(name, zeros, zeros.copy(), in_reference, failure=failure)
+
+
 def score_case(
     reference_path: Path, prediction_path: Path, protocol: Protocol = PROTOCOLS["flare23"]
 ) -> CaseScores:
@@ -165,19 +173,18 @@ def score_case(
     reference = read_label_map(reference_path)
     if not all(np.isfinite(step) and step > 0 for step in reference.spacing):
         raise LabelMapError(f"its voxel spacing is {joined(reference.spacing)} mm")
-    zeros = dict.fromkeys(protocol.tolerances_mm, 0.0)
     boxes = _bounding_boxes(reference.labels, max(protocol.tolerances_mm))
     present = _labels_in(boxes, protocol)
-    failed = CaseScores(reference_path.name, zeros, zeros.copy(), present)
     try:
         prediction = read_label_map(prediction_path)
     except LabelMapError as error:
-        return replace(failed, failure=f"prediction: {error}")
+        return failed_case(reference_path.name, protocol, f"prediction: {error}", present)
     if prediction.labels.shape != reference.labels.shape:
         shapes = (
             f"{joined(prediction.labels.shape)}, the reference {joined(reference.labels.shape)}"
         )
-        return replace(failed, failure=f"prediction: its shape is {shapes}")
+        failure = f"prediction: its shape is {shapes}"
+        return failed_case(reference_path.name, protocol, failure, present)
     scores = score_label_maps(
         reference.labels, prediction.labels, reference.spacing, protocol, reference_path.name
     )

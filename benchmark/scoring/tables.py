@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmark.markdown import cell
 from benchmark.scoring.annotated import Annotated
 from benchmark.scoring.protocol import COLUMNS, Protocol
 from benchmark.scoring.scores import CaseScores
@@ -122,7 +123,7 @@ def markdown_report(
     remarks += [f"{name}: **not scored**, reference: {why}" for name, why in unscored.items()]
     remarks += [f"{name}: a prediction without a reference, left out" for name in unmatched]
     if remarks:
-        lines += ["", "## Remarks", "", *(f"- {remark}" for remark in remarks)]
+        lines += ["", "## Remarks", "", *(f"- {cell(remark)}" for remark in remarks)]
     return "\n".join(lines) + "\n"
 
 

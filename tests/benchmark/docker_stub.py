@@ -3,7 +3,8 @@
 DOCKER_STUB names a folder. An image is a folder `images/NAME` with a `predict.sh` in it; an archive
 is a tar file with a `manifest.json` and the `predict.sh`, or the text of an image's name; a
 container is a process group with that script's copy beside links to the mounted folders. Every
-order is written to `orders`, one JSON list a line.
+order is written to `orders`, one JSON list a line. A container finds the options that it was
+started with in CONTAINER_OPTIONS.
 """
 
 import json
@@ -27,8 +28,12 @@ def image_folder(image: str) -> Path:
 
 
 def run_container() -> int:
+    if "/bin/bash" not in arguments:
+        print("docker: no such program in a stand-in's image.")
+        return 127
     image = arguments[arguments.index("/bin/bash") - 1]
-    if (image_folder(image) / "refused").exists():
+    if (refused := image_folder(image) / "refused").exists():
+        print(refused.read_text(), end="")
         print("docker: Error response from daemon: could not select device driver.")
         return 125
     name = arguments[arguments.index("--name") + 1]
@@ -36,14 +41,20 @@ def run_container() -> int:
     place = Path(tempfile.mkdtemp())
     shutil.copy(image_folder(image) / "predict.sh", place)
     for mount in mounts:
-        host, _, inside = mount.partition(":")
+        host, inside = mount.split(":")[:2]
         (place / Path(inside).name).symlink_to(host)
     container = subprocess.Popen(
-        arguments[arguments.index("/bin/bash") :], cwd=place, start_new_session=True
+        arguments[arguments.index("/bin/bash") :],
+        cwd=place,
+        env=os.environ | {"CONTAINER_OPTIONS": " ".join(arguments)},
+        start_new_session=True,
     )
     pid_file = stub / f"{name}.pid"
     pid_file.write_text(str(container.pid))
     (stub / f"{name}.started").touch()
+    if "--label" in arguments:
+        label = arguments[arguments.index("--label") + 1].partition("=")[2]
+        (stub / f"{name}.label").write_text(label)
     code = container.wait()
     pid_file.unlink(missing_ok=True)
     return code if code >= 0 else 128 - code
@@ -80,7 +91,10 @@ match arguments:
     case ["image", "inspect", *_, image]:
         if not image_folder(image).is_dir():
             sys.exit("Error: No such image: " + image)
-        print("sha256:" + "0" * 64)
+        if "{{json .}}" in arguments:
+            print(json.dumps({"Size": 10**9, "Os": "linux", "Architecture": "amd64"}))
+        else:
+            print("sha256:" + "0" * 64)
     case ["version", *_]:
         print("stand-in")
     case ["load", "-i", archive]:
@@ -99,8 +113,10 @@ match arguments:
     case ["container", "rm", "-f", _]:
         sys.exit(remove_container())
     case ["container", "ls", *_]:
+        labelled = any(word.startswith("label=") for word in arguments)
         for pid_file in stub.glob("*.pid"):
-            print(pid_file.stem)
+            label = pid_file.with_suffix(".label")
+            print(pid_file.stem, label.read_text() if labelled else "", sep="\t")
     case ["events", *_] if "event=start" in arguments:
         name = next(word for word in arguments if word.startswith("container=")).split("=")[1]
         if (stub / f"{name}.started").exists():

@@ -1,5 +1,10 @@
 import csv
 import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +15,7 @@ import surface_distance
 from PIL import Image
 
 from benchmark.__main__ import main
+from benchmark.scoring import accuracy
 from benchmark.scoring.label_map import as_labels
 from benchmark.scoring.protocol import COLUMNS, PROTOCOLS
 from benchmark.scoring.scores import score_case, score_label_maps, surface_area, surface_dice
@@ -445,3 +451,53 @@ def test_labels_that_are_none_are_wrong_usage(partly_labelled, labels, capsys):
         score_folders(partly_labelled, "--labels", labels, "--report", str(partly_labelled / "r"))
     assert stopped.value.code == 2
     assert "1,4" in capsys.readouterr().err
+
+
+def _dies_or_scores(reference, prediction, protocol):
+    if reference.name == "dies.nii":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if reference.name == "breaks.nii":
+        raise RuntimeError("no luck")
+    if reference.name == "waits.nii":
+        time.sleep(1000)
+    return score_case(reference, prediction, protocol)
+
+
+@pytest.fixture
+def some_die(tmp_path, monkeypatch):
+    for folder in ("reference", "prediction"):
+        for name in ("a", "breaks", "dies", "z"):
+            save(tmp_path / folder / f"{name}.nii", np.ones((4, 4, 4), np.uint8))
+    monkeypatch.setattr(accuracy, "score_case", _dies_or_scores)
+    return tmp_path
+
+
+def test_a_worker_that_dies_costs_its_case(some_die):
+    report = some_die / "report"
+    assert score_folders(some_die, "--report", str(report), "--workers", "2") == 1
+    cases = json.loads((report / "accuracy.json").read_text())["cases"]
+    assert {case["name"]: case["failure"] is None for case in cases} == {
+        "a.nii": True, "breaks.nii": False, "dies.nii": False, "z.nii": True
+    }  # fmt: skip
+    failures = {case["name"]: case["failure"] for case in cases}
+    assert "its process ended with -9; with little memory" in failures["dies.nii"]
+    assert failures["breaks.nii"] == "RuntimeError: no luck"
+
+
+def test_sigterm_ends_the_workers_and_keeps_the_rows(some_die):
+    for folder in ("reference", "prediction"):
+        (some_die / folder / "dies.nii").rename(some_die / folder / "waits.nii")
+    table = some_die / "report" / "accuracy_per_case.csv"
+
+    def stop_when_all_but_one_are_there():
+        while not table.exists() or len(table.read_text().splitlines()) < 4:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_when_all_but_one_are_there, daemon=True).start()
+    with pytest.raises(SystemExit) as stopped:
+        score_folders(some_die, "--report", str(some_die / "report"), "--workers", "2")
+    assert stopped.value.code == 143
+    assert multiprocessing.active_children() == []
+    names = [row["Name"] for row in csv.DictReader(table.open())]
+    assert names == ["a.nii", "breaks.nii", "z.nii"]

@@ -1,12 +1,16 @@
 """Containers that cheat or break: their own row suffers, the host's files and the run do not."""
 
 import os
+import subprocess
 import threading
+import time
 from pathlib import Path
 from subprocess import CompletedProcess
+from unittest import mock
 
 import nibabel
 import numpy as np
+import psutil
 import pytest
 from test_efficiency import (
     StandInEngine,
@@ -14,11 +18,16 @@ from test_efficiency import (
     read_case,
     read_table,
     run_efficiency,
+    running,
     save,
+    start_efficiency,
+    wait_for,
 )
 
-from benchmark.containers import targets
+from benchmark.containers import apart, targets
 from benchmark.containers.collecting import LogWriter, RefusedError, collect, open_left_file
+from benchmark.containers.engine import remove_abandoned
+from benchmark.containers.orphans import orphans_ended
 from benchmark.containers.targets import Container, MemoryLimit
 from inference.volume import VolumeError, read_volume
 
@@ -173,3 +182,94 @@ def test_a_pipe_as_a_prediction_fails_its_case(tmp_path):
     scores = score_case(reference, Path(pipe))
     assert "not a regular file" in scores.failure
     assert nibabel.load(reference).shape == (6, 5, 4)
+
+
+@pytest.mark.slow
+def test_a_daemon_that_left_its_group_and_its_parent_is_ended(tmp_path):
+    marker = f"97{os.getpid()}"
+    # The daemon's parents are gone before anybody could have seen it below the command.
+    forks = f"(setsid sh -c '(setsid sleep {marker} > /dev/null 2>&1 &) &')"
+    done = run_efficiency(
+        *("--inputs", make_inputs(tmp_path / "in", "a"), "--outputs", tmp_path / "out"),
+        *("--report", tmp_path / "report"),
+        *("--command", f"{forks}; cp {{inputs}}/a_0000.nii.gz {{outputs}}/a.nii.gz"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert running(marker) == []
+
+
+def test_the_harness_own_children_are_no_orphans():
+    with subprocess.Popen(["sleep", "1000"]) as own:
+        with orphans_ended():
+            started = subprocess.Popen(["sleep", "1000"])
+        assert own.poll() is None
+        own.kill()
+    assert not psutil.pid_exists(started.pid)
+
+
+@pytest.mark.slow
+def test_a_killed_harness_leaves_a_container_that_the_next_removes(tmp_path):
+    engine = StandInEngine(tmp_path / "engine")
+    engine.make_image("left", "touch outputs/started; sleep 1000\n")
+    engine.make_image("next", "cp inputs/a_0000.nii.gz outputs/a.nii.gz\n")
+    inputs = make_inputs(tmp_path / "in", "a")
+
+    def places(name):
+        folders = ("--outputs", tmp_path / f"out-{name}", "--report", tmp_path / f"run-{name}")
+        return ("--inputs", inputs, *folders, "--image", name)
+
+    harness = start_efficiency(*places("left"), **engine.environment)
+    wait_for(lambda: engine.containers("left"))
+    wait_for(lambda: list(engine.folder.glob("left-*.label")))
+    (container,) = engine.containers("left")
+    with mock.patch.dict(os.environ, engine.environment):
+        remove_abandoned()
+    assert engine.containers("left") == [container]  # its harness lives
+    harness.kill()
+    harness.wait()
+    done = run_efficiency(*places("next"), **engine.environment)
+    assert done.returncode == 0, done.stderr
+    assert f"removing {container}" in done.stderr
+    assert engine.containers("left") == []
+
+
+@pytest.mark.parametrize(
+    ("worst", "words"),
+    [
+        (lambda path, image: bytearray(40 << 30), "takes more than 1,024 MB"),
+        (lambda path, image: os._exit(9), "ended the reader"),
+        (lambda path, image: time.sleep(1000), "took more than 1 s"),
+        (lambda path, image: {}["a"], "reading it failed: KeyError"),
+    ],
+)
+def test_whatever_a_label_map_does_to_its_reader_costs_its_case(monkeypatch, worst, words):
+    monkeypatch.setattr(apart, "_START", "fork")  # so that the reader has the stand-in
+    monkeypatch.setattr(apart, "_BASE_SECONDS", 1.0)
+    monkeypatch.setattr(apart, "check_output", worst)
+    check = apart.check_output_apart(Path("a"), Path("b"), (2, 2, 2))
+    assert words in check.problems[0]
+    assert not check.scorable
+
+
+def test_a_full_disk_does_not_make_a_container_wait():
+    read_end, write_end = os.pipe()
+    writer = LogWriter(read_end, Path("/dev/full"))
+    writer.start()
+    for _ in range(50):  # more than a pipe holds
+        os.write(write_end, bytes(1 << 16))
+    os.close(write_end)
+    writer.join(10)
+    assert not writer.is_alive()
+
+
+def test_an_engine_that_warns_before_it_refuses_stops_the_run(tmp_path):
+    engine = StandInEngine(tmp_path / "engine")
+    engine.make_image("team", "true\n")
+    (engine.folder / "images/team/refused").write_text("WARNING: forwarding is disabled.\n")
+    done = run_efficiency(
+        *("--inputs", make_inputs(tmp_path / "in", "a"), "--outputs", tmp_path / "out"),
+        *("--report", tmp_path / "report", "--image", "team"),
+        **engine.environment,
+    )
+    assert done.returncode == 2
+    assert "could not select device driver" in done.stderr

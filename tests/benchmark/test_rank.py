@@ -418,7 +418,7 @@ def test_compare_refuses_the_ram_of_a_container_against_a_command(tmp_path, caps
         image is None
     )
     assert "a has no scores" in page
-    assert f"--report {a}` makes them" in page
+    assert f"--report {a} makes them" in page
     assert main(["rank", str(a), str(b), "--report", str(tmp_path / "out")]) == 0
     assert ("were not read in the same way" in capsys.readouterr().out) == (image is None)
 

@@ -129,7 +129,7 @@ def markdown_page(results: dict[str, list[dict]], environment: dict) -> str:
         "75,269 MB·s to 762,258 MB·s, without tolerance."
     )
     lines = "\n".join(f"- {note}" for note in notes)
-    return f"# Efficiency of {environment['team']}\n\n{markdown_table(results)}\n\n{lines}\n"
+    return f"# Efficiency of {cell(environment['team'])}\n\n{markdown_table(results)}\n\n{lines}\n"
 
 
 def ram_notes(runs: Iterable[dict]) -> list[str]:

@@ -13,7 +13,10 @@ from inference.labels import LABEL_NAMES, ORGANS
 from synthetic.phantom import draw_phantom, write_nifti
 
 _ROOT = Path(__file__).parents[1]
-_SEED = 2023  # not among the seeds that the demonstration weights were trained on
+# Not among the seeds that the demonstration weights were trained on, and chosen for its tumor of
+# 43 mL, that a reader sees one found. Of the 24 seeds from 2023 on the weights find 14 patients'
+# tumors with a DSC over 0.5, mean 0.60; they miss six altogether, four of them below 3 mL.
+_SEED = 2027
 _SHAPE = (100, 512, 512)
 _SPACING = (2.5, 0.8, 0.8)
 
@@ -65,5 +68,9 @@ def run(options: argparse.Namespace) -> int:
         print(f"  {LABEL_NAMES[label]:<20}{scores.dsc[label]:.3f}")
     mean = sum(scores.dsc[organ] for organ in ORGANS) / len(ORGANS)
     print(f"  {'mean of the organs':<20}{mean:.3f}")
+    print(
+        "The tumor is a large one (43 mL), chosen to be seen: over 24 such patients these weights "
+        "reach a mean tumor DSC of 0.60 and miss four of the five below 3 mL."
+    )
     print(f"\nLook at {folder / 'predictions' / f'{name}.png'}")
     return 0

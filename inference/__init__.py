@@ -9,6 +9,11 @@ The case flows through five modules, in this order:
     label_map.py   write      label map -> NIfTI file on the input's own grid
 
 `service.py` runs a folder of cases through them, `files.py` finds and writes files, `memory.py`
-knows what fits, `options.py` and `command.py` are the command line and `__main__.py` how it starts
+knows what fits, `shards.py` which cases are this machine's. `flags.py` says what to doubt,
+`provenance.py` what made a label map; `statistics.py` and `manifest.py` keep it, in `records.py`.
+`options.py` and `command.py` are the command line; `__main__.py` and `signals.py` are how it starts
 and ends.
 """
+
+__version__ = "0.1.0"
+"""Of the program: the one place that says it. It stands in every label map's header."""

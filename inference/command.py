@@ -4,21 +4,24 @@ import argparse
 import contextlib
 import logging
 import os
-import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, TextIO
 
-from inference.files import one_line, printable
+from inference.colours import write_colour_tables
+from inference.files import discard_unfinished, one_line, printable
+from inference.flags import count_in_words, in_words
 from inference.memory import PROCESS_BYTES, MemoryBudget, memory_limit, slice_bytes
 from inference.options import parse_arguments
 from inference.phases import LOG_VARIABLE, PhaseTimer
+from inference.provenance import Provenance
+from inference.records import Records
 from inference.service import STAGES, Case, Service
-from inference.statistics import StatisticsTable
+from inference.signals import Stopped, signals_raise
 from inference.weights import default_weights, read_metadata
 
 if TYPE_CHECKING:
@@ -44,7 +47,26 @@ def _import_torch() -> None:
     del torch._meta_registrations
 
 
-def _make_predictor(options: argparse.Namespace, timer: PhaseTimer, memory: int) -> "Predictor":
+def find_weights(options: argparse.Namespace) -> Path:
+    """The weights' file that options ask for; torch is imported only where the device decides.
+
+    Raises:
+        ValueError: the device asked for is not there.
+    """
+    if options.weights is not None:
+        return options.weights
+    on_cpu, on_cuda = (default_weights(on_cuda=on_cuda)[0] for on_cuda in (False, True))
+    if on_cpu == on_cuda or options.device == "cpu":
+        return on_cpu
+    _import_torch()
+    from inference.prediction import choose_device
+
+    return on_cuda if choose_device(options.device).type == "cuda" else on_cpu
+
+
+def _make_predictor(
+    options: argparse.Namespace, timer: PhaseTimer, memory: int, provenance: Provenance
+) -> "Predictor":
     """Import torch and put the network on the device.
 
     Raises:
@@ -69,14 +91,19 @@ def _make_predictor(options: argparse.Namespace, timer: PhaseTimer, memory: int)
             gpu_memory_mb=options.gpu_memory,
             host_bytes=max(0, memory - PROCESS_BYTES) // 2,
         )
+    precision = str(predictor.dtype).removeprefix("torch.")
+    on_cuda = device.type == "cuda"
+    provenance.device = torch.cuda.get_device_name(device) if on_cuda else "cpu"
+    provenance.precision = precision
     if not options.quiet:
         if device.type == "cuda":
             where = f"{torch.cuda.get_device_name(device)} ({device})"
         else:
             reason = "" if options.device == "cpu" else "No CUDA device found: running on "
             where = f"{reason}the CPU, {torch.get_num_threads()} threads"
-        precision = str(predictor.dtype).removeprefix("torch.")
         _say(f"{where}, {precision}, {weights.name}{why}")
+    if predictor.metadata.warning:
+        _say(f"warning: {weights.name}: {predictor.metadata.warning}")
     return predictor
 
 
@@ -84,32 +111,6 @@ def _say(line: str, stream: TextIO | None = None) -> None:
     """Print a line; a terminal, pipe or disk that is gone or full must not cost a case."""
     with contextlib.suppress(OSError, ValueError):
         print(printable(line), file=stream or sys.stderr, flush=True)
-
-
-class _Stopped(KeyboardInterrupt):
-    """A signal asked the run to end."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
-
-
-@contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Turn SIGTERM and Ctrl-C into `_Stopped`; what is ignored stays so."""
-
-    def stop(number: int, _frame: object) -> None:
-        raise _Stopped(number)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number, handler in before.items():
-        if handler != signal.SIG_IGN:
-            signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _Progress:
@@ -143,6 +144,8 @@ class _Progress:
             _say(f"error: {case.path}: {case.reason}")
         elif not self.quiet:
             _say(f"[{self.ended}/{self.total}] {case.name}: {case.status}")
+            if case.flags:
+                _say(f"look at {case.name}: {in_words(case.flags)}")
 
 
 def _table(cases: list[Case], timer: PhaseTimer) -> str:
@@ -183,15 +186,20 @@ def make_service(
     warnings.filterwarnings("ignore")  # of libraries, in the middle of our lines; what matters of
     logging.getLogger("nibabel").setLevel(logging.CRITICAL)  # a file is told by our own errors
     memory = memory_limit() if memory is None else memory
+    provenance = Provenance(lambda: find_weights(options), options.organs)
     return Service(
         output=options.output,
-        make_predictor=lambda: _make_predictor(options, timer, memory),
+        make_predictor=lambda: _make_predictor(options, timer, memory, provenance),
         timer=timer,
+        provenance=provenance,
         keep_existing=options.keep_existing,
         budget=MemoryBudget(memory - PROCESS_BYTES),
         network_bytes=_network_bytes(options.weights),
+        labels=options.organs,
+        per_organ=options.per_organ,
         with_statistics=options.statistics is not None,
         with_preview=options.preview,
+        with_about=options.manifest is not None,
         on_slices=on_slices,
         on_case=on_case,
     )
@@ -214,7 +222,8 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
 
     Args:
         options: of `parse_arguments`.
-        make: called as `make_service`; makes what runs the cases, here or elsewhere.
+        make: called as `make_service`; makes what runs the cases, here or elsewhere: its `run`,
+            and `stop` if it has one, are called as `Service`'s, its `has_records` is set.
 
     Returns:
         0 if every case is done (or was before), 1 if some failed, 2 for wrong usage, 143 if SIGTERM
@@ -223,39 +232,46 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
     start = time.monotonic()
     log = os.environ.get(LOG_VARIABLE)
     timer = PhaseTimer(Path(log) if log else None, warn=lambda text: _say(f"warning: {text}"))
-    table = None
-    if options.statistics:
-        try:
-            table = StatisticsTable(options.statistics, keep=options.keep_existing)
-        except (OSError, ValueError) as error:
-            _say(f"error: --statistics {options.statistics}: {one_line(error)}")
-            return 2
     progress = _Progress(len(options.paths), quiet=options.quiet)
+    service = make(options, timer, on_slices=progress.on_slices, on_case=lambda case: end(case))
+    try:
+        if options.colours:
+            write_colour_tables(options.output)
+    except OSError as error:
+        _say(f"error: --colours: {one_line(error)}")
+        return 2
+    try:
+        records = Records(
+            options.statistics,
+            options.manifest,
+            keep=options.keep_existing,
+            timer=timer,
+            provenance=Provenance(lambda: find_weights(options), options.organs),
+        )
+    except ValueError as error:
+        _say(f"error: {one_line(error)}")
+        return 2
+    service.has_records = records.has
 
     def end(case: Case) -> None:
-        if table and case.statistics:
-            try:
-                table.add(case.statistics)
-            except OSError as error:
-                case.warnings.append(f"{options.statistics}: {one_line(error)}")
+        records.add(case)
         progress.on_case(case)
 
-    service = make(options, timer, on_slices=progress.on_slices, on_case=end)
     stopped = None
     try:
-        with _signals_raise():
+        with signals_raise(getattr(service, "stop", None)):
             cases = service.run(options.paths)
     except (ValueError, OSError) as error:
         _say(f"error: {one_line(error)}")
         return 2
-    except _Stopped as signalled:
+    except Stopped as signalled:
         stopped = signalled
-    if table:
-        try:
-            table.write()
-        except OSError as error:
-            _say(f"error: --statistics {options.statistics}: {one_line(error)}")
-            return 1 if stopped is None else 128 + stopped.number
+        discard_unfinished()
+    try:
+        records.close()
+    except ValueError as error:
+        _say(f"error: {one_line(error)}")
+        return 1 if stopped is None else 128 + stopped.number
     if stopped:
         _say(f"stopped by {stopped}: the label maps written so far are whole")
         return 128 + stopped.number
@@ -265,6 +281,8 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
         for line in _table(cases, timer).splitlines():
             _say(line, sys.stdout)
         done = f"{len(cases) - failed} of {len(cases)} cases in {elapsed:.1f} s"
+        if flagged := count_in_words(case.flags for case in cases if case.status != "failed"):
+            _say(flagged, sys.stdout)
         _say(f"{done}: {options.output}", sys.stdout)
     return 1 if failed else 0
 

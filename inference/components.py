@@ -1,13 +1,27 @@
 """The largest connected component of each organ (paper section 2.3)."""
 
+from typing import NamedTuple
+
 import cc3d
 import numpy as np
 
-from inference.labels import ORGANS
+from inference.labels import LABEL_NAMES, ORGANS
 
 # Slices labelled at once. Component numbers take four bytes a voxel, so a slab's stay small enough
 # for the allocator to use the same memory for each, and the whole volume's never exist.
 _SLAB = 16
+
+
+class ComponentSizes(NamedTuple):
+    """What was kept of each label, and the most that was cleared in one piece.
+
+    Attributes:
+        kept: (labels,), voxels by label.
+        next_largest: (labels,), voxels of the largest component that was cleared; 0 where none was.
+    """
+
+    kept: np.ndarray
+    next_largest: np.ndarray
 
 
 def _bounding_box(label_map: np.ndarray) -> tuple[slice, slice, slice]:
@@ -39,7 +53,7 @@ def _join(count: int, pairs: np.ndarray) -> np.ndarray:
         joined = lower
 
 
-def keep_largest_components(label_map: np.ndarray) -> None:
+def keep_largest_components(label_map: np.ndarray) -> ComponentSizes:
     """Clear all but the largest 6-connected component of each of the 13 organs, in place.
 
     Tumor keeps all its components. Of two components of the same size the one met first is kept:
@@ -47,11 +61,15 @@ def keep_largest_components(label_map: np.ndarray) -> None:
 
     Args:
         label_map: (slices, rows, columns), uint8.
+
+    Returns:
+        The sizes that were found on the way.
     """
+    found = ComponentSizes(*np.zeros((2, len(LABEL_NAMES)), np.int64))
     inside = label_map[_bounding_box(label_map)]
     slabs = [inside[start : start + _SLAB] for start in range(0, len(inside), _SLAB)]
     if not slabs:
-        return
+        return found
 
     # A slab's components are parts of the whole's, numbered in the order they are met.
     parts, label_of, sizes, pairs = [], [], [], [np.empty((0, 2), np.int64)]
@@ -83,13 +101,20 @@ def keep_largest_components(label_map: np.ndarray) -> None:
     whole_sizes = np.zeros(count, np.int64)
     np.add.at(whole_sizes, first_part, sizes)
     kept = ~np.isin(label_of, ORGANS)
-    for organ in ORGANS:
-        candidates = np.flatnonzero((label_of == organ) & (first_part == np.arange(count)))
-        if candidates.size:
-            kept[candidates[np.argmax(whole_sizes[candidates])]] = True
+    for label in range(1, len(LABEL_NAMES)):
+        candidates = np.flatnonzero((label_of == label) & (first_part == np.arange(count)))
+        if label not in ORGANS:
+            found.kept[label] = whole_sizes[candidates].sum()
+        elif candidates.size:
+            largest = candidates[np.argmax(whole_sizes[candidates])]
+            kept[largest] = True
+            found.kept[label] = whole_sizes[largest]
+            others = candidates[candidates != largest]
+            found.next_largest[label] = whole_sizes[others].max(initial=0)
     kept = kept[first_part]
     for slab, part in zip(slabs, parts, strict=True):
         keeps = kept[part]
         if not keeps.all():
             labelled = slab != 0
             slab[labelled] = slab[labelled] * keeps
+    return found

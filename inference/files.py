@@ -8,6 +8,8 @@ from pathlib import Path
 
 SUFFIXES = (".nii.gz", ".nii")
 
+_unfinished: set[Path] = set()  # temporary files that are being written
+
 
 def case_name(path: Path) -> str:
     """NAME of `NAME_0000.nii.gz`, `NAME.nii.gz` and the same with `.nii` (challenge rule).
@@ -114,6 +116,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{secrets.token_hex(8)}.partial")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(temporary, flags, 0o666)
+    _unfinished.add(temporary)
     try:
         with os.fdopen(descriptor, "wb", buffering=0) as file:
             view = memoryview(data).cast("B")
@@ -125,3 +128,12 @@ def write_atomically(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+    finally:
+        _unfinished.discard(temporary)
+
+
+def discard_unfinished() -> None:
+    """Remove the temporary files of a process that ends at once, in whatever thread they are."""
+    for temporary in list(_unfinished):
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

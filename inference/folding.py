@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.nn.utils import fuse_conv_bn_eval
 
 from inference.model import Attention, AttentionUNet, Decoder
+from inference.winograd import WinogradConvolution, suits
 
 # On a CPU torch interpolates channels-last maps along their channels: with as few as the slim
 # network has, three times slower than row by row.
@@ -37,6 +38,13 @@ def _has_fused_kernels(device_type: str, dtype: torch.dtype) -> bool:
     )
 
 
+def _is_fused(layer: nn.Conv2d, features: Tensor) -> bool:
+    """Whether this convolution of these maps goes to oneDNN, with what follows it."""
+    if isinstance(layer, WinogradConvolution):
+        return False
+    return _has_fused_kernels(features.device.type, features.dtype)
+
+
 class ConvolutionRelu(nn.Module):
     """A convolution and a ReLU.
 
@@ -51,7 +59,7 @@ class ConvolutionRelu(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(N, in, H, W) to (N, out, H, W)."""
         layer = self.convolution
-        if _has_fused_kernels(features.device.type, features.dtype):
+        if _is_fused(layer, features):
             geometry = (layer.padding, layer.stride, layer.dilation, layer.groups)
             return torch.ops.mkldnn._convolution_pointwise(
                 features, layer.weight, layer.bias, *geometry, "relu", [], None
@@ -61,7 +69,7 @@ class ConvolutionRelu(nn.Module):
 
 def _add_convolution(total: Tensor, features: Tensor, layer: nn.Conv2d, *, relu: bool) -> Tensor:
     """`total + layer(features)`, then a ReLU if asked for, in the memory of `total`."""
-    if _has_fused_kernels(features.device.type, features.dtype):
+    if _is_fused(layer, features):
         geometry = (layer.padding, layer.stride, layer.dilation, layer.groups)
         after = "relu" if relu else None
         return torch.ops.mkldnn._convolution_pointwise_.binary(
@@ -270,8 +278,18 @@ def _folded(layers: nn.Sequential) -> nn.Sequential:
     return folded
 
 
+def _use_winograd(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.Conv2d) and suits(child):
+            setattr(module, name, WinogradConvolution(child))
+        else:
+            _use_winograd(child)
+
+
 @torch.no_grad()
-def fold(network: AttentionUNet, *, merges_upsampling: bool = True) -> FoldedUNet:
+def fold(
+    network: AttentionUNet, *, merges_upsampling: bool = True, winograd: bool = False
+) -> FoldedUNet:
     """Turn a trained network into its inference form.
 
     Args:
@@ -280,9 +298,13 @@ def fold(network: AttentionUNet, *, merges_upsampling: bool = True) -> FoldedUNe
         merges_upsampling: whether each transposed convolution and the convolution after it run as
             one (`MergedUpsampling`). Faster on every CPU and width measured
             (benchmark/results/waterfall-cpu.md).
+        winograd: whether wide 3x3 convolutions run as `WinogradConvolution`, for fp32 on a CPU.
 
     Returns:
         Z-scored slices (N, 1, H, W) to logits (N, num_classes, H, W), in evaluation mode. The
         classifiers, which only training needs, are not part of it.
     """
-    return FoldedUNet(network.eval(), merges_upsampling=merges_upsampling).requires_grad_(False)
+    folded = FoldedUNet(network.eval(), merges_upsampling=merges_upsampling)
+    if winograd:
+        _use_winograd(folded)
+    return folded.requires_grad_(False)

@@ -17,7 +17,9 @@ from inference.files import (
     printable,
     why_not_a_volume,
 )
+from inference.labels import LABEL_NAMES
 from inference.phases import LOG_VARIABLE
+from inference.shards import parse_shard, shard_file, shard_of
 
 _ROOT = Path(__file__).parents[1]
 
@@ -80,10 +82,57 @@ def make_parser() -> argparse.ArgumentParser:
         "--preview", action="store_true", help="write a contact sheet NAME.png for each case"
     )
     parser.add_argument(
-        "--keep-existing", action="store_true", help="skip cases whose label map is there already"
+        "--keep-existing",
+        action="store_true",
+        help="skip cases whose label map is there already, whole, on its input's grid, and made by "
+        "these weights and this version",
+    )
+    parser.add_argument(
+        "--manifest",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="append a line of JSON for each case as it ends: input and its SHA-256, weights, "
+        "versions, seconds, volumes, flags",
+    )
+    parser.add_argument(
+        "--shard",
+        metavar="I/N|auto|auto/N",
+        help="only the I-th (from 0) of N parts of the cases, balanced by file size; auto takes it "
+        "from a Slurm array, auto/N takes the index from it or from a Kubernetes Indexed Job. The "
+        "files of --statistics and --manifest get the shard in their names: volumes.0-of-4.csv",
+    )
+    parser.add_argument(
+        "--organs",
+        type=_labels,
+        default=(),
+        metavar="NAME,NAME…",
+        help="only these in the label maps, such as liver,left-kidney; tables, pictures and flags "
+        "are of all",
+    )
+    parser.add_argument(
+        "--per-organ",
+        action="store_true",
+        help="write a mask NAME/liver.nii.gz of each organ beside NAME.nii.gz as well",
+    )
+    parser.add_argument(
+        "--colours",
+        action="store_true",
+        help="write names and colours of the labels for 3D Slicer and ITK-SNAP into the output "
+        "folder",
     )
     parser.add_argument("--quiet", action="store_true", help="print errors only")
     return parser
+
+
+def _labels(text: str) -> tuple[int, ...]:
+    """The labels of a list of names such as liver,left-kidney, ascending."""
+    numbers = {name: number for number, name in enumerate(LABEL_NAMES) if number}
+    names = [re.sub("[-_ ]+", " ", name.strip().lower()) for name in text.split(",")]
+    unknown = [name for name in names if name not in numbers]
+    if unknown:
+        known = ", ".join(name.replace(" ", "-") for name in numbers)
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: choose of {known}")
+    return tuple(sorted({numbers[name] for name in names}))
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -115,8 +164,23 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(printable(f"--output {options.output}: {one_line(error)}"))
     if not os.access(options.output, os.W_OK):
         parser.error(printable(f"--output {options.output}: not writable"))
-    _protect_inputs(options, parser)
+    shard = _parse_shard(options, parser) if options.shard else None
+    _protect_inputs(options, parser)  # those of other shards too
+    if shard:
+        options.paths = shard_of(options.paths, *shard)
     return options
+
+
+def _parse_shard(options: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[int, int]:
+    """Which shard of how many; its table and manifest get names of their own."""
+    try:
+        shard = parse_shard(options.shard, os.environ)
+    except ValueError as error:
+        parser.error(f"--shard {one_line(error)}")
+    for name in ("statistics", "manifest"):
+        if path := getattr(options, name):
+            setattr(options, name, shard_file(path, *shard))
+    return shard
 
 
 def _find_inputs(source: Path, parser: argparse.ArgumentParser) -> list[Path]:
@@ -141,6 +205,7 @@ def _protect_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser
     written = {
         "--output": [options.output / f"{case_name(path)}.nii.gz" for path in inputs.values()],
         "--statistics": [options.statistics] if options.statistics else [],
+        "--manifest": [options.manifest] if options.manifest else [],
     }
     for flag, paths in written.items():
         for path in paths:

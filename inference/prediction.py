@@ -128,7 +128,9 @@ class Predictor:
             network.load_state_dict(in_fp32, assign=True)
         except RuntimeError as error:
             raise ValueError("the weights are not those of the network their file names") from error
-        self.network = fold(network).to(device, self.dtype, memory_format=torch.channels_last)
+        winograd = device.type == "cpu" and self.dtype == torch.float32
+        network = fold(network, winograd=winograd)
+        self.network = network.to(device, self.dtype, memory_format=torch.channels_last)
         if device.type == "cuda":
             free, total = (size / 2**20 for size in torch.cuda.mem_get_info(device))
             wanted = free if gpu_memory_mb is None else gpu_memory_mb - _CUDA_CONTEXT_MB

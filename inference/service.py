@@ -15,12 +15,23 @@ from typing import TYPE_CHECKING
 import nibabel
 import numpy as np
 
-from inference.components import keep_largest_components
+from inference.components import ComponentSizes, keep_largest_components
 from inference.files import case_name, file_identity, one_line, printable, why_not_a_volume
+from inference.flags import Flag, find_flags
 from inference.intensity import percentiles
-from inference.label_map import is_label_map_of, label_map_header, write_label_map
+from inference.label_map import (
+    is_label_map_of,
+    label_map_header,
+    only,
+    read_label_map,
+    write_label_map,
+    write_organ_masks,
+)
+from inference.labels import LABEL_NAMES
+from inference.manifest import describe_content, describe_grid
 from inference.memory import MemoryBudget, case_bytes, memory_limit
 from inference.phases import PhaseTimer
+from inference.provenance import Provenance
 from inference.statistics import LabelStatistics, label_statistics
 from inference.volume import Volume, read_volume
 
@@ -42,7 +53,11 @@ class Case:
         reason: why it failed, in one line.
         warnings: what else went wrong and costs no label map; why one that was there is made again.
         shape: as the file's header says it, (i, j, k), once read.
+        kept: its label map was there before; what is said of it elsewhere may be missing.
+        sizes: voxels by label, of the label map and of what was cleared.
+        flags: doubts about the label map.
         statistics: of the label map, if asked for.
+        about: what a manifest says of the input, if asked for.
         volume, window, label_map: what the stages hand on; dropped when the case ends.
         memory: bytes taken of the budget.
     """
@@ -53,7 +68,11 @@ class Case:
     reason: str = ""
     warnings: list[str] = field(default_factory=list)
     shape: tuple[int, ...] = ()
+    kept: bool = False
+    sizes: ComponentSizes | None = None
+    flags: list[Flag] = field(default_factory=list)
     statistics: list[LabelStatistics] = field(default_factory=list)
+    about: dict = field(default_factory=dict)
     volume: Volume | None = None
     window: tuple[float, ...] = ()
     label_map: np.ndarray | None = None
@@ -69,11 +88,17 @@ class Service:
         make_predictor: imports torch and puts the network on its device; called once, while the
             first volume is being read.
         timer: to which every phase is reported.
-        keep_existing: leave a case alone whose whole label map is there.
+        provenance: what makes the label maps, as their headers say it; None: the program alone.
+        keep_existing: leave a case alone whose whole label map by the same maker is there.
+        has_records: tells of a case's name whether all that was asked for besides its label map is
+            there too; if not, a label map that is kept is read again for it.
         budget: of memory, which the cases under way share; a case that it can never hold fails.
         network_bytes: what the network takes for a slice, by its pixels and their size, mm.
+        labels: that label maps show; () for all. Statistics, previews and flags are of all.
+        per_organ: write a mask of each label into a folder `NAME` as well.
         with_statistics: compute `Case.statistics`.
         with_preview: write a contact sheet `NAME.png` beside each label map.
+        with_about: fill `Case.about`.
         on_slices: called with a case and the number of its slices just predicted.
         on_case: called with each case when it has ended; from one of two threads.
     """
@@ -81,13 +106,34 @@ class Service:
     output: Path
     make_predictor: Callable[[], "Predictor"]
     timer: PhaseTimer
+    provenance: Provenance | None = None
     keep_existing: bool = False
+    has_records: Callable[[str], bool] = lambda name: True
     budget: MemoryBudget = field(default_factory=lambda: MemoryBudget(memory_limit()))
     network_bytes: Callable[[int, float], int] = lambda pixels, pixel_mm: 0
+    labels: tuple[int, ...] = ()
+    per_organ: bool = False
     with_statistics: bool = False
     with_preview: bool = False
+    with_about: bool = False
     on_slices: Callable[[Case, int], None] = lambda case, slices: None
     on_case: Callable[[Case], None] = lambda case: None
+    _predicting: bool = field(default=False, init=False)
+    _stop: BaseException | None = field(default=None, init=False)
+
+    @property
+    def _maker(self) -> str | None:
+        return self.provenance.made_by if self.provenance else None
+
+    def stop(self, error: BaseException) -> bool:
+        """Ask to end with an error as soon as the case that is being predicted is written.
+
+        Returns:
+            Whether it will; if no case is being predicted there is nothing to wait for.
+        """
+        if self._predicting:
+            self._stop = error
+        return self._predicting
 
     def run(self, paths: list[Path]) -> list[Case]:
         """Segment every volume; a case that fails does not stop the others.
@@ -123,12 +169,16 @@ class Service:
             unread = iter(cases)
             reading = reader.submit(self._read_next, unread, writer)
             predictor = self.make_predictor()
+            if self.provenance:  # the weights' check sum, while the writer has nothing to do
+                writer.submit(lambda: self.provenance.made_by)
             while case := reading.result():
                 reading = reader.submit(self._read_next, unread, writer)
                 self._attempt(case, lambda case: self._predict(case, predictor))
                 if writing is not None:
                     writing.result()  # so that label maps do not pile up behind a slow disk
                 writing = writer.submit(self._end, case)
+                if self._stop:
+                    raise self._stop
             predictor.release()  # while the last label map is still being finished
             if writing is not None:
                 writing.result()
@@ -159,10 +209,11 @@ class Service:
             if case.reason:
                 case.status = "failed"
             elif self.keep_existing and os.path.lexists(self._output_path(case)):
-                damage = is_label_map_of(self._output_path(case), path)
+                damage = is_label_map_of(self._output_path(case), path, self._maker)
+                case.kept = not damage
                 if damage:
                     case.warnings.append(f"its label map is made again: {damage}")
-                else:
+                elif self.has_records(case.name):
                     case.status = "kept"
             if case.status != "waiting":
                 self.on_case(case)
@@ -186,9 +237,15 @@ class Service:
     def _read(self, case: Case) -> None:
         with self.timer.phase("read", case.name):
             case.volume = read_volume(
-                case.path, lambda header, size: self._admit(case, header, size)
+                case.path,
+                lambda header, size: self._admit(case, header, size),
+                (lambda content: case.about.update(describe_content(content)))
+                if self.with_about
+                else None,
             )
         label_map_header(case.volume.header)  # or the case fails before it is predicted
+        if self.with_about:
+            case.about.update(describe_grid(case.volume))
         case.shape = tuple(int(n) for n in case.volume.header.get_data_shape()[:3])
         with self.timer.phase("percentiles", case.name):
             case.window = percentiles(case.volume.voxels)
@@ -222,29 +279,57 @@ class Service:
         return None
 
     def _predict(self, case: Case, predictor: "Predictor") -> None:
-        with self.timer.phase("predict", case.name):
-            case.label_map = predictor.predict(
-                case.volume.voxels,
-                window=case.window,
-                slope=case.volume.slope,
-                intercept=case.volume.intercept,
-                reduction=predictor.metadata.reduction_at(case.volume.spacing),
-                on_slices=lambda count: self.on_slices(case, count),
-            )
+        if case.kept:
+            case.label_map = read_label_map(self._output_path(case), case.volume)
+            return
+        self._predicting = True
+        try:
+            with self.timer.phase("predict", case.name):
+                case.label_map = predictor.predict(
+                    case.volume.voxels,
+                    window=case.window,
+                    slope=case.volume.slope,
+                    intercept=case.volume.intercept,
+                    reduction=predictor.metadata.reduction_at(case.volume.spacing),
+                    on_slices=lambda count: self.on_slices(case, count),
+                )
+        finally:
+            self._predicting = False
+        if self.with_about and self.provenance:
+            made = self.provenance
+            case.about.update(device=made.device, precision=made.precision)
 
     def _finish(self, case: Case) -> None:
-        with self.timer.phase("components", case.name):
-            keep_largest_components(case.label_map)
-        with self.timer.phase("write", case.name):
-            write_label_map(self._output_path(case), case.label_map, case.volume)
-        case.status = "done"
+        if case.kept:
+            voxels = np.bincount(case.label_map.ravel(order="K"), minlength=len(LABEL_NAMES))
+            voxels[0] = 0
+            case.sizes = ComponentSizes(voxels, np.zeros_like(voxels))
+        else:
+            with self.timer.phase("components", case.name):
+                case.sizes = keep_largest_components(case.label_map)
+            with self.timer.phase("write", case.name):
+                self._write(case)
+        case.status = "kept" if case.kept else "done"
+        self._add(case, "flags", self._find_flags)
         if self.with_statistics:
             self._add(case, "statistics", self._compute_statistics)
         if self.with_preview:
             self._add(case, "preview", self._draw_preview)
 
+    def _write(self, case: Case) -> None:
+        """Write a case's files, the label map last: where it is, all are."""
+        maker = self._maker
+        labels = self.labels or tuple(range(1, len(LABEL_NAMES)))
+        if self.per_organ:
+            write_organ_masks(self.output / case.name, case.label_map, case.volume, labels, maker)
+        shown = only(labels, case.label_map) if self.labels else case.label_map
+        write_label_map(self._output_path(case), shown, case.volume, maker)
+
+    def _find_flags(self, case: Case) -> None:
+        case.flags = find_flags(case.label_map, case.sizes, case.volume, case.window)
+
     def _compute_statistics(self, case: Case) -> None:
-        case.statistics = label_statistics(case.name, case.label_map, case.volume)
+        case.statistics = label_statistics(case.name, case.label_map, case.volume, case.flags)
 
     def _draw_preview(self, case: Case) -> None:
         from inference.preview import write_preview  # Pillow, only for those who ask

@@ -4,13 +4,15 @@ import csv
 import json
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
 
 import numpy as np
 
 from inference.files import spreadsheet_text, write_atomically
+from inference.flags import Flag
 from inference.labels import LABEL_NAMES
 from inference.volume import Volume
 
@@ -23,18 +25,25 @@ class LabelStatistics:
         case: its name.
         label: number, 1 to 14.
         name: of the label.
+        voxels: their number.
         volume_ml: millilitres; 0 where the label is absent; None where the header has no spacing.
         mean_hu: mean HU of its voxels; None where the label is absent or a voxel is no number.
+        flags: doubts about the label, names of `inference.flags.KINDS` separated by semicolons.
+        case_flags: doubts about the whole case, the same in all its rows.
     """
 
     case: str
     label: int
     name: str
+    voxels: int
     volume_ml: float | None
     mean_hu: float | None
+    flags: str = ""
+    case_flags: str = ""
 
 
 _COLUMNS = list(LabelStatistics.__annotations__)
+_LABELS = len(LABEL_NAMES)
 
 
 def _finite(value: float | None) -> float | None:
@@ -42,33 +51,39 @@ def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def label_statistics(case: str, label_map: np.ndarray, volume: Volume) -> list[LabelStatistics]:
+def label_statistics(
+    case: str, label_map: np.ndarray, volume: Volume, flags: Iterable[Flag] = ()
+) -> list[LabelStatistics]:
     """Statistics of every label but background.
 
     Args:
         case: name of the case.
         label_map: (slices, rows, columns), SPL, uint8.
         volume: the CT volume it labels; its header's spacing gives a voxel's size.
+        flags: of the case.
     """
+    named = [[flag.name for flag in flags if flag.label == label] for label in range(_LABELS)]
     labelled = label_map != 0
     labels = label_map[labelled]
-    count = len(LABEL_NAMES)
-    voxels = np.bincount(labels, minlength=count)
-    sums = np.bincount(labels, weights=volume.voxels[labelled], minlength=count)
+    voxels = np.bincount(labels, minlength=_LABELS)
+    sums = np.bincount(labels, weights=volume.voxels[labelled], minlength=_LABELS)
     voxel_ml = float(np.prod(volume.spacing)) / 1000
     return [
         LabelStatistics(
             case=case,
             label=label,
             name=LABEL_NAMES[label],
+            voxels=int(voxels[label]),
             volume_ml=_finite(round(voxels[label] * voxel_ml, 3)),
             mean_hu=_finite(
                 round(volume.slope * sums[label] / voxels[label] + volume.intercept, 2)
                 if voxels[label]
                 else None
             ),
+            flags="; ".join(named[label]),
+            case_flags="; ".join(named[0]),
         )
-        for label in range(1, count)
+        for label in range(1, _LABELS)
     ]
 
 
@@ -87,26 +102,31 @@ class StatisticsTable:
     SECONDS_BETWEEN = 2.0
     """A long table is not written anew after each of many short cases."""
 
+    _LEAST_REST = 20  # a longer one not before so many times what writing it took have passed
+
     def __init__(self, path: Path, *, keep: bool = False) -> None:
         self.path = path
-        self._rows: dict[str, list[dict]] = {}
+        self._texts: dict[str, str] = {}  # rows as they are written: a small part of their size
         if keep and path.exists():
+            rows: dict[str, list[dict]] = {}
             for row in _read_rows(path):
-                self._rows.setdefault(row["case"], []).append(row)
+                rows.setdefault(row["case"], []).append(row)
+            self._texts = {case: self._text(records) for case, records in rows.items()}
         self.write()
 
+    def __contains__(self, case: str) -> bool:
+        return spreadsheet_text(case) in self._texts
+
     def add(self, statistics: list[LabelStatistics]) -> None:
-        """Take the rows of a case that has ended.
+        """Take the rows of one case that has ended.
 
         Raises:
             OSError: the file cannot be written.
         """
-        for row in statistics:
-            self._rows.pop(spreadsheet_text(row.case), None)
-        for row in statistics:
-            record = vars(row) | {"case": spreadsheet_text(row.case)}
-            self._rows.setdefault(record["case"], []).append(record)
-        if time.monotonic() - self._written >= self.SECONDS_BETWEEN:
+        rows = [asdict(row) | {"case": spreadsheet_text(row.case)} for row in statistics]
+        if rows:
+            self._texts[rows[0]["case"]] = self._text(rows)
+        if time.monotonic() - self._written >= self._rest:
             self.write()
 
     def write(self) -> None:
@@ -115,17 +135,23 @@ class StatisticsTable:
         Raises:
             OSError: the file cannot be written.
         """
-        records = [row for case in sorted(self._rows) for row in self._rows[case]]
+        start = time.monotonic()
+        texts = [self._texts[case] for case in sorted(self._texts)]
         if self.path.suffix == ".json":
-            text = json.dumps(records, indent=1, allow_nan=False) + "\n"
+            text = "[\n" + ",\n".join(texts) + "\n]\n"
         else:
-            table = StringIO()
-            writer = csv.DictWriter(table, _COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(records)
-            text = table.getvalue()
+            text = ",".join(_COLUMNS) + "\n" + "".join(texts)
         write_atomically(self.path, text.encode())
         self._written = time.monotonic()
+        self._rest = max(self.SECONDS_BETWEEN, self._LEAST_REST * (self._written - start))
+
+    def _text(self, rows: list[dict]) -> str:
+        """The rows of one case as they stand in the file."""
+        if self.path.suffix == ".json":
+            return ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
+        table = StringIO()
+        csv.DictWriter(table, _COLUMNS, lineterminator="\n").writerows(rows)
+        return table.getvalue()
 
 
 def _read_rows(path: Path) -> list[dict]:

@@ -43,6 +43,9 @@ _MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
 Admit = Callable[[nibabel.Nifti1Header, int], None]
 """Called with a file's header and its bytes before it is unpacked; raises to refuse it."""
 
+OnContent = Callable[[bytes], None]
+"""Called with all that a file holds, as it was read and before it is unpacked."""
+
 
 class VolumeError(ValueError):
     """A file that cannot be used as a CT volume; the message is the reason, in one line."""
@@ -185,7 +188,9 @@ def read_header(path: Path) -> nibabel.Nifti1Header:
     return _header(start)
 
 
-def read_stored(path: Path, admit: Admit | None = None) -> StoredImage:
+def read_stored(
+    path: Path, admit: Admit | None = None, on_content: OnContent | None = None
+) -> StoredImage:
     """Read a NIfTI-1 or NIfTI-2 file, gzipped or not, as its first bytes tell; turn no axis.
 
     Trailing axes of length 1 are allowed; a 2D image is a volume of one slice. What a gzip file
@@ -195,6 +200,7 @@ def read_stored(path: Path, admit: Admit | None = None) -> StoredImage:
         path: of the file.
         admit: called before anything is unpacked, with the header and the bytes of the file; raises
             where that is too much.
+        on_content: called with the file's bytes, for those who keep a check sum of them.
 
     Raises:
         VolumeError: not such a file, damaged, cut short, not 3D, or of a type that is not a number.
@@ -228,6 +234,8 @@ def read_stored(path: Path, admit: Admit | None = None) -> StoredImage:
         admit(header, file_size)
 
     content = path.read_bytes()
+    if on_content:
+        on_content(content)
     if content.startswith(_GZIP_MAGIC):
         try:
             content = _unpacked(content, offset + size)
@@ -243,18 +251,20 @@ def read_stored(path: Path, admit: Admit | None = None) -> StoredImage:
     )
 
 
-def read_volume(path: Path, admit: Admit | None = None) -> Volume:
+def read_volume(
+    path: Path, admit: Admit | None = None, on_content: OnContent | None = None
+) -> Volume:
     """Read a CT volume and turn its axes to SPL.
 
     Args:
         path: of the file.
-        admit: as in `read_stored`.
+        admit, on_content: as in `read_stored`.
 
     Raises:
         VolumeError: as `read_stored`, or the affine has no such axes.
         OSError: the file cannot be read.
     """
-    stored = read_stored(path, admit)
+    stored = read_stored(path, admit, on_content)
     header = stored.header
     try:
         axes, flips = orientation(header.get_best_affine())

@@ -53,6 +53,7 @@ class WeightsMetadata:
         orientation: of the slices that the network was trained on.
         matrix_reduction: factor by which slices are area-averaged before the network sees them.
         attention: argument of `AttentionUNet`.
+        warning: what speaks against using these weights at all, or "".
     """
 
     base_channels: int
@@ -68,6 +69,7 @@ class WeightsMetadata:
     orientation: str = ORIENTATION
     matrix_reduction: int = 1
     attention: str = "relu-sigmoid"
+    warning: str = ""
 
     def reduction_at(self, spacing: tuple[float, float, float]) -> int:
         """The matrix reduction for a volume: less than trained with where its pixels are coarse.
@@ -165,6 +167,8 @@ def _check(metadata: WeightsMetadata) -> None:
         raise wrong("num_classes", str(len(LABEL_NAMES)))
     if type(metadata.matrix_reduction) is not int or metadata.matrix_reduction not in (1, 2, 4):
         raise wrong("matrix_reduction", "1, 2 or 4")
+    if type(metadata.warning) is not str:
+        raise wrong("warning", "a text")
     if metadata.attention not in ("relu-sigmoid", "none"):
         raise wrong("attention", "relu-sigmoid or none")
     for name in ("intensity_mean", "intensity_std"):
@@ -207,5 +211,8 @@ def save_weights(path: Path, state_dict: dict[str, "Tensor"], metadata: WeightsM
         tensors[name] = (
             (tensor.half() if tensor.is_floating_point() else tensor).cpu().contiguous().numpy()
         )
-    header = {_METADATA_KEY: json.dumps(dataclasses.asdict(metadata))}
+    fields = dataclasses.asdict(metadata)
+    if not metadata.warning:  # versions that did not know of warnings read the file as well
+        del fields["warning"]
+    header = {_METADATA_KEY: json.dumps(fields)}
     write_atomically(path, save(tensors, header))

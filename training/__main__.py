@@ -1,171 +1,30 @@
-"""Command line of training: `python -m training fit`, `export`, `score` and `compare`."""
+"""Command line of training: `python -m training COMMAND`."""
 
 import argparse
 import sys
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training import recipe as recipes
+from training.options import make_parser
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from training.cases import Case
+    from training.label_mapping import LabelMapping
 
-COMMANDS = ("fit", "export", "score", "compare")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m training",
-        description="Train the network, and export weights for the container.",
-        epilog="Without a command, fit is meant. Exit codes: 0 done, 1 failed, 2 wrong usage, "
-        "143 stopped by SIGTERM (130 by Ctrl-C) with a checkpoint saved.",
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    fit = commands.add_parser(
-        "fit",
-        help="train on labelled CT, or go on where a run stopped",
-        description="Train on labelled CT. The same command again goes on at the last checkpoint. "
-        "On many devices: torchrun --nproc-per-node N -m training fit …",
-        epilog="example: python -m training fit --data CTS --recipe slim --output runs/slim",
-    )
-    fit.add_argument(
-        "--data",
-        action="append",
-        required=True,
-        metavar="DIR[=MAP]",
-        help="data set with imagesTr*/ and labelsTr*/, or images/ and labels/; cases.json in it "
-        "says what each annotator looked for. MAP turns its own label numbers into ours: amos, "
-        "btcv, totalsegmentator, complete (our numbers, all looked for) or a .json file; "
-        "repeatable",
-    )
-    fit.add_argument(
-        "--anatomy",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="FILE",
-        help="label map in TotalSegmentator's class numbers of which the recipe's synthetic "
-        "slices are drawn; repeatable",
-    )
-    fit.add_argument(
-        "--start-from",
-        type=Path,
-        metavar="FILE.safetensors",
-        help="exported weights to begin with; their intensity mean and deviation are kept",
-    )
-    fit.add_argument("--output", type=Path, required=True, metavar="RUN", help="folder of the run")
-    fit.add_argument(
-        "--recipe",
-        default="best",
-        metavar="paper|best|slim|FILE.toml",
-        help="the run's numbers (default: %(default)s)",
-    )
-    fit.add_argument(
-        "--held-out",
-        nargs="*",
-        metavar="NAME",
-        help="cases or patients to hold out, instead of a fraction chosen by the seed",
-    )
-    fit.add_argument(
-        "--cache", type=Path, metavar="DIR", help="of read volumes (default: cache/ beside RUN)"
-    )
-    fit.add_argument(
-        "--device", default="auto", metavar="auto|cuda[:N]|cpu", help="(default: %(default)s)"
-    )
-    fit.add_argument(
-        "--workers",
-        type=int,
-        default=0,
-        metavar="N",
-        help="processes that read slices; 4 or more where a GPU waits (default: %(default)s)",
-    )
-    recipes.add_arguments(fit)
-
-    export = commands.add_parser(
-        "export",
-        help="write a run's weights and model card",
-        description="Write the safetensors that the container runs, and a model card beside it.",
-        epilog="example: python -m training export runs/slim --output weights/mine.safetensors "
-        "--trained-on 'FLARE 2023' --licence MIT",
-    )
-    export.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
-    export.add_argument(
-        "--output", type=Path, required=True, metavar="FILE.safetensors", help="to write"
-    )
-    export.add_argument(
-        "--checkpoint", choices=("best", "last"), default="best", help="(default: %(default)s)"
-    )
-    export.add_argument(
-        "--trained-on", required=True, metavar="TEXT", help="data sets, in one line"
-    )
-    export.add_argument("--licence", required=True, metavar="TEXT", help="of the weights")
-    export.add_argument(
-        "--scores-of",
-        type=Path,
-        metavar="RUN",
-        help="for weights trained on every case: the run before, whose held-out scores the model "
-        "card gives as that run's",
-    )
-    export.add_argument(
-        "--left-out",
-        type=Path,
-        metavar="FILE.csv",
-        help="what `score` wrote of these weights, for the model card",
-    )
-    export.add_argument(
-        "--note",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="a known weakness, for the model card; repeatable",
-    )
-
-    score = commands.add_parser(
-        "score",
-        help="score exported weights on cases that were left out of training",
-        description="Predict the left-out cases of data sets (split left_out in cases.json) with "
-        "exported weights, print the DSC of every label by data set, and write a row a case and "
-        "label. Stacks of slices are scored without largest components. Whoever chooses weights "
-        "by these scores can no longer call them left out: tune on --held-out patients of fit.",
-        epilog="example: python -m training score weights/abdomen-slim.safetensors "
-        "--data CTS --output left-out.csv",
-    )
-    score.add_argument("weights", type=Path, metavar="FILE.safetensors")
-    score.add_argument(
-        "--data", action="append", required=True, metavar="DIR[=MAP]", help="as in fit"
-    )
-    score.add_argument(
-        "--output", type=Path, required=True, metavar="FILE.csv", help="to write, a row a score"
-    )
-    score.add_argument(
-        "--cache", type=Path, metavar="DIR", help="of read volumes (default: cache/ beside it)"
-    )
-    score.add_argument(
-        "--device", default="auto", metavar="auto|cuda[:N]|cpu", help="(default: %(default)s)"
-    )
-
-    compare = commands.add_parser(
-        "compare",
-        help="set runs that differ in one number side by side",
-        description="Print a table of the held-out organ DSC of runs that differ in one number of "
-        "their recipes, mean over seeds (least to greatest), and draw their curves.",
-        epilog="example: python -m training compare runs/a runs/b --by attention "
-        "--picture curves.png",
-    )
-    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
-    compare.add_argument("--by", required=True, metavar="NUMBER", help="such as attention")
-    compare.add_argument("--picture", type=Path, required=True, metavar="FILE.png", help="to write")
-    return parser
+COMMANDS = ("fit", "check", "export", "score", "compare", "folds")
 
 
-def _data_sets(arguments: list[str], *, left_out: bool = False) -> "dict[str, list[Case]]":
-    """The cases of each `--data DIR[=MAP]`, by the folder's name as it was given.
+def _data_sets(arguments: list[str]) -> "dict[Path, LabelMapping | None]":
+    """The folder of each `--data DIR[=MAP]`, and how its label numbers become ours.
 
     Raises:
-        DataError, OSError: a data set or a label map cannot be read.
+        DataError, OSError: a label map cannot be read.
     """
-    from training.cases import find_training_cases
     from training.label_mapping import load_label_mapping, nnunet_label_mapping
 
     found = {}
@@ -174,8 +33,22 @@ def _data_sets(arguments: list[str], *, left_out: bool = False) -> "dict[str, li
         mapping = load_label_mapping(name) if name else nnunet_label_mapping(Path(folder))
         if mapping and mapping.ignored:
             print(f"{folder}: not labels of ours, taken as 0: {', '.join(mapping.ignored)}")
-        found[folder] = find_training_cases(Path(folder), mapping, left_out=left_out)
+        found[Path(folder)] = mapping
     return found
+
+
+def _cases(arguments: list[str], *, left_out: bool = False) -> "dict[Path, list[Case]]":
+    """The cases of each `--data DIR[=MAP]`.
+
+    Raises:
+        DataError, OSError: a data set or a label map cannot be read.
+    """
+    from training.cases import find_training_cases
+
+    return {
+        folder: find_training_cases(folder, mapping, left_out=left_out)
+        for folder, mapping in _data_sets(arguments).items()
+    }
 
 
 def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -183,6 +56,8 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         recipe = recipes.load_recipe(options.recipe, recipes.overrides_of(options))
     except recipes.RecipeError as error:
         parser.error(str(error))
+    if recipe.folds and options.held_out is not None:
+        parser.error("--held-out and --folds both say what is held out: give one of them")
     if recipe.synthetic_fraction and not options.anatomy and not recipe.synthetic_phantoms:
         parser.error("synthetic slices are drawn of --anatomy FILE or --synthetic-phantoms N")
     from torch import distributed  # torch takes seconds to import; wrong usage is told before
@@ -196,58 +71,65 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from training.cases import intensity_statistics, label_table, split_patients
     from training.fit import fit
     from training.label_mapping import DataError
-    from training.processes import join_processes
-    from training.run_folder import RunError, describe_run, start_or_check_run
+    from training.processes import first_then_others, join_processes
+    from training.run_folder import RunError, describe_run, start_or_check_run, take_up
 
     try:
-        cases = [case for part in _data_sets(options.data).values() for case in part]
+        cases = [case for part in _cases(options.data).values() for case in part]
+        processes = join_processes(options.device)
     except (DataError, OSError) as error:
         parser.error(str(error))
+    except (ValueError, RuntimeError) as error:  # of torch: not a device, or none that is here
+        parser.error(f"--device {options.device}: {str(error).splitlines()[0]}")
     names = [case.name for case in cases]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         parser.error(f"--data: case names occur twice: {', '.join(twice[:5])}")
 
-    processes = join_processes(options.device)
-    report = print if processes.first else lambda line: None
+    report = partial(print, flush=True) if processes.first else lambda line: None
     try:
         options.output.mkdir(parents=True, exist_ok=True)
         cache = options.cache or options.output.resolve().parent / "cache"
-        if processes.first:  # fills the cache; the others then find everything there
-            cases = cache_cases(cases, cache, report)
-        if processes.count > 1:
-            distributed.barrier()
-            if not processes.first:
-                cases = cache_cases(cases, cache, report)
-        synthesise = None
-        if recipe.synthetic_fraction:
-            synthesise = synthesis.load(options.anatomy, recipe.synthetic_phantoms, cache)
+        for line in take_up(options.output, recipe):
+            report(line)
+        cases = first_then_others(processes, lambda: cache_cases(cases, cache, report))
         if recipe.synthetic_fraction == 1:  # what is read is for scoring alone
             training, held_out = [], cases
         else:
             training, held_out = split_patients(
-                cases, recipe.held_out_fraction, recipe.seed, options.held_out
+                cases,
+                recipe.held_out_fraction,
+                recipe.seed,
+                options.held_out,
+                (recipe.fold, recipe.folds) if recipe.folds else None,
             )
-        start = None
+        report(label_table(training, held_out))
+        report(
+            f"{len(training)} cases to train on, held out: "
+            f"{', '.join(case.name for case in held_out) or 'none'}"
+        )
+        start = intensities = None
         if options.start_from:
             start, metadata = load_weights(options.start_from)
             intensities = Intensities(metadata.intensity_mean, metadata.intensity_std)
         elif training:
             intensities = Intensities(*intensity_statistics(training))
-        else:
+        # Only now: drawing patients takes a minute, and the data is known to be in order.
+        synthesise = None
+        if recipe.synthetic_fraction:
+            synthesise = first_then_others(
+                processes,
+                lambda: synthesis.load(options.anatomy, recipe.synthetic_phantoms, cache, report),
+            )
+        if intensities is None:
             intensities = Intensities(*synthesis.intensity_statistics(synthesise))
-        report(label_table(training, held_out))
-        report(
-            f"{len(training)} cases to train on, held out: "
-            f"{', '.join(case.name for case in held_out) or 'none'}; "
-            f"HU mean {intensities.mean:.1f}, sd {intensities.std:.1f}"
-        )
+        report(f"HU mean {intensities.mean:.1f}, sd {intensities.std:.1f}")
         if processes.first:
             description = describe_run(
                 training,
                 held_out,
                 intensities,
-                [path.name for path in options.anatomy],
+                [Path(file).name for file in options.anatomy],
                 options.start_from and options.start_from.name,
             )
             start_or_check_run(options.output, recipe, description)
@@ -265,14 +147,47 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     except (DataError, RunError, VolumeError, WeightsError, AnatomyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(
+            "stopped before the first step; what was read and drawn is kept in "
+            f"{cache}: the same command goes on from there",
+            file=sys.stderr,
+        )
+        return 130
     finally:
         if processes.count > 1:
             distributed.destroy_process_group()
 
 
+def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from training.check import check_data_set, describe, table
+    from training.label_mapping import DataError
+
+    checks = []
+    try:
+        for folder, mapping in _data_sets(options.data).items():
+            checks.append(check_data_set(folder, mapping, partial(print, flush=True)))
+            print("\n".join(describe(checks[-1])), flush=True)
+    except (DataError, OSError) as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        return 130
+    print(table(checks))
+    names = Counter(case.name for check in checks for case in check.cases)
+    twice = sorted(name for name, count in names.items() if count > 1)
+    if twice:
+        print(f"fit refuses these together: case names occur twice: {', '.join(twice[:5])}")
+    used = sum(len(check.cases) for check in checks)
+    lost = sum(len(cases) for check in checks for cases in check.lost.values())
+    doubtful = len({name for check in checks for part in check.cautions.values() for name in part})
+    print(f"{used} cases to train on, {lost} not used, {doubtful} with a caution")
+    return 1 if lost or twice or not used else 0
+
+
 def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if options.output.suffix != ".safetensors":
         parser.error(f"--output {options.output}: the name must end in .safetensors")
+    from inference.weights import read_metadata
     from training.export import ExportError, export
 
     try:
@@ -289,6 +204,10 @@ def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
     except ExportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    if warning := read_metadata(options.output).warning:
+        print(
+            f"warning: {options.output}: {warning} (in the card and in the file)", file=sys.stderr
+        )
     print(f"{options.output} ({options.output.stat().st_size / 1e6:.1f} MB), {card}")
     return 0
 
@@ -300,9 +219,10 @@ def _score(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from training.cache import cache_cases
     from training.evaluation import mean_by_label, score_cases, write_left_out
     from training.label_mapping import DataError
+    from training.pictures import draw_best_median_worst, packed
 
     try:
-        data_sets = _data_sets(options.data, left_out=True)
+        data_sets = _cases(options.data, left_out=True)
     except (DataError, OSError) as error:
         parser.error(str(error))
     if not any(data_sets.values()):
@@ -316,8 +236,17 @@ def _score(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     scored = {}
     for folder, cases in data_sets.items():
         cases = cache_cases(cases, cache)
-        scores = score_cases(cases, weights, metadata, device, batch_size=None, step=0)
-        scored[Path(folder).name] = scores
+        kept: list = []
+
+        def keep(case: "Case", label_map: "np.ndarray", of_case: list, kept: list = kept) -> None:
+            if options.pictures and of_case:
+                dsc = sum(score.dsc for score in of_case) / len(of_case)
+                kept.append((dsc, case, packed(label_map)))
+
+        scores = score_cases(
+            cases, weights, metadata, device, batch_size=None, step=0, on_case=keep
+        )
+        scored[folder.name] = scores
         print(f"{folder}: {len(cases)} cases left out")
         means = mean_by_label(scores)
         for label, (dsc, nsd, count) in means.items():
@@ -328,6 +257,9 @@ def _score(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
                 f"  mean of {len(organs)} organs: DSC {sum(organs) / len(organs):.3f}", flush=True
             )
         write_left_out(options.output, scored)
+        if options.pictures:
+            for path in draw_best_median_worst(options.pictures, folder.name, kept):
+                print(f"  {path}", flush=True)
     return 0
 
 
@@ -336,11 +268,22 @@ def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
 
     try:
         print(compare_runs(options.runs, options.by, options.picture))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyError:
         parser.error(f"--by {options.by}: there is no such number in the runs' recipes")
+    return 0
+
+
+def _folds(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from training.folds import fold_table
+
+    try:
+        print(fold_table(options.runs))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -349,9 +292,16 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] not in (*COMMANDS, "-h", "--help"):
         arguments = ["fit", *arguments]
-    parser = _parser()
+    parser = make_parser()
     options = parser.parse_args(arguments)
-    commands = {"fit": _fit, "export": _export, "score": _score, "compare": _compare}
+    commands = {
+        "fit": _fit,
+        "check": _check,
+        "export": _export,
+        "score": _score,
+        "compare": _compare,
+        "folds": _folds,
+    }
     return commands[options.command](options, parser)
 
 

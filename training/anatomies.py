@@ -1,8 +1,10 @@
 """Anatomies to draw slices of: from a file of many structures, or of synthetic patients."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,9 @@ from synthetic.sampling import draw_anatomy
 from synthetic.structures import CORES, NUMBERS, STRUCTURES
 from training.cache import save_array
 
+ANATOMY_MAPS = Path(__file__).parent / "anatomy_maps"
+"""Where the shipped maps of structures lie."""
+
 VOXEL_MM = 1.5
 """Spacing of the anatomies from files: about the pixel of a slice reduced by 2."""
 
@@ -23,6 +28,8 @@ _PHANTOM_GRID = ((84, 256, 256), (4.0, 1.6, 1.6))
 _PHANTOM_SEED = 500_000  # of the first patient: far from the seeds of tests and demonstration
 
 _CACHE_VERSION = 2
+
+_REPORT_EVERY_S = 5.0
 
 # Numbers beside the phantom's: the insides of organs, and lesions of different attenuation.
 RIGHT_MEDULLA, LEFT_MEDULLA, STOMACH_CONTENT = range(len(STRUCTURES), len(STRUCTURES) + 3)
@@ -39,36 +46,53 @@ LABELS[[RIGHT_MEDULLA, LEFT_MEDULLA, STOMACH_CONTENT]] = 2, 13, 11
 LABELS[list(LESIONS)] = TUMOR
 
 
-def _totalsegmentator() -> np.ndarray:
-    """TotalSegmentator's class numbers, 0 to 117, to those of `STRUCTURES`."""
-    names = {
-        1: "spleen", 2: "right kidney", 3: "left kidney", 4: "gallbladder", 5: "liver",
-        6: "stomach", 7: "pancreas", 8: "right adrenal gland", 9: "left adrenal gland",
-        15: "esophagus", 16: "bowel gas", 17: "muscle", 18: "small bowel wall", 19: "duodenum",
-        20: "colon wall", 21: "urinary bladder", 22: "muscle", 23: "tumor", 24: "tumor",
-        51: "heart", 52: "aorta", 63: "inferior vena cava", 64: "portal vein", 79: "spinal canal",
-        90: "muscle", 91: "pelvis", 116: "rib", 117: "intervertebral disc",
-    }  # fmt: skip
-    runs = {
-        "lung": (10, 14),
-        "vertebra": (25, 50),
-        "veins": (53, 53),
-        "arteries": (54, 62),
-        "pelvis": (69, 78),
-        "muscle": (80, 89),
-        "rib": (92, 115),
-    }
-    table = np.zeros(256, np.uint8)
-    for name, (first, last) in runs.items():
-        table[first : last + 1] = NUMBERS[name]
-    table[65:67], table[67:69] = NUMBERS["arteries"], NUMBERS["veins"]
-    for number, name in names.items():
-        table[number] = NUMBERS[name]
-    return table
-
-
 class AnatomyError(ValueError):
     """A label map that no anatomy can be made of; the message is the reason, in one line."""
+
+
+@dataclass(frozen=True)
+class AnatomyMap:
+    """How the numbers of a file of structures become those of `STRUCTURES`.
+
+    Attributes:
+        name: of the file in `ANATOMY_MAPS`, or its path.
+        description: whose numbers they are.
+        scale: factor of the file's spacing.
+        unknown_labels: of ours, which the file's structures do not tell apart.
+        structures: the file's numbers to ours; 0 for those left out.
+    """
+
+    name: str
+    description: str
+    scale: float
+    unknown_labels: tuple[int, ...]
+    structures: dict[int, int]
+
+
+def load_anatomy_map(name: str) -> AnatomyMap:
+    """Read a map of structures: a shipped one by name (`spl`), or a path ending in .json.
+
+    Raises:
+        AnatomyError: no such file, or not of the form of the shipped ones.
+    """
+    path = Path(name) if name.endswith(".json") else ANATOMY_MAPS / f"{name}.json"
+    if not path.is_file():
+        shipped = ", ".join(sorted(file.stem for file in ANATOMY_MAPS.glob("*.json")))
+        raise AnatomyError(f"no map of structures {name}: name one of {shipped} or a .json file")
+    try:
+        content = json.loads(path.read_text())
+        structures = dict.fromkeys(map(int, content.get("left_out", ())), 0)
+        for structure, numbers in content["structures"].items():
+            structures.update(dict.fromkeys(map(int, numbers), NUMBERS[structure]))
+        return AnatomyMap(
+            name=name,
+            description=str(content["description"]),
+            scale=float(content.get("scale", 1)),
+            unknown_labels=tuple(content.get("unknown_labels", ())),
+            structures={0: 0, **structures},
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AnatomyError(f"{path}: not a map of structures ({error!r})") from error
 
 
 @dataclass(frozen=True)
@@ -83,6 +107,7 @@ class Anatomy:
         spacing: (slice, row, column), mm.
         boxes: of each of the 13 organs present: its centre (voxels) and half its size (mm).
         slices_with: by label, 1 to 14, the slices that show it.
+        unknown_labels: that its structures do not tell apart, so that nobody knows where they are.
     """
 
     name: str
@@ -91,6 +116,7 @@ class Anatomy:
     spacing: tuple[float, float, float]
     boxes: dict[int, tuple[np.ndarray, np.ndarray]]
     slices_with: dict[int, np.ndarray]
+    unknown_labels: tuple[int, ...] = ()
 
 
 def _anatomy(
@@ -163,21 +189,32 @@ def _refined(label_map: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     return refined
 
 
-def read_anatomy(path: Path) -> Anatomy:
-    """Make an anatomy of a label map in TotalSegmentator's class numbers.
+def read_anatomy(path: Path, mapping: AnatomyMap | None = None) -> Anatomy:
+    """Make an anatomy of a label map of many structures.
 
     What lies around the organs in each slice, wall, fat and skin, is drawn with the slice.
+
+    Args:
+        path: of the file.
+        mapping: of its numbers; TotalSegmentator's by default.
 
     Raises:
         AnatomyError: not such a label map, or it shows none of the 13 organs.
         VolumeError: the file cannot be used.
         OSError: the file cannot be read.
     """
+    mapping = mapping or load_anatomy_map("totalsegmentator")
     volume = read_volume(path)
-    numbers = np.asarray(volume.voxels)
-    if numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() > 117:
-        raise AnatomyError("not a label map in TotalSegmentator's class numbers, 0 to 117")
-    structures = _totalsegmentator()[_refined(numbers.astype(np.uint8), volume.spacing)]
+    if volume.voxels.dtype.kind not in "iu":
+        raise AnatomyError(f"not a label map in {mapping.description}")
+    numbers = np.union1d(0, np.unique(volume.voxels))
+    unknown = [number for number in numbers.tolist() if number not in mapping.structures]
+    if unknown or len(numbers) > 256:
+        raise AnatomyError(f"not a label map in {mapping.description}: it holds {unknown[:5]}")
+    compact = np.searchsorted(numbers, volume.voxels).astype(np.uint8)
+    table = np.array([mapping.structures[number] for number in numbers.tolist()], np.uint8)
+    refined = _refined(compact, [mapping.scale * size for size in volume.spacing])
+    structures = table[refined]
     if not np.isin(structures, ORGANS).any():
         raise AnatomyError("none of the 13 organs is in it")
     spacing = (VOXEL_MM,) * 3
@@ -189,15 +226,19 @@ def read_anatomy(path: Path) -> Anatomy:
     inside = (structures == 0) & (beyond == 0)
     structures[inside] = NUMBERS["visceral fat"]
     _hollow(structures, spacing)
-    return _anatomy(path.name, structures, beyond, spacing)
+    anatomy = _anatomy(path.name, structures, beyond, spacing)
+    return replace(anatomy, unknown_labels=mapping.unknown_labels)
 
 
-def phantom_anatomies(count: int, folder: Path) -> list[Anatomy]:
+def phantom_anatomies(
+    count: int, folder: Path, report: Callable[[str], None] = lambda line: None
+) -> list[Anatomy]:
     """Anatomies of synthetic patients, kept in a cache.
 
     Args:
         count: of patients; the first ones are the same whatever their number.
         folder: of the cache.
+        report: gets a line of progress every few seconds.
 
     Raises:
         OSError: the cache cannot be written.
@@ -205,10 +246,21 @@ def phantom_anatomies(count: int, folder: Path) -> list[Anatomy]:
     folder.mkdir(parents=True, exist_ok=True)
     shape, spacing = _PHANTOM_GRID
     key = hashlib.sha256(repr((_CACHE_VERSION, _PHANTOM_GRID)).encode()).hexdigest()[:8]
+    paths = [folder / f"anatomy-{key}-{number:04}.npy" for number in range(count)]
+    missing = [path for path in paths if not path.is_file()]
+    started = told = time.monotonic()
     anatomies = []
-    for number in range(count):
-        path = folder / f"anatomy-{key}-{number:04}.npy"
-        if not path.is_file():
+    for number, path in enumerate(paths):
+        if path in missing:
+            drawn, now = missing.index(path), time.monotonic()
+            if not drawn:
+                report(
+                    f"drawing {len(missing)} synthetic patients, once; they are kept in {folder}"
+                )
+            elif now - told > _REPORT_EVERY_S:
+                left = (now - started) / drawn * (len(missing) - drawn)
+                report(f"drawn {drawn} of {len(missing)} synthetic patients, {left:.0f} s left")
+                told = now
             structures = draw_anatomy(shape, spacing, np.random.default_rng(_PHANTOM_SEED + number))
             _hollow(structures, spacing)
             save_array(path, structures)

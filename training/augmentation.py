@@ -3,8 +3,8 @@
 Slices are clipped to their volume's window, moved and deformed, area-averaged by the matrix
 reduction, changed in intensity, and z-scored. Nothing is ever mirrored: in an abdomen left is not
 right, and a patient lying prone is turned, not reflected. Parameters are drawn from one generator
-per slice on the host, where nothing waits for the device; noise, the elastic deformation and the
-factor of low resolution are drawn for what of a batch a process has.
+per slice on the host (`draws.py`); noise, the elastic deformation and the factor of low resolution
+are drawn for what of a batch a process has.
 """
 
 import math
@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from inference.model import DOWNSAMPLING
+from training.draws import Draws, draw
+from training.loss import IGNORED
 from training.recipe import Recipe
 from training.slices import Batch
 
@@ -53,21 +55,24 @@ def prepare(
         so that the expected cross-entropy is that against the labels' parts of the block.
     """
     pixel_mm = batch.pixel_mm.tolist()
-    batch = batch.to(device)
-    low, high = (batch.window[:, index, None, None, None] for index in (0, 1))
-    images = _draw_windows(batch.hu.float().clamp(low, high), recipe, rngs)
-    images, labels = _move(images, batch.labels, pixel_mm, recipe, rngs, generator)
+    draws = draw(recipe, batch.window.numpy(), pixel_mm, rngs, device)
+    hu, labels = (part.to(device, non_blocking=True) for part in (batch.hu, batch.labels))
+    low, high = (draws.window[:, index, None, None, None] for index in (0, 1))
+    images = hu.float().clamp(low, high)
+    if recipe.window_probability:
+        images = _show_pictures(images, draws.picture)
+    images, labels = _move(images, labels, max(pixel_mm), recipe, draws, generator)
     step = recipe.matrix_reduction
     if step > 1:
         images = functional.avg_pool2d(images, step)
-        places = [rng.integers(step, size=2) for rng in rngs]
         labels = torch.stack(
             [
                 part[row::step, column::step]
-                for part, (row, column) in zip(labels, places, strict=True)
+                for part, (row, column) in zip(labels, draws.places, strict=True)
             ]
         )
-    images = _change_intensities(images, labels, low, high, recipe, rngs, generator)
+    if recipe.intensity_probability:
+        images = _change_intensities(images, labels, low, high, recipe, draws, generator)
     images = (images - intensities.mean) / intensities.std
     images = images.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
     return images, labels
@@ -76,58 +81,28 @@ def prepare(
 _AIR_HU, _FAT_HU = -1000.0, -100.0
 
 
-def _draw_windows(images: Tensor, recipe: Recipe, rngs: list[np.random.Generator]) -> Tensor:
+def _show_pictures(images: Tensor, picture: Tensor) -> Tensor:
     """Some slices as if they came from 8-bit pictures of a soft tissue window.
 
     Above the window they are clipped; below it, what is dense enough to be tissue becomes fat and
     the rest air, as in data sets put back from such pictures (`window_hu` in `training/cases.py`);
     a slice that is windowed already stays as it is but for a lower top.
+
+    Args:
+        images: (N, 1, H, W), HU.
+        picture: (N, 2), the windows; infinite where there is none.
     """
-    if not recipe.window_probability:
-        return images
-    low, high = np.full((2, len(rngs)), np.inf, np.float32)
-    low[:] = -np.inf
-    for index, rng in enumerate(rngs):
-        if rng.random() < recipe.window_probability:
-            low[index], high[index] = rng.uniform(-160, 0), rng.uniform(240, 300)
-    low, high = (_each(list(values), images) for values in (low, high))
+    low, high = (picture[:, index, None, None, None] for index in (0, 1))
     filled = torch.where(images < -300, _AIR_HU, _FAT_HU)
     return torch.where(images < low, filled, images).minimum(high)
-
-
-def _uniform(rng: np.random.Generator, largest: float) -> float:
-    return rng.uniform(-largest, largest)
-
-
-def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    return math.exp(rng.uniform(math.log(low), math.log(high)))
-
-
-def _draw_affine(recipe: Recipe, pixel_mm: float, rng: np.random.Generator) -> np.ndarray:
-    """2x3: where in the slice a pixel (x, y, 1) of the result comes from.
-
-    x and y are pixels from the centre; the shift is a part of the slice's size.
-    """
-    if rng.random() >= recipe.spatial_probability:
-        return np.eye(2, 3)
-    angle = math.radians(_uniform(rng, recipe.rotation_degrees))
-    enlargement = _log_uniform(rng, *recipe.scale)
-    if recipe.pixel_mm[1] > 0:
-        enlargement *= pixel_mm / _log_uniform(rng, *recipe.pixel_mm)
-    stretch = math.sqrt(_log_uniform(rng, 1 / recipe.anisotropy, recipe.anisotropy))
-    rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    shear = np.array([[1, _uniform(rng, recipe.shear)], [0, 1]])
-    forward = enlargement * rotation @ shear @ np.diag([stretch, 1 / stretch])
-    shift = rng.uniform(-recipe.shift, recipe.shift, size=(2, 1))
-    return np.hstack([np.linalg.inv(forward), shift])
 
 
 def _move(
     images: Tensor,
     labels: Tensor,
-    pixel_mm: list[float],
+    largest_pixel_mm: float,
     recipe: Recipe,
-    rngs: list[np.random.Generator],
+    draws: Draws,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Affine and elastic deformation, and the crop to `slice_size`, in one resampling.
@@ -143,19 +118,11 @@ def _move(
     if not recipe.slice_size:
         out_rows, out_columns = rows, columns
 
-    drawn = [_draw_affine(recipe, size, rng) for size, rng in zip(pixel_mm, rngs, strict=True)]
-    affine = torch.from_numpy(np.stack(drawn)).float().to(images.device)
     y = torch.arange(out_rows, device=images.device) - (out_rows - 1) / 2
     x = torch.arange(out_columns, device=images.device) - (out_columns - 1) / 2
-    pixels = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # (rows, columns, xy)
-    grid = torch.einsum("nij,hwj->nhwi", affine[:, :, :2], pixels)
+    shifts = None
     if recipe.elastic_mm:
-        # In pixels of the slice, and only where the affine moved it as well.
-        strength = [
-            recipe.elastic_mm / size if (matrix != np.eye(2, 3)).any() else 0.0
-            for size, matrix in zip(pixel_mm, drawn, strict=True)
-        ]
-        distance = recipe.elastic_grid_mm / max(pixel_mm)
+        distance = recipe.elastic_grid_mm / largest_pixel_mm
         points = [max(2, math.ceil(size / distance) + 1) for size in (out_rows, out_columns)]
         shape = (len(images), 2, *points)
         shifts = torch.randn(shape, generator=generator, device=images.device)
@@ -165,9 +132,15 @@ def _move(
         shifts = functional.interpolate(
             shifts, size=(out_rows, out_columns), mode="bilinear", align_corners=True
         )
-        grid = grid + (shifts * _each(strength, images)).permute(0, 2, 3, 1)
-    size = torch.tensor([columns, rows], dtype=torch.float32, device=images.device)
-    grid = 2 * (grid / size + affine[:, None, None, :, 2])
+        shifts = shifts * _each(draws.elastic)
+    # Where each pixel comes from, from -1 to 1 over the slice: (N, rows, columns, xy).
+    grid = images.new_empty((len(images), out_rows, out_columns, 2))
+    for axis, size in enumerate((columns, rows)):
+        along_x, along_y, shift = draws.affine[:, axis, :, None, None].unbind(dim=1)
+        part = along_x * x + along_y * y[:, None]
+        if shifts is not None:
+            part = part + shifts[:, axis]
+        grid[..., axis] = part * (2 / size) + 2 * shift
 
     images = functional.grid_sample(
         images, grid, mode="bilinear", padding_mode="border", align_corners=False
@@ -178,9 +151,9 @@ def _move(
     return images, shifted[:, 0].to(torch.uint8) - 1
 
 
-def _each(values: list[float], images: Tensor) -> Tensor:
-    """One value for each slice, (N, 1, 1, 1), on the images' device."""
-    return torch.tensor(values, dtype=torch.float32, device=images.device)[:, None, None, None]
+def _each(values: Tensor) -> Tensor:
+    """One value for each slice, (N,), as (N, 1, 1, 1)."""
+    return values[:, None, None, None]
 
 
 def _change_intensities(
@@ -189,7 +162,7 @@ def _change_intensities(
     low: Tensor,
     high: Tensor,
     recipe: Recipe,
-    rngs: list[np.random.Generator],
+    draws: Draws,
     generator: torch.Generator,
 ) -> Tensor:
     """Organs, contrast, brightness, gamma, blur, low resolution and noise, each on some slices.
@@ -198,57 +171,38 @@ def _change_intensities(
         images: (N, 1, h, w), HU.
         labels: (N, h, w), uint8.
         low, high: (N, 1, 1, 1), the volumes' windows, HU.
-        recipe, rngs, generator: as in `prepare`.
+        recipe, draws, generator: as in `prepare`.
     """
-    probability = recipe.intensity_probability
-    if not probability:
-        return images
-
-    def chosen() -> list[bool]:
-        return [bool(rng.random() < probability) for rng in rngs]
-
     if recipe.organ_shift_hu:
-        shifts = [
-            rng.normal(0, recipe.organ_shift_hu, 256) * (rng.random() < probability) for rng in rngs
-        ]
-        table = torch.from_numpy(np.stack(shifts)).float()
-        table[:, [0, 255]] = 0  # what is not an organ stays
-        table = table.to(images.device)
-        shift = table.gather(1, labels.flatten(1).long()).view_as(images)
+        known = labels.where(labels != IGNORED, 0).flatten(1).long()
+        shift = draws.organs.gather(1, known).view_as(images)
         images = images + shift * (images > -200)  # not the gas in stomach and bowel
-
-    def factors(bounds: tuple[float, float]) -> Tensor:
-        drawn = [_log_uniform(rng, *bounds) for rng in rngs]
-        kept = [value if yes else 1.0 for value, yes in zip(drawn, chosen(), strict=True)]
-        return _each(kept, images)
-
-    def amounts(largest: float, lowest: float = 0.0) -> list[float]:
-        drawn = [rng.uniform(lowest, largest) for rng in rngs]
-        return [value if yes else 0.0 for value, yes in zip(drawn, chosen(), strict=True)]
-
     mean = images.mean(dim=(2, 3), keepdim=True)
-    images = (images - mean) * factors(recipe.contrast) + mean
-    images = images + _each(amounts(recipe.brightness_hu, -recipe.brightness_hu), images)
+    images = (images - mean) * _each(draws.contrast) + (mean + _each(draws.brightness))
     width = (high - low).clamp(min=1)
-    exponent = factors(recipe.gamma)
-    images = ((images - low) / width).clamp(0, 1) ** exponent * width + low
-    if recipe.blur_pixels:
-        images = _blur(images, amounts(recipe.blur_pixels))
-    if recipe.low_resolution > 1:
-        images = _coarsen(images, _log_uniform(rngs[0], 1, recipe.low_resolution), chosen())
+    images = ((images - low) / width).clamp(0, 1) ** _each(draws.gamma) * width + low
+    if draws.largest_blur:
+        images = _blur(images, draws.blur, draws.largest_blur)
+    if draws.coarseness > 1:
+        images = _coarsen(images, draws.coarseness, draws.coarse)
     if recipe.noise_hu:
         noise = torch.randn(images.shape, generator=generator, device=images.device)
-        images = images + noise * _each(amounts(recipe.noise_hu), images)
+        images = images + noise * _each(draws.noise)
     return images
 
 
-def _blur(images: Tensor, sigmas: list[float]) -> Tensor:
-    """Gaussian blur, each slice by its own standard deviation in pixels (0: unchanged)."""
-    radius = max(1, math.ceil(3 * max(sigmas)))
-    offsets = np.arange(-radius, radius + 1)
-    weights = np.exp(-0.5 * (offsets / np.maximum(np.array(sigmas)[:, None], 1e-3)) ** 2)
-    weights /= weights.sum(axis=1, keepdims=True)
-    kernels = torch.from_numpy(weights).float().to(images.device)
+def _blur(images: Tensor, sigmas: Tensor, largest: float) -> Tensor:
+    """Gaussian blur, each slice by its own standard deviation in pixels (0: unchanged).
+
+    Args:
+        images: (N, 1, h, w).
+        sigmas: (N,).
+        largest: of them, known to the host.
+    """
+    radius = max(1, math.ceil(3 * largest))
+    offsets = torch.arange(-radius, radius + 1, device=images.device)
+    kernels = torch.exp(-0.5 * (offsets / sigmas.clamp(min=1e-3)[:, None]) ** 2)
+    kernels = kernels / kernels.sum(dim=1, keepdim=True)
     count = len(images)
     stacked = functional.pad(images.transpose(0, 1), (radius,) * 4, mode="replicate")
     stacked = functional.conv2d(stacked, kernels[:, None, None, :], groups=count)
@@ -256,12 +210,10 @@ def _blur(images: Tensor, sigmas: list[float]) -> Tensor:
     return stacked.transpose(0, 1)
 
 
-def _coarsen(images: Tensor, factor: float, chosen: list[bool]) -> Tensor:
-    """The slices chosen as if their pixels were larger by a factor."""
+def _coarsen(images: Tensor, factor: float, chosen: Tensor) -> Tensor:
+    """The slices chosen (N,), 0 or 1, as if their pixels were larger by a factor."""
     rows, columns = images.shape[-2:]
     small = (max(1, round(rows / factor)), max(1, round(columns / factor)))
     coarse = functional.interpolate(images, size=small, mode="area")
     coarse = functional.interpolate(coarse, size=(rows, columns), mode="bilinear")
-    return torch.where(
-        torch.tensor(chosen, device=images.device)[:, None, None, None], coarse, images
-    )
+    return torch.where(_each(chosen) > 0, coarse, images)

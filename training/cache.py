@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -96,26 +97,17 @@ def save_array(path: Path, array: np.ndarray) -> None:
     temporary.replace(path)
 
 
-def cache_case(case: Case, folder: Path) -> CachedVolume:
-    """Read a case into the cache, or find it there.
+def read_case(case: Case) -> tuple[np.ndarray, np.ndarray, dict]:
+    """Read a case as the cache holds it.
 
-    Args:
-        case: its files are identified by path, size and time of change.
-        folder: of the cache.
+    Returns:
+        HU, int16, and labels in our numbers, uint8, both (slices, rows, columns), SPL; and by name
+        what `CachedVolume` says of them.
 
     Raises:
         VolumeError: a file cannot be used, or image and label map do not belong together.
-        OSError: a file cannot be read or written.
+        OSError: a file cannot be read.
     """
-    stem = f"{case.name}-{_cache_key(case)}"
-    image_path, labels_path = folder / f"{stem}.hu.npy", folder / f"{stem}.labels.npy"
-    about_path = folder / f"{stem}.json"
-    if about_path.is_file():
-        about = json.loads(about_path.read_text())
-        lists = ("shape", "spacing", "window", "slice_labels")
-        about.update({name: tuple(about[name]) for name in lists})
-        return CachedVolume(image=image_path, labels=labels_path, **about)
-
     image, label = read_volume(case.image), read_volume(case.label)
     remark, paired = _disagreement(image, label)
     if not paired:
@@ -145,10 +137,44 @@ def cache_case(case: Case, folder: Path) -> CachedVolume:
         ],
         "remark": remark,
     }
+    return hu, labels, about
+
+
+def cache_case(case: Case, folder: Path) -> CachedVolume:
+    """Read a case into the cache, or find it there.
+
+    Args:
+        case: its files are identified by path, size and time of change.
+        folder: of the cache.
+
+    Raises:
+        VolumeError: a file cannot be used, or image and label map do not belong together.
+        OSError: a file cannot be read or written.
+    """
+    stem = f"{case.name}-{_cache_key(case)}"
+    image_path, labels_path = folder / f"{stem}.hu.npy", folder / f"{stem}.labels.npy"
+    about_path = folder / f"{stem}.json"
+    if about_path.is_file():
+        about = json.loads(about_path.read_text())
+        lists = ("shape", "spacing", "window", "slice_labels")
+        about.update({name: tuple(about[name]) for name in lists})
+        return CachedVolume(image=image_path, labels=labels_path, **about)
+
+    hu, labels, about = read_case(case)
     save_array(image_path, hu)
     save_array(labels_path, labels)
     write_atomically(about_path, json.dumps(about).encode())  # last: it makes the others valid
     return cache_case(case, folder)
+
+
+@contextmanager
+def _cancelling(pool: ThreadPoolExecutor) -> Iterator[None]:
+    """Ctrl-C waits for the cases being read, not for all that are still to be."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
 
 
 def cache_cases(
@@ -164,7 +190,7 @@ def cache_cases(
     """
     folder.mkdir(parents=True, exist_ok=True)
     usable, reports = [], {}
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, _cancelling(pool):
         waiting = {pool.submit(cache_case, case, folder): case for case in cases}
         for done, future in enumerate(as_completed(waiting), 1):
             case = waiting[future]

@@ -105,6 +105,41 @@ def _pair_folders(folder: Path) -> tuple[list[Path], list[Path]]:
     )
 
 
+def paired_files(folder: Path) -> tuple[list[tuple[str, Path]], dict[str, Path]]:
+    """The images of a data set, with their case's name, and its label maps by that name.
+
+    Raises:
+        DataError: not a data set.
+    """
+    image_folders, label_folders = _pair_folders(folder)
+    images = [(case_name(path), path) for part in image_folders for path in find_cases(part)]
+    # A label map has no channel number: one called phantom_0000 is that of phantom_0000_0000.
+    labels = {
+        path.name.removesuffix(".gz").removesuffix(".nii"): path
+        for part in label_folders
+        for path in find_cases(part)
+    }
+    return images, labels
+
+
+def read_description(folder: Path) -> dict[str, dict]:
+    """What a data set's `cases.json` says, by case; nothing if there is none.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    description = folder / "cases.json"
+    if not description.is_file():
+        return {}
+    try:
+        described = json.loads(description.read_text())
+    except ValueError as error:
+        raise DataError(f"{description}: not JSON ({error})") from error
+    if not isinstance(described, dict) or not all(isinstance(v, dict) for v in described.values()):
+        raise DataError(f"{description}: not of the form {{case: {{…}}, …}}")
+    return described
+
+
 def _described(about: dict) -> tuple[bool, bool, tuple[float, float] | None]:
     """Whether a case is left out, whether it is a stack, and its window, from `cases.json`.
 
@@ -142,23 +177,10 @@ def find_training_cases(
     Raises:
         DataError: not a data set, or its description is damaged or names labels we do not have.
     """
-    image_folders, label_folders = _pair_folders(folder)
-    description = folder / "cases.json"
-    described = {}
-    if description.is_file():
-        try:
-            described = json.loads(description.read_text())
-        except ValueError as error:
-            raise DataError(f"{description}: not JSON ({error})") from error
-    # A label map has no channel number: one called phantom_0000 is that of phantom_0000_0000.
-    label_paths = {
-        path.name.removesuffix(".gz").removesuffix(".nii"): path
-        for folder in label_folders
-        for path in find_cases(folder)
-    }
+    images, label_paths = paired_files(folder)
+    description, described = folder / "cases.json", read_description(folder)
     cases = []
-    for image in (path for folder in image_folders for path in find_cases(folder)):
-        name = case_name(image)
+    for name, image in images:
         about = described.get(name, {})
         annotated = about.get("annotated_labels", mapping.annotated_labels if mapping else None)
         if name not in label_paths or annotated == []:
@@ -189,34 +211,43 @@ def find_training_cases(
 
 
 def split_patients(
-    cases: list[Case], fraction: float, seed: int, held_out: list[str] | None = None
+    cases: list[Case],
+    fraction: float,
+    seed: int,
+    held_out: list[str] | None = None,
+    fold: tuple[int, int] | None = None,
 ) -> tuple[list[Case], list[Case]]:
     """Divide cases into those trained on and those held out, all of a patient on one side.
 
     Patients are ranked by a hash of the seed and their name, so that a new case does not move the
-    others to the other side.
+    others to the other side of a fraction. Folds take every so-many-th of that rank: together they
+    hold each patient out once, and their sizes differ by one at most.
 
     Args:
         cases: of all data sets.
         fraction: of the patients to hold out; at least one unless it is 0.
         seed: of the choice.
         held_out: names of cases or patients to hold out instead.
+        fold: (number, count): the fold to hold out instead.
 
     Raises:
-        DataError: a name is unknown, or nothing is left to train on.
+        DataError: a name is unknown, there are fewer patients than folds, or nothing is left to
+            train on.
     """
     patients = sorted({case.patient for case in cases})
+    ranked = sorted(patients, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
     if held_out is not None:
         unknown = set(held_out) - {case.name for case in cases} - set(patients)
         if unknown:
             raise DataError(f"held-out cases that are not in the data: {', '.join(unknown)}")
         chosen = {case.patient for case in cases if {case.name, case.patient} & set(held_out)}
+    elif fold is not None:
+        number, count = fold
+        if count > len(patients):
+            raise DataError(f"{count} folds of {len(patients)} patients: give fewer --folds")
+        chosen = set(ranked[number::count])
     else:
-        count = max(1, round(fraction * len(patients))) if fraction else 0
-        ranked = sorted(
-            patients, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest()
-        )
-        chosen = set(ranked[:count])
+        chosen = set(ranked[: max(1, round(fraction * len(patients)))] if fraction else ())
     kept = [case for case in cases if case.patient not in chosen]
     if not kept:
         raise DataError(

@@ -23,6 +23,11 @@ from training.recipe import Recipe
 WEAK_DSC = 0.7
 """Labels below this held-out DSC are named among the known weaknesses."""
 
+USELESS_DSC = 0.1
+"""Weights whose organs score below this on average carry a warning wherever they are used."""
+
+_FEWEST_SLICES = 2000  # seen in training, below which no network of ours has learned anything
+
 
 class ExportError(ValueError):
     """A run that cannot be exported; the message is the reason, in one line."""
@@ -59,13 +64,18 @@ def export(
         ExportError: not a run, or it has no such checkpoint.
         OSError: a file cannot be written.
     """
-    path = run / f"{checkpoint}.pt"
-    if not (run / "run.json").is_file() or not path.is_file():
-        raise ExportError(f"{run}: no run with a checkpoint {path.name} is there")
-    about = json.loads((run / "run.json").read_text())
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    # Numbers that the run's version did not know have their defaults, which change nothing.
-    recipe = about["recipe"] = {**dataclasses.asdict(Recipe()), **about["recipe"]}
+    about, state = _read_run(run, checkpoint)
+    recipe = about["recipe"]
+    scored = scores_of or run
+    scores = read_scores(scored / "held_out.csv") if (scored / "held_out.csv").is_file() else []
+    step = max((score.step for score in scores), default=0) if scores_of else state["step"]
+    at_step = [score for score in scores if score.step == step]
+    try:
+        unseen_scores = read_left_out(left_out) if left_out else {}
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{left_out}: {error}") from error
+    if scores_of and not at_step:
+        raise ExportError(f"{scores_of}: no run with held-out scores is there")
     metadata = WeightsMetadata(
         base_channels=recipe["base_channels"],
         num_classes=len(LABEL_NAMES),
@@ -77,21 +87,12 @@ def export(
         revision=about["revision"],
         matrix_reduction=recipe["matrix_reduction"],
         attention=recipe["attention"],
+        warning=warning_of(about, state["step"], at_step, unseen_scores),
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     # Training lays weights out channels last; the file must have them in the order of their shape.
     weights = {name: tensor.contiguous() for name, tensor in state["weights"].items()}
     save_weights(output, weights, metadata)
-    scored = scores_of or run
-    scores = read_scores(scored / "held_out.csv") if (scored / "held_out.csv").is_file() else []
-    step = max((score.step for score in scores), default=0) if scores_of else state["step"]
-    at_step = [score for score in scores if score.step == step]
-    try:
-        unseen_scores = read_left_out(left_out) if left_out else {}
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{left_out}: {error}") from error
-    if scores_of and not at_step:
-        raise ExportError(f"{scores_of}: no run with held-out scores is there")
     card = output.with_suffix(".md")
     text = model_card(
         output.name,
@@ -105,6 +106,57 @@ def export(
     )
     write_atomically(card, text.encode())
     return card
+
+
+def _read_run(run: Path, checkpoint: str) -> tuple[dict, dict]:
+    """What a run says of itself, and a checkpoint of it.
+
+    Raises:
+        ExportError: as `export`.
+    """
+    path = run / f"{checkpoint}.pt"
+    if not (run / "run.json").is_file():
+        raise ExportError(f"{run}: no run of `python -m training fit` is there")
+    about = json.loads((run / "run.json").read_text())
+    # Numbers that the run's version did not know have their defaults, which change nothing.
+    recipe = about["recipe"] = {**dataclasses.asdict(Recipe()), **about["recipe"]}
+    if not path.is_file() and not (run / "last.pt").is_file():
+        raise ExportError(
+            f"{run}: no checkpoint yet: a run writes one every {recipe['checkpoint_interval']} "
+            "steps, and where it is stopped (Ctrl-C)"
+        )
+    if not path.is_file():  # the best is only known once a scoring says so
+        why = (
+            f"the run has not been scored yet (at every {recipe['evaluation_interval']} steps, and "
+            "at its end)"
+            if about["held_out"]
+            else "the run holds no case out, so none of its checkpoints is known to be the best"
+        )
+        raise ExportError(f"{run}: {why}: take its last one, --checkpoint last, or train on")
+    return about, torch.load(path, map_location="cpu", weights_only=True)
+
+
+def warning_of(
+    about: dict, step: int, scores: list[Score], left_out: dict[str, list[Score]]
+) -> str:
+    """What speaks against using a run's weights at all, in one line; "" where nothing is known to.
+
+    Args:
+        about: what `run.json` holds.
+        step: of the checkpoint.
+        scores: of held-out cases.
+        left_out: scores by data set.
+    """
+    reasons = []
+    slices = step * about["recipe"]["batch_size"]
+    if slices < _FEWEST_SLICES and not about["start_from"]:
+        reasons.append(f"trained on {slices} slices only ({step} steps)")
+    found = {"held-out": scores, **left_out}
+    for name, of_set in found.items():
+        dsc = mean_organ_dsc(of_set) if of_set else math.nan
+        if dsc < USELESS_DSC:
+            reasons.append(f"mean organ DSC {dsc:.3f} on {name} cases")
+    return f"not fit for use: {'; '.join(reasons)}" if reasons else ""
 
 
 def _synthetic_lines(about: dict) -> list[str]:
@@ -153,6 +205,7 @@ def model_card(
         "",
         "Not a medical device; for research only.",
         "",
+        *((f"**Warning: {metadata.warning}.**", "") if metadata.warning else ()),
         f"- network: `AttentionUNet(base_channels={metadata.base_channels})`, matrix reduction "
         f"{metadata.matrix_reduction}",
         f"- trained on: {metadata.trained_on}",
@@ -201,7 +254,11 @@ def model_card(
             f"| **mean of organs** | {mean_organ_dsc(scores):.4f} | | |",
         ]
     else:
-        lines.append("None: no case was held out, or none was scored at this step.")
+        lines.append(
+            f"None: the run was not scored at step {step}."
+            if held_out
+            else "None: no case was held out."
+        )
     lines += _left_out_lines(left_out or {})
     lines += ["", "## Known weaknesses", ""]
     unseen = [

@@ -22,42 +22,22 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from inference.labels import LABEL_NAMES
 from inference.model import DOWNSAMPLING, AttentionUNet
 from inference.prediction import choose_dtype
-from inference.weights import WeightsMetadata
 from training.augmentation import Intensities, prepare
 from training.cases import Case
 from training.checkpoint import State
-from training.evaluation import (
-    Score,
-    mean_organ_dsc,
-    read_scores,
-    score_cases,
-    summary_line,
-    write_scores,
-)
+from training.held_out import HeldOut
 from training.loss import deep_supervision_loss
-from training.pictures import draw_curves, draw_overlay
+from training.pictures import draw_curves
 from training.processes import Processes, StopRequest, leave_stopping_to_parent
-from training.recipe import Recipe
+from training.progress import StepClock, duration
+from training.pseudo_labels import pseudo_labelled
+from training.recipe import Recipe, learning_rate_at
 from training.run_folder import RunError, truncate_metrics
 from training.slices import Slice, SliceDataset, collate
 
-WORST_CASES = 3
-"""Held-out cases of which overlays are drawn at each scoring."""
-
 _AUGMENTATION, _DEVICE_NOISE = 1, 2  # streams of random numbers beside that of the slices
-
-
-def learning_rate_at(step: int, recipe: Recipe) -> float:
-    """The learning rate of a step, from 0: a linear rise, then constant or half a cosine."""
-    if step < recipe.warmup_steps:
-        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
-    if recipe.schedule == "constant":
-        return recipe.learning_rate
-    done = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done, 1)))
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
@@ -65,7 +45,9 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        # Asked for bf16, torch says yes of Turing as well, which emulates it slowly.
+        major, _ = torch.cuda.get_device_capability(device)
+        return torch.bfloat16 if major >= 8 else torch.float16
     return choose_dtype(device)
 
 
@@ -80,13 +62,6 @@ def follow(average: nn.Module, network: nn.Module, decay: float, step: int) -> N
     torch._foreach_lerp_(averages, values, 1 - min(decay, (1 + step) / (10 + step)))
     for count, value in (pair for pair in pairs if not pair[0].is_floating_point()):
         count.copy_(value)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
 
 
 def fit(
@@ -158,13 +133,10 @@ def fit(
     bare = model.module if processes.count > 1 else model
 
     state = State(bare, average, optimizer, scaler, torch.zeros((), device=device))
-    scores: list[Score] = []
     last = output / "last.pt"
     if last.is_file():
         state.load(last, device)
-        if (output / "held_out.csv").is_file():
-            before = read_scores(output / "held_out.csv")
-            scores = [score for score in before if score.step <= state.step]
+    scoring = HeldOut(held_out, recipe, intensities, output, processes, state)
     if first:
         truncate_metrics(output / "metrics.csv", state.step)
         print(
@@ -173,61 +145,6 @@ def fit(
             f"{sum(weight.numel() for weight in network.parameters()):,} parameters",
             flush=True,
         )
-
-    def evaluate() -> None:
-        nonlocal scores
-        start = time.monotonic()
-        metadata = WeightsMetadata(
-            base_channels=recipe.base_channels,
-            num_classes=len(LABEL_NAMES),
-            intensity_mean=intensities.mean,
-            intensity_std=intensities.std,
-            matrix_reduction=recipe.matrix_reduction,
-            attention=recipe.attention,
-            trained_on="",
-            licence="",
-            date="",
-            revision="",
-        )
-        worst: list[tuple[float, Case, np.ndarray]] = []
-
-        def keep_worst(case: Case, prediction: np.ndarray, of_case: list[Score]) -> None:
-            worst.append((float(np.mean([score.dsc for score in of_case])), case, prediction))
-            worst.sort(key=lambda entry: entry[0])
-            del worst[WORST_CASES:]
-
-        found = score_cases(
-            held_out[processes.rank :: processes.count],
-            state.trained_weights(),
-            metadata,
-            device,
-            batch_size=recipe.batch_size if device.type == "cuda" else None,
-            step=state.step,
-            on_case=keep_worst,
-        )
-        overlays = {}
-        for dsc, case, prediction in worst:
-            overlays[case.name] = dsc
-            title = f"{case.name}, step {state.step}: mean DSC {dsc:.3f}"
-            draw_overlay(output / "overlays" / f"{case.name}.png", case, prediction, title)
-        if processes.count > 1:
-            parts: list = [None] * processes.count
-            distributed.all_gather_object(parts, (found, overlays))
-            found = [score for part, _ in parts for score in part]
-            overlays = {name: dsc for _, part in parts for name, dsc in part.items()}
-        scores = [score for score in scores if score.step != state.step] + found
-        improved = mean_organ_dsc(found) > state.best
-        state.best = max(state.best, mean_organ_dsc(found))
-        if improved and first:
-            state.save(output / "best.pt")
-        if first:
-            shown = sorted(overlays, key=overlays.get)[:WORST_CASES]
-            for path in (output / "overlays").glob("*.png"):
-                if path.stem not in shown:
-                    path.unlink()
-            write_scores(output / "held_out.csv", scores)
-            draw_curves(output)
-            print(f"{summary_line(found)}  ({_duration(time.monotonic() - start)})", flush=True)
 
     # The slices: position p of the endless sequence is in batch p // batch_size.
     dataset = SliceDataset(
@@ -254,80 +171,106 @@ def fit(
     )
     generator = torch.Generator(device)
 
-    model.train()
-    stop = StopRequest()
-    since, reported = time.monotonic(), state.step
-    for drawn, batch in zip(positions, loader, strict=True):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(state.step, recipe)
-        rngs = [np.random.default_rng((recipe.seed, p, _AUGMENTATION)) for p in drawn]
-        noise_seed = np.random.SeedSequence((recipe.seed, drawn[0], _DEVICE_NOISE))
-        generator.manual_seed(int(noise_seed.generate_state(1, np.uint64)[0] >> 1))
-        images, labels = prepare(batch, device, recipe, intensities, rngs, generator)
-        with autocast:
-            logits, supervised = model(images)
-        loss = deep_supervision_loss(
-            [logits, *supervised],
-            labels,
-            batch.annotated.to(device, non_blocking=True),
-            cross_entropy=recipe.cross_entropy,
-            dice_weight=recipe.dice_weight,
-        )
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        if recipe.gradient_clip:
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clip)
-        scaler.step(optimizer)
-        scaler.update()
-        if average:
-            follow(average, bare, recipe.ema_decay, state.step)
-        state.step += 1
-        state.loss_sum += loss.detach()
-        state.loss_count += 1
+    def save_and_say() -> str:
+        state.save(last)
+        return f"stopped at step {state.step}; the same command goes on from there"
 
-        # Asking the other processes costs time, so they are asked where the device is waited for.
-        reporting = state.step % recipe.log_interval == 0 or state.step == recipe.steps
-        stopping = (processes.count == 1 or reporting) and stop.seen_by_any(processes)
-        if reporting:
-            if processes.count > 1:
-                distributed.all_reduce(state.loss_sum)
-                state.loss_sum /= processes.count
-            mean_loss = state.loss_sum.item() / state.loss_count
-            if not math.isfinite(mean_loss):
-                raise RunError(
-                    f"the loss is {mean_loss} at step {state.step}: try a lower --learning-rate, "
-                    "--gradient-clip 1 or --precision fp32"
-                )
-            now = time.monotonic()
-            state.seconds += now - since
-            speed = (state.step - reported) * recipe.batch_size / (now - since)
-            since, reported = now, state.step
-            state.loss_sum, state.loss_count = torch.zeros((), device=device), 0
-            if first:
-                rate = learning_rate_at(state.step - 1, recipe)
-                left = _duration((recipe.steps - state.step) * recipe.batch_size / speed)
-                numbers = f"{mean_loss!r},{rate!r},{speed:.2f},{state.seconds:.1f}"
-                with (output / "metrics.csv").open("a") as file:
-                    file.write(f"{state.step},{numbers}\n")
-                print(
-                    f"step {state.step}/{recipe.steps}  loss {mean_loss:.4f}  lr {rate:.2e}  "
-                    f"{speed:.1f} slices/s  {left} left",
-                    flush=True,
-                )
-        ending = state.step == recipe.steps
-        due = ending or state.step % recipe.evaluation_interval == 0
-        if held_out and due and not stopping:
-            paused = time.monotonic()
-            evaluate()
-            since += time.monotonic() - paused
-        if first and (stopping or ending or state.step % recipe.checkpoint_interval == 0):
-            state.save(last)
-        if stopping:
-            break
-    stop.restore()
-    if first:
-        draw_curves(output)
+    model.train()
+    clock = StepClock(recipe, device, state.step)
+    with StopRequest(save_and_say if processes.count == 1 else None) as stop:
+        if scoring.due():  # stopped, or lost, between the step and its scores
+            scoring.score(stop)
+        stopping = False
+        since, reported = time.monotonic(), state.step
+        for drawn, batch in zip(positions, loader, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_at(state.step, recipe)
+            rngs = [np.random.default_rng((recipe.seed, p, _AUGMENTATION)) for p in drawn]
+            noise_seed = np.random.SeedSequence((recipe.seed, drawn[0], _DEVICE_NOISE))
+            generator.manual_seed(int(noise_seed.generate_state(1, np.uint64)[0] >> 1))
+            images, labels = prepare(batch, device, recipe, intensities, rngs, generator)
+            annotated = batch.annotated.to(device, non_blocking=True)
+            pseudo = None
+            with autocast:
+                if recipe.pseudo_label_threshold and state.step >= recipe.pseudo_label_after:
+                    partly = (~batch.annotated.all(dim=1)).nonzero()[:, 0].tolist()
+                    pseudo = pseudo_labelled(
+                        average, images, labels, annotated, partly, recipe.pseudo_label_threshold
+                    )
+                logits, supervised = model(images)
+            loss = deep_supervision_loss(
+                [logits, *supervised],
+                labels,
+                annotated,
+                cross_entropy=recipe.cross_entropy,
+                dice_weight=recipe.dice_weight,
+                pseudo=pseudo,
+            )
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()
+            with stop.unbroken:
+                if recipe.gradient_clip:
+                    scaler.unscale_(optimizer)
+                    nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clip)
+                scaler.step(optimizer)
+                scaler.update()
+                if average:
+                    follow(average, bare, recipe.ema_decay, state.step)
+                state.settle()
+                state.step += 1
+                state.loss_sum += loss.detach()
+                state.loss_count += 1
+
+            # Asking the other processes costs time: they are asked where the device is waited for.
+            reporting = state.step % recipe.log_interval == 0 or state.step == recipe.steps
+            stopping = (processes.count == 1 or reporting) and stop.seen_by_any(processes)
+            if first and not reporting and clock.due(state.step):
+                print(*clock.lines(state.step, loss.item()), sep="\n", flush=True)
+            if reporting:
+                if processes.count > 1:
+                    distributed.all_reduce(state.loss_sum)
+                    state.loss_sum /= processes.count
+                mean_loss = state.loss_sum.item() / state.loss_count
+                if not math.isfinite(mean_loss):
+                    raise RunError(
+                        f"the loss is {mean_loss} at step {state.step}: try a lower "
+                        "--learning-rate, --gradient-clip 1 or --precision fp32"
+                    )
+                now = time.monotonic()
+                speed = (state.step - reported) * recipe.batch_size / (now - since)
+                with stop.unbroken:
+                    state.seconds += now - since
+                    state.loss_sum, state.loss_count = torch.zeros((), device=device), 0
+                    if first:
+                        rate = learning_rate_at(state.step - 1, recipe)
+                        numbers = f"{mean_loss!r},{rate!r},{speed:.2f},{state.seconds:.1f}"
+                        with (output / "metrics.csv").open("a") as file:
+                            file.write(f"{state.step},{numbers}\n")
+                since, reported = now, state.step
+                if first:
+                    left = duration((recipe.steps - state.step) * recipe.batch_size / speed)
+                    print(
+                        f"step {state.step}/{recipe.steps}  loss {mean_loss:.4f}  lr {rate:.2e}  "
+                        f"{speed:.1f} slices/s  {left} left",
+                        flush=True,
+                    )
+                clock.told_now()
+            scored = scoring.due() and not stopping
+            # Before it is scored, and not after: what goes wrong there costs no steps.
+            if first and (scored or state.step % recipe.checkpoint_interval == 0):
+                with stop.unbroken:
+                    state.save(last)
+            if scored:
+                paused = time.monotonic()
+                scoring.score(stop)
+                since += time.monotonic() - paused
+                clock.pause(time.monotonic() - paused)
+            if stopping:
+                break
+        if first:
+            with stop.unbroken:
+                state.save(last)
+            draw_curves(output)
     if processes.count > 1:  # one that leaves while the first still writes may abort
         distributed.barrier()
     if stop.signal and state.step < recipe.steps:

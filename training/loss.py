@@ -50,16 +50,29 @@ def soft_dice_loss(probabilities: Tensor, labels: Tensor, annotated: Tensor) -> 
     """
     classes = probabilities.shape[1]
     known = labels != IGNORED
-    places = labels.where(known, 0).long().flatten()
-    marked = _of_label(probabilities, labels, known).where(known, 0).flatten()
-    overlap = marked.new_zeros(classes).index_add(0, places, marked)
+    places = labels.where(known, 0).long()
+    marked = _of_label(probabilities, labels, known).where(known, 0)
+    overlap = _sum_by_label(marked, places, classes)
     predicted = torch.einsum("nchw,nhw->nc", probabilities, known.to(probabilities.dtype))
     predicted = (predicted * annotated).sum(dim=0)
-    size = marked.new_zeros(classes).index_add(0, places, known.to(marked.dtype).flatten())
+    size = _sum_by_label(known.to(marked.dtype), places, classes)
     present = size > 0
     present[0] = False
     dice = 2 * overlap / (predicted + size).clamp(min=1e-6)
     return ((1 - dice) * present).sum() / present.sum().clamp(min=1)
+
+
+def _sum_by_label(values: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """The sum of the values (N, H, W) of each label, (classes,).
+
+    Added up in each row of pixels by itself and then over the rows: into one bin a label, all of a
+    device's threads would wait for one another.
+    """
+    rows = labels.shape[0] * labels.shape[1]
+    first = torch.arange(rows, device=labels.device)[:, None] * classes
+    bins = (labels.reshape(rows, -1) + first).flatten()
+    sums = values.new_zeros(rows * classes).index_add(0, bins, values.flatten())
+    return sums.view(rows, classes).sum(dim=0)
 
 
 def _of_label(probabilities: Tensor, labels: Tensor, known: Tensor) -> Tensor:
@@ -74,6 +87,7 @@ def deep_supervision_loss(
     *,
     cross_entropy: str,
     dice_weight: float,
+    pseudo: Tensor | None = None,
 ) -> Tensor:
     """The mean over the final and the four supervised logits (paper section 2.2).
 
@@ -82,12 +96,15 @@ def deep_supervision_loss(
         labels, annotated: as in this module's head.
         cross_entropy: "marginal" or "plain"; the plain one takes unmarked labels as background.
         dice_weight: of the soft Dice loss added to each cross-entropy.
+        pseudo: labels with pseudo-labels among them, of which the cross-entropy alone learns: Dice
+            sums over a label's voxels, and those of a pseudo-label are never all there.
     """
     looked_for = annotated if cross_entropy == "marginal" else torch.ones_like(annotated)
+    taught = labels if pseudo is None else pseudo
     total = torch.zeros((), device=labels.device)
     for logits in outputs:
         probabilities = logits.to(torch.float32, memory_format=torch.contiguous_format).softmax(1)
-        total = total + marginal_cross_entropy(probabilities, labels, looked_for)
+        total = total + marginal_cross_entropy(probabilities, taught, looked_for)
         if dice_weight:
             total = total + dice_weight * soft_dice_loss(probabilities, labels, annotated)
     return total / len(outputs)

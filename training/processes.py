@@ -3,12 +3,21 @@
 import dataclasses
 import os
 import signal
+import socket
+import threading
+from collections.abc import Callable
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from torch import distributed
 
 from inference.prediction import choose_device
+
+Result = TypeVar("Result")
+
+GRACE_S = 10.0
+"""How long a step may go on after SIGTERM or Ctrl-C."""
 
 
 @dataclasses.dataclass
@@ -44,23 +53,96 @@ def join_processes(device: str) -> Processes:
     return Processes(int(os.environ["RANK"]), count, chosen)
 
 
-class StopRequest:
-    """Whether SIGTERM or Ctrl-C came; the step under way is finished and a checkpoint saved."""
+def first_then_others(processes: Processes, work: Callable[[], Result]) -> Result:
+    """Do in the first process what fills a cache, and then in the others, who find it there."""
+    if not processes.first:
+        distributed.barrier()
+    done = work()
+    if processes.first and processes.count > 1:
+        distributed.barrier()
+    return done
 
-    def __init__(self) -> None:
+
+class StopRequest:
+    """SIGTERM or Ctrl-C: answered at once, obeyed after the step under way or `GRACE_S` of it.
+
+    A step of a large network on a CPU is a few calls into torch, a minute each, and Python handles
+    signals between calls only. So a thread waits for them, on the descriptor that the signal itself
+    writes to; where a step outlasts the grace, it saves the state of before the step and ends the
+    process. A second signal ends it at once.
+
+    Attributes:
+        signal: its number, 0 before it came.
+        unbroken: held by whoever changes what `save` saves, so that it is never saved half changed.
+    """
+
+    def __init__(self, save: Callable[[], str] | None = None) -> None:
+        """Listen; as a context, until it is left.
+
+        Args:
+            save: writes what must survive, called by another thread while `unbroken` is held;
+                returns what to say of it. None leaves the end to the process itself, however long
+                its step.
+        """
         self.signal = 0
+        self.unbroken = threading.RLock()
+        self._save = save
+        self._over = False
+        self._read, self._write = socket.socketpair()
+        self._write.setblocking(False)
+        self._descriptor = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         self.previous = {
             number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
         }
+        self._watcher = threading.Thread(target=self._watch, name="signals", daemon=True)
+        self._watcher.start()
 
     def _note(self, number: int, _frame: object) -> None:
-        self.signal = number
-        self.restore()  # a second one ends the process at once
+        self.signal = self.signal or number
 
-    def restore(self) -> None:
+    def _next_signal(self, timeout: float | None) -> int:
+        """The number of the next signal; 0 if none comes in time or nobody listens any longer."""
+        self._read.settimeout(timeout)
+        try:
+            while received := self._read.recv(1):
+                if received[0] in self.previous:
+                    return received[0]
+        except TimeoutError:
+            pass
+        return 0
+
+    def _watch(self) -> None:
+        number = self._next_signal(None)
+        if not number:
+            return
+        self.signal = number
+        within = f" or in {GRACE_S:.0f} s" if self._save else ""
+        print(
+            f"{signal.Signals(number).name}: stopping after this step{within}; once more to stop "
+            "without saving",
+            flush=True,
+        )
+        second = self._next_signal(GRACE_S if self._save else None)
+        if second:
+            os._exit(128 + second)
+        with self.unbroken:
+            if self._save and not self._over:
+                print(self._save(), flush=True)
+                os._exit(128 + number)
+
+    def __enter__(self) -> "StopRequest":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Give the signals back to whoever had them."""
+        with self.unbroken:
+            self._over = True
+        signal.set_wakeup_fd(self._descriptor)
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+        self._write.close()
+        self._watcher.join()
+        self._read.close()
 
     def seen_by_any(self, processes: Processes) -> bool:
         """Whether a signal came to one of the processes; all of them must ask."""

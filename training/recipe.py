@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,10 @@ class Recipe:
     held_out_fraction: float = _number(
         0.1, "patients kept out of training, at least one unless this is 0"
     )
+    folds: int = _number(
+        0, "parts of the patients, by the seed; one of them is held out instead of a fraction"
+    )
+    fold: int = _number(0, "which of them, from 0")
     rare_organ_fraction: float = _number(
         0.0, "slices drawn by label (a label uniformly, then a slice that shows it), not uniformly"
     )
@@ -76,6 +81,12 @@ class Recipe:
         choices=("marginal", "plain"),
     )
     dice_weight: float = _number(0.0, "of the soft Dice loss beside the cross-entropy")
+    pseudo_label_threshold: float = _number(
+        0.0,
+        "least probability at which the moving average labels what nobody looked for "
+        "(training/pseudo_labels.py); 0 has no pseudo-labels",
+    )
+    pseudo_label_after: int = _number(0, "steps before there are any")
     # augmentation in space
     spatial_probability: float = _number(0.0, "part of the slices that are moved and deformed")
     rotation_degrees: float = _number(0.0, "largest rotation")
@@ -122,8 +133,17 @@ class Recipe:
                 raise RecipeError(f"{name} must be at least 1")
         if self.evaluation_interval < 1 or self.steps < 0:
             raise RecipeError("evaluation_interval must be at least 1 and steps at least 0")
+        if self.pseudo_label_threshold:
+            if not 0.5 < self.pseudo_label_threshold < 1:
+                raise RecipeError("pseudo_label_threshold must be 0, or above 0.5 and below 1")
+            if not self.ema_decay or self.cross_entropy != "marginal":
+                raise RecipeError(
+                    "pseudo-labels need a moving average (ema_decay) and the marginal cross_entropy"
+                )
         if not 0 <= self.held_out_fraction < 1:
             raise RecipeError("held_out_fraction must be from 0 to less than 1")
+        if (self.folds or self.fold) and not (self.folds > 1 and 0 <= self.fold < self.folds):
+            raise RecipeError("folds must be at least 2, and fold from 0 to folds - 1")
         if not 0 <= self.synthetic_fraction <= 1 or self.synthetic_phantoms < 0:
             raise RecipeError(
                 "synthetic_fraction must be from 0 to 1 and synthetic_phantoms at least 0"
@@ -132,6 +152,16 @@ class Recipe:
 
 MAY_CHANGE_ON_RESUME = ("steps", "log_interval", "checkpoint_interval", "evaluation_interval")
 """Numbers that may differ when a run is taken up again; all others would make it another run."""
+
+
+def learning_rate_at(step: int, recipe: Recipe) -> float:
+    """The learning rate of a step, from 0: a linear rise, then constant or half a cosine."""
+    if step < recipe.warmup_steps:
+        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
+    if recipe.schedule == "constant":
+        return recipe.learning_rate
+    done = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done, 1)))
 
 
 def _is_range(entry: dataclasses.Field) -> bool:

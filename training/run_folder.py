@@ -8,7 +8,8 @@ from pathlib import Path
 from inference.files import write_atomically
 from training.augmentation import Intensities
 from training.cases import Case
-from training.recipe import MAY_CHANGE_ON_RESUME, Recipe, to_toml
+from training.checkpoint import steps_done
+from training.recipe import MAY_CHANGE_ON_RESUME, Recipe, learning_rate_at, to_toml
 
 METRICS = ("step", "loss", "learning_rate", "slices_per_s", "seconds")
 """Columns of metrics.csv: loss is the mean since the row before, seconds those of training."""
@@ -95,6 +96,46 @@ def start_or_check_run(output: Path, recipe: Recipe, description: dict) -> None:
         about["revision"] = code_revision()
     write_atomically(output / "recipe.toml", to_toml(recipe).encode())
     write_atomically(known, json.dumps(about, indent=1).encode())
+
+
+def take_up(output: Path, recipe: Recipe) -> list[str]:
+    """Hold a recipe's steps against those that the run there has behind it; nothing is written.
+
+    Returns:
+        What to know before it goes on, a line each: warm-up that never ends, a schedule that is now
+        another, a run that is done.
+
+    Raises:
+        RunError: the run is beyond the recipe's last step.
+    """
+    lines = []
+    if recipe.steps and recipe.steps <= recipe.warmup_steps:
+        lines.append(
+            f"caution: all {recipe.steps} steps are warm-up (warmup_steps {recipe.warmup_steps}), "
+            f"the learning rate never gets beyond {learning_rate_at(recipe.steps - 1, recipe):.1e} "
+            f"of {recipe.learning_rate:.1e}: give more --steps"
+            " (or, for a new run, fewer --warmup-steps)"
+        )
+    if not (output / "last.pt").is_file():
+        return lines
+    done = steps_done(output / "last.pt")
+    if done > recipe.steps:
+        raise RunError(
+            f"{output} has done {done} steps, more than --steps {recipe.steps}: give more than "
+            f"{done} to train on, or take it as it is (python -m training export {output} "
+            "--checkpoint last)"
+        )
+    if done == recipe.steps:
+        lines.append(f"{output} has done all its {done} steps: --steps above {done} would train on")
+    known = output / "run.json"
+    before = json.loads(known.read_text())["recipe"].get("steps") if known.is_file() else None
+    if before not in (None, recipe.steps) and recipe.schedule != "constant" and done < recipe.steps:
+        was = learning_rate_at(done, dataclasses.replace(recipe, steps=before))
+        lines.append(
+            f"{output} was to end at step {before} and now ends at {recipe.steps}: from step "
+            f"{done} its learning rate is {learning_rate_at(done, recipe):.1e}, not {was:.1e}"
+        )
+    return lines
 
 
 def truncate_metrics(path: Path, step: int) -> None:

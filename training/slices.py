@@ -124,10 +124,6 @@ class Batch(NamedTuple):
     window: Tensor
     pixel_mm: Tensor
 
-    def to(self, device: torch.device) -> "Batch":
-        """The same on a device; pinned memory goes there while the host works on."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
-
 
 def collate(slices: list[Slice], multiple: int) -> Batch:
     """Stack slices, padded on all sides to the largest of them: their middles are in one place.

@@ -13,7 +13,7 @@ numbers (one patient, in detail).
 Axes are (slices, rows, columns), toward (superior, posterior, left); lengths are in mm.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,10 +31,11 @@ from training.anatomies import (
     STOMACH_CONTENT,
     Anatomy,
     AnatomyError,
+    load_anatomy_map,
     phantom_anatomies,
     read_anatomy,
 )
-from training.slices import Slice
+from training.slices import Slice, annotated_only
 from training.textures import blurred, doubled, scanner, smooth_noise
 
 _HOSTS = [
@@ -63,31 +64,39 @@ class Synthesis:
     pixel_mm: float = 0.8
 
     def __call__(self, rng: np.random.Generator) -> Slice:
-        """One slice, fully labelled: all 14 labels are looked for."""
+        """One slice; all labels are looked for that its anatomy tells apart."""
         group = rng.integers(len(self.groups))
         number = sum(self.groups[:group]) + rng.integers(self.groups[group])
         return draw_slice(self.anatomies[number], rng, self.matrix, self.pixel_mm)
 
 
-def load(files: Sequence[Path], phantoms: int, cache: Path) -> Synthesis:
+def load(
+    files: Sequence[str],
+    phantoms: int,
+    cache: Path,
+    report: Callable[[str], None] = lambda line: None,
+) -> Synthesis:
     """Make ready to draw slices: from files, if there are any, as often as from phantoms.
 
     Args:
-        files: for `read_anatomy`.
+        files: FILE or FILE=MAP, a path and which map its numbers are of (`load_anatomy_map`).
         phantoms: number of synthetic patients.
         cache: folder for these.
+        report: gets lines of progress.
 
     Raises:
         AnatomyError: a file is not an anatomy; its name is in the message.
         VolumeError, OSError: as of `read_anatomy` and `phantom_anatomies`.
     """
     anatomies = []
-    for path in files:
+    for file in files:
+        path, _, name = file.partition("=")
         try:
-            anatomies.append(read_anatomy(path))
+            mapping = load_anatomy_map(name or "totalsegmentator")
+            anatomies.append(read_anatomy(Path(path), mapping))
         except ValueError as error:
             raise AnatomyError(f"{path}: {error}") from error
-    anatomies += phantom_anatomies(phantoms, cache)
+    anatomies += phantom_anatomies(phantoms, cache, report)
     groups = tuple(size for size in (len(files), phantoms) if size)
     return Synthesis(anatomies, groups)
 
@@ -311,8 +320,9 @@ def draw_slice(
         pixel_mm: size of a pixel.
 
     Returns:
-        A slice of (matrix, matrix), all 14 labels looked for. Its window is what the 1st and 99th
-        percentile of a whole CT may be: air or the padding's value, and bone or soft tissue.
+        A slice of (matrix, matrix), all labels looked for but the anatomy's unknown ones. Its
+        window is what the 1st and 99th percentile of a whole CT may be: air or the padding's value,
+        and bone or soft tissue.
     """
     coarse_mm, size = 2 * pixel_mm, matrix // 2
     structures, beyond = _sample(anatomy, rng, size, coarse_mm)
@@ -320,7 +330,9 @@ def draw_slice(
         _add_wall(structures, beyond, rng, coarse_mm)
     hosts = _add_lesions(structures, rng, coarse_mm)
     levels, textures = _levels(rng, hosts)
-    labels = LABELS[structures[structures.shape[0] // 2]]
+    annotated = np.ones(len(LABEL_NAMES), bool)
+    annotated[list(anatomy.unknown_labels)] = False
+    labels = annotated_only(LABELS[structures[structures.shape[0] // 2]], annotated)
 
     smooth = smooth_noise(rng, size, rng.uniform(6, 25) / coarse_mm)
     # Vessels: thin ridges of a smooth field, where organs have them.
@@ -345,7 +357,7 @@ def draw_slice(
     return Slice(
         hu=np.clip(np.rint(image), -3024, 3071).astype(np.int16),
         labels=labels.repeat(2, axis=0).repeat(2, axis=1),
-        annotated=np.ones(len(LABEL_NAMES), bool),
+        annotated=annotated,
         window=(float(low), float(high)),
         pixel_mm=pixel_mm,
     )

@@ -105,3 +105,39 @@ def test_the_image_holds_what_it_needs_and_no_more():
         assert stranger not in listed.stdout.split()
     compiled = docker("run", "--rm", IMAGE, "sh", "-c", "ls inference/__pycache__")
     assert "prediction.cpython" in compiled.stdout
+
+
+def test_every_library_finds_those_it_needs():
+    """The lean image lost none that the loader asks for; the driver brings its own."""
+    find = r"find /opt/abdoseg -type f \( -name '*.so' -o -name '*.so.*' \) -exec ldd {} +"
+    listed = docker("run", "--rm", IMAGE, "sh", "-c", find)
+    assert "libtorch_cuda.so => /opt" in listed.stdout
+    missing = {line.split()[0] for line in listed.stdout.splitlines() if "not found" in line}
+    assert missing <= {"libcuda.so.1"}
+
+
+# Run in the image. Without a driver cuDNN cannot compute, but its shim, which loads a sub-library
+# at the first call of one of its functions, does so; and NVRTC compiles.
+LAZY = """
+import ctypes, pathlib, torch
+library = ctypes.CDLL("libcudnn.so.9")
+made = ctypes.c_void_p()
+assert library.cudnnCreateTensorDescriptor(ctypes.byref(made)) == 0
+assert library.cudnnCreateConvolutionDescriptor(ctypes.byref(made)) == 0
+for of in ("Graph", "Ops", "Cnn"):
+    assert library[f"cudnn{of}VersionCheck"]() == 0
+folder = pathlib.Path(torch.__file__).parents[1] / "nvidia/cudnn/lib"
+for part in ("heuristic", "engines_precompiled", "engines_runtime_compiled", "engines_tensor_ir"):
+    ctypes.CDLL(str(folder / f"libcudnn_{part}.so.9"))
+
+compiler = ctypes.CDLL("libnvrtc.so.13")
+program = ctypes.c_void_p()
+source = b"__global__ void root(float* x) { *x = sqrtf(*x); }"
+assert compiler.nvrtcCreateProgram(ctypes.byref(program), source, b"k.cu", 0, None, None) == 0
+assert compiler.nvrtcCompileProgram(program, 0, None) == 0
+"""
+
+
+def test_what_torch_loads_at_its_first_use_is_there():
+    ended = docker("run", "--rm", IMAGE, "python3", "-c", LAZY)
+    assert ended.returncode == 0, ended.stderr

@@ -49,8 +49,11 @@ def main() -> int:
 
         command._Progress.on_case = on_case
         weights = ["--weights", str(DEMONSTRATION_WEIGHTS), "--device", "cpu", "--quiet"]
-        code = command.main(["--input", str(inputs), "--output", str(outputs), *weights])
-        wrong = 0
+        manifest = Path(name) / "manifest.jsonl"
+        records = ["--manifest", str(manifest), "--statistics", str(Path(name) / "table.csv")]
+        places = ["--input", str(inputs), "--output", str(outputs)]
+        code = command.main([*places, *weights, *records])
+        wrong = abs(len(manifest.read_text().splitlines()) - options.count)
         for number in range(options.count):
             output = outputs / f"c{number:05}.nii.gz"
             if number % 20 == 19:

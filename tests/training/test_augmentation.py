@@ -6,7 +6,8 @@ import torch
 from scipy import ndimage
 
 from inference.intensity import normalise
-from training.augmentation import Intensities, _blur, _draw_affine, prepare
+from training.augmentation import Intensities, _blur, prepare
+from training.draws import draw_affine
 from training.loss import IGNORED
 from training.recipe import Recipe, load_recipe
 from training.slices import Slice, annotated_mask, collate
@@ -92,7 +93,7 @@ def test_a_slice_is_moved_as_scipy_moves_it():
     smooth = ndimage.gaussian_filter(part.hu.astype(float), 3).round().astype(np.int16)
     images, _ = prepared([part._replace(hu=smooth)], recipe, seed=5)
     # The same generator gives the same matrix: (x, y) from the centre to (x, y) from the centre.
-    matrix = _draw_affine(recipe, 1.5, np.random.default_rng((5, 0)))
+    matrix = draw_affine(recipe, 1.5, np.random.default_rng((5, 0)))
     forward = matrix[::-1, 1::-1]  # in (row, column)
     centre = np.array([47.5, 47.5])
     offset = centre + 96 * matrix[::-1, 2] - forward @ centre
@@ -132,13 +133,13 @@ def test_slices_are_cropped_and_padded_about_their_centre():
 def test_no_recipe_ever_mirrors_a_patient():
     recipe = load_recipe("best")
     for seed in range(200):
-        matrix = _draw_affine(recipe, 0.8, np.random.default_rng(seed))
+        matrix = draw_affine(recipe, 0.8, np.random.default_rng(seed))
         assert np.linalg.det(matrix[:, :2]) > 0
 
 
 def test_blur_is_gaussian():
     image = np.random.default_rng(0).normal(size=(2, 1, 40, 40)).astype(np.float32)
-    found = _blur(torch.from_numpy(image), [1.3, 0.0]).numpy()
+    found = _blur(torch.from_numpy(image), torch.tensor([1.3, 0.0]), 1.3).numpy()
     oracle = ndimage.gaussian_filter(image[0, 0], 1.3, mode="nearest", truncate=4 / 1.3)
     np.testing.assert_allclose(found[0, 0], oracle, atol=2e-3)
     np.testing.assert_allclose(found[1], image[1], atol=1e-6)
@@ -173,3 +174,24 @@ def test_an_organ_is_shifted_as_a_whole_and_the_background_is_not():
         values = change[labels[0].numpy() == label]
         assert np.ptp(values) < 1e-2
         assert (abs(values).max() > 1e-3) == (label != 0)
+
+
+def test_what_is_drawn_goes_to_the_device_in_one_piece(monkeypatch):
+    """Each small tensor made of host numbers would stop a device's queue; one a batch may be."""
+    recipe = load_recipe("slim")
+    slices = [blocks(256, seed) for seed in range(3)]
+    batch = collate(slices, multiple=32)
+    rngs = [np.random.default_rng(seed) for seed in range(3)]
+    made = []
+    for name in ("from_numpy", "tensor", "as_tensor"):
+        original = getattr(torch, name)
+
+        def counted(*arguments, original=original, **named):
+            made.append(original(*arguments, **named))
+            return made[-1]
+
+        monkeypatch.setattr(torch, name, counted)
+    prepare(batch, CPU, recipe, HU_SCALE, rngs, torch.Generator())
+    (sent,) = made
+    assert sent.shape[0] == 3
+    assert sent.dtype == torch.float32

@@ -18,8 +18,8 @@ from inference.weights import load_weights
 from synthetic.phantom import draw_phantom, write_nifti
 from training.__main__ import main
 from training.evaluation import read_scores, score_cases
-from training.fit import follow, learning_rate_at
-from training.recipe import Recipe
+from training.fit import follow
+from training.recipe import Recipe, learning_rate_at
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--base-channels", "8", "--log-interval", "1", "--precision", "fp32", "--device", "cpu"]
@@ -246,7 +246,7 @@ def test_a_run_without_attention_is_scored_and_exported_without(phantoms, tmp_pa
         scored.append(metadata.attention)
         return score_cases(cases, weights, metadata, *more, **named)
 
-    monkeypatch.setattr("training.fit.score_cases", score)
+    monkeypatch.setattr("training.held_out.score_cases", score)
     assert fit(phantoms, run, *numbers, "--attention", "none") == 0
     assert scored == ["none"]
     export = ["export", str(run), "--output", str(weights), "--checkpoint", "last"]

@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from training.loss import (
     IGNORED,
+    _sum_by_label,
     deep_supervision_loss,
     marginal_cross_entropy,
     soft_dice_loss,
@@ -149,3 +150,11 @@ def test_deep_supervision_is_the_mean_of_its_parts():
         ]
     )
     assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_sums_by_label_are_those_of_bincount():
+    rng = np.random.default_rng(0)
+    values, labels = rng.random((2, 7, 9)), rng.integers(0, 15, (2, 7, 9))
+    found = _sum_by_label(torch.from_numpy(values), torch.from_numpy(labels), 15)
+    expected = np.bincount(labels.ravel(), values.ravel(), minlength=15)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from training.anatomies import (
     STOMACH_CONTENT,
     VOXEL_MM,
     AnatomyError,
+    load_anatomy_map,
     phantom_anatomies,
     read_anatomy,
 )
@@ -24,6 +26,7 @@ from training.slices import SliceDataset
 from training.synthesis import Synthesis, _add_lesions, draw_slice
 from training.textures import _splines, smooth_noise
 
+ATLAS = SHARED / "template" / "anatomy_spl.nii.gz"
 TEMPLATE = SHARED / "template" / "anatomy_61.nii.gz"
 
 # TotalSegmentator's number, ours, centre toward (R, A, S) in mm from the middle, radius in mm.
@@ -265,3 +268,56 @@ def test_the_shared_template_has_every_organ():
     for label, voxels in ((1, 41_692), (6, 2_266), (3, 9_668)):
         volume = (labels == label).sum() * VOXEL_MM**3
         assert volume == pytest.approx(voxels * 27, rel=0.05)
+
+
+def test_a_map_says_what_a_file_s_numbers_are_and_which_labels_it_does_not_tell_apart(tmp_path):
+    """The balls in numbers of their own, at half their size: the map puts both right."""
+    path, mapping = tmp_path / "balls.nii.gz", tmp_path / "mine.json"
+    write_balls(path)
+    image = nib.load(path)
+    numbers = np.asarray(image.dataobj).astype(np.int16) * 10
+    nib.save(nib.Nifti1Image(numbers, image.affine @ np.diag([0.5, 0.5, 0.5, 1])), path)
+    names = {"liver": [50], "right kidney": [20], "spleen": [10], "aorta": [520], "stomach": [40]}
+    about = {"description": "tens", "scale": 2, "unknown_labels": [11, 12], "structures": names}
+    mapping.write_text(json.dumps(about))
+    anatomy = read_anatomy(path, load_anatomy_map(str(mapping)))
+    labels = LABELS[anatomy.structures]
+    for _, label, _, radius in BALLS:
+        volume = (labels == {9: 11}.get(label, label)).sum() * VOXEL_MM**3
+        assert volume == pytest.approx(4 / 3 * np.pi * radius**3, rel=0.06)
+    slices = [draw_slice(anatomy, np.random.default_rng(seed), 128, 2.4) for seed in range(30)]
+    assert {tuple(np.flatnonzero(~part.annotated)) for part in slices} == {(11, 12)}
+    shown = {label for part in slices for label in np.unique(part.labels).tolist()}
+    assert {1, 2, 3, 5} <= shown
+    assert not shown & {11, 12}
+    mapping.write_text(json.dumps({**about, "structures": {"liver": [50]}}))
+    with pytest.raises(
+        AnatomyError, match=r"not a label map in tens: it holds \[10, 20, 40, 520\]"
+    ):
+        read_anatomy(path, load_anatomy_map(str(mapping)))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [("{}", "KeyError"), ('{"description": "x", "structures": {"horn": [1]}}', "horn")],
+)
+def test_a_map_that_cannot_be_read_is_refused(tmp_path, content, reason):
+    path = tmp_path / "map.json"
+    path.write_text(content)
+    with pytest.raises(AnatomyError, match=reason):
+        load_anatomy_map(str(path))
+    with pytest.raises(AnatomyError, match="spl, totalsegmentator"):
+        load_anatomy_map("unknown")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ATLAS.is_file(), reason="the shared atlas is not there")
+def test_the_shared_atlas_is_a_patient_of_common_size():
+    anatomy = read_anatomy(ATLAS, load_anatomy_map("spl"))
+    labels = LABELS[anatomy.structures]
+    assert set(anatomy.slices_with) == set(ORGANS) - {10, 12}
+    # 240 mL of liver by the file's header.
+    assert (labels == 1).sum() * VOXEL_MM**3 / 1000 == pytest.approx(240 * 1.6**3, rel=0.03)
+    middle = {label: np.argwhere(labels == label).mean(axis=0) for label in (1, 2, 3, 13)}
+    assert middle[1][2] < middle[3][2]  # columns run toward the left
+    assert middle[2][2] < middle[13][2]

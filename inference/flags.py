@@ -1,0 +1,185 @@
+"""Doubts about a label map that a person should look at: flags, not verdicts.
+
+They come from numbers that the pipeline has anyway (the window of intensities, the sizes of
+components) and from a look at the volume's six faces: a few thousandths of a case's time.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from inference.components import ComponentSizes
+from inference.labels import LABEL_NAMES, ORGANS
+from inference.volume import Volume
+
+_LIVER, _RIGHT_KIDNEY, _LEFT_KIDNEY = (
+    LABEL_NAMES.index(name) for name in ("liver", "right kidney", "left kidney")
+)
+
+# They run on beyond any scan of the abdomen: of these only the sides of the volume are looked at.
+_THROUGH = [
+    LABEL_NAMES.index(name) for name in ("aorta", "inferior vena cava", "esophagus", "tumor")
+]
+
+_MEANS_ML = {
+    "liver": (1411.0, 1710.0),
+    "right kidney": (156.5, 193.1),
+    "left kidney": (156.5, 193.1),
+    "spleen": (179.8, 238.4),
+    "pancreas": (64.4, 87.4),
+    "right adrenal gland": (4.26, 4.26),
+    "left adrenal gland": (4.23, 4.23),
+}
+# Mean volumes of women and men, mL, measured on CT: Geraghty et al., "Normal organ volume
+# assessment from abdominal CT", Abdominal Imaging 29 (2004) 482-490 (711 organs of 149 adults);
+# adrenal glands, both sexes: Wang et al., Chinese Medical Sciences Journal 27 (2012) 220-224 (81
+# adults). Other labels have no such figure: how full they are, or how far the scan goes, decides.
+
+_FACTOR = 3.0  # below a third of women's mean or above three times men's a volume is flagged
+
+PLAUSIBLE_ML = {
+    LABEL_NAMES.index(name): (women / _FACTOR, men * _FACTOR)
+    for name, (women, men) in _MEANS_ML.items()
+}
+"""Least and most plausible volume (mL) of the labels for which there are published means."""
+
+FRAGMENT_ML = 0.5
+"""An organ of less is a fragment, wherever it lies; the smallest, an adrenal gland, has 4 mL."""
+
+_LARGE_PIECE = 0.1  # of the piece that was kept: so large a second one is no speck
+
+# Of a CT in HU at least 1 % is air, lung or fat, and 1 % is soft tissue or denser. Stored as HU +
+# 1024 its 1st percentile is about 0, as is that of a picture or of z-scores.
+_HIGHEST_LOW_HU, _LOWEST_HIGH_HU = -50.0, 0.0
+_HIGHEST_HIGH_HU = 3071.0  # where the scale of 12 bits ends; metal never fills 1 %
+
+_SAMPLED_ABOVE = (
+    1 << 22
+)  # voxels; of larger volumes every 4th voxel along each axis tells the sides
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One doubt.
+
+    Attributes:
+        name: its kind, one of `KINDS`.
+        label: whose, or 0 if it is the whole case's.
+        detail: numbers, for a reader; may be empty.
+    """
+
+    name: str
+    label: int = 0
+    detail: str = ""
+
+
+KINDS = {
+    "not HU": "intensities do not look like HU",
+    "empty": "nothing was found",
+    "no liver": "no liver was found",
+    "sides": "right and left kidney lie on the wrong sides of each other",
+    "border": "cut by the scan's border",
+    "pieces": "found in several large pieces, of which the largest was kept",
+    "fragment": f"a fragment of less than {FRAGMENT_ML} mL",
+    "small": "implausibly small",
+    "large": "implausibly large",
+}
+"""What each name means, in the order they are told."""
+
+
+def voxel_volume_ml(volume: Volume) -> float | None:
+    """Millilitres of a voxel; None where the header has no usable spacing."""
+    ml = float(np.prod(volume.spacing)) / 1000
+    return ml if np.isfinite(ml) and ml > 0 else None
+
+
+def find_flags(
+    label_map: np.ndarray, sizes: ComponentSizes, volume: Volume, window: tuple[float, ...]
+) -> list[Flag]:
+    """The doubts about a label map.
+
+    Args:
+        label_map: (slices, rows, columns), SPL, uint8, its largest components kept.
+        sizes: of `keep_largest_components`.
+        volume: that it labels.
+        window: the volume's 1st and 99th percentile, in the units of its voxels.
+    """
+    flags = []
+    low, high = sorted(volume.slope * value + volume.intercept for value in window)
+    if low > _HIGHEST_LOW_HU or not _LOWEST_HIGH_HU <= high <= _HIGHEST_HIGH_HU:
+        flags.append(Flag("not HU", 0, f"1st and 99th percentile {low:.0f} and {high:.0f}"))
+    if not sizes.kept.any():
+        return [*flags, Flag("empty")]
+    if not sizes.kept[_LIVER]:
+        flags.append(Flag("no liver", _LIVER))
+    if sizes.kept[_RIGHT_KIDNEY] and sizes.kept[_LEFT_KIDNEY] and _sides_are_swapped(label_map):
+        flags += [Flag("sides", _RIGHT_KIDNEY), Flag("sides", _LEFT_KIDNEY)]
+    at_border = _labels_at_border(label_map)
+    flags += [Flag("border", label) for label in sorted(at_border)]
+    voxel_ml = voxel_volume_ml(volume)
+    for label in ORGANS if voxel_ml else ():
+        if not sizes.kept[label]:
+            continue
+        ml, second = sizes.kept[label] * voxel_ml, sizes.next_largest[label] * voxel_ml
+        if second > max(FRAGMENT_ML, _LARGE_PIECE * ml):
+            flags.append(Flag("pieces", label, f"{ml:.0f} and {second:.0f} mL"))
+        least, most = PLAUSIBLE_ML.get(label, (0.0, np.inf))
+        if ml < FRAGMENT_ML:
+            flags.append(Flag("fragment", label, f"{ml:.2f} mL"))
+        elif ml > most:
+            flags.append(Flag("large", label, f"{ml:.0f} mL"))
+        elif ml < least and label not in at_border:  # what is cut off is small
+            flags.append(Flag("small", label, f"{ml:.1f} mL"))
+    return flags
+
+
+def _labels_at_border(label_map: np.ndarray) -> set[int]:
+    """The labels in the first or last slice, row or column; ends of what runs on left out."""
+    found: set[int] = set()
+    for axis in range(3):
+        for end in (0, -1):
+            face = np.take(label_map, end, axis)
+            labels = set(np.flatnonzero(np.bincount(face.ravel())).tolist())
+            found |= labels - set(_THROUGH) if axis == 0 else labels
+    return found & set(range(1, len(LABEL_NAMES)))
+
+
+def _sides_are_swapped(label_map: np.ndarray) -> bool:
+    """Whether the right kidney's middle lies to the patient's left of the left one's."""
+    step = 4 if label_map.size > _SAMPLED_ABOVE else 1
+    sample = label_map[::step, ::step, ::step]
+    right, left = (np.nonzero(sample == kidney)[2] for kidney in (_RIGHT_KIDNEY, _LEFT_KIDNEY))
+    return bool(right.size and left.size and right.mean() >= left.mean())
+
+
+def in_words(flags: Iterable[Flag]) -> str:
+    """The flags of a case in one line; "" if there are none."""
+    flags = list(flags)
+    parts = []
+    for kind, words in KINDS.items():
+        those = [flag for flag in flags if flag.name == kind]
+        if not those:
+            continue
+        named = [
+            LABEL_NAMES[flag.label] + (f" ({flag.detail})" if flag.detail else "")
+            for flag in those
+            if flag.label and kind not in ("no liver", "sides")
+        ]
+        detail = those[0].detail if not those[0].label else ""
+        parts.append(
+            words + (f": {', '.join(named)}" if named else "") + (detail and f" ({detail})")
+        )
+    return "; ".join(parts)
+
+
+def count_in_words(cases: Iterable[Iterable[Flag]]) -> str:
+    """The closing line: how many cases have a flag, and how many have each; "" for none."""
+    kinds = [{flag.name for flag in flags} for flags in cases]
+    flagged = sum(bool(names) for names in kinds)
+    if not flagged:
+        return ""
+    counts = Counter(name for names in kinds for name in names)
+    each = ", ".join(f"{kind} {counts[kind]}" for kind in KINDS if counts[kind])
+    return f"{flagged} of {len(kinds)} label maps have flags to look at: {each}"

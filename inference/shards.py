@@ -1,0 +1,127 @@
+"""A fixed part of the cases for each of many machines, found by each without asking the others."""
+
+import heapq
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from inference.files import case_name
+
+_SLURM = "SLURM_ARRAY_TASK_"
+_KUBERNETES = "JOB_COMPLETION_INDEX"
+
+
+def parse_shard(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
+    """Which shard, of how many.
+
+    Args:
+        text: "I/N", I from 0; "auto", from the scheduler's variables; or "auto/N", the index from
+            the scheduler as it is and N from the caller, who must give it where the scheduler does
+            not (Kubernetes), or where only some tasks of an array are run again.
+        environment: in which a Slurm array or an Indexed Job of Kubernetes says which task it is.
+
+    Returns:
+        Index from 0, and count.
+
+    Raises:
+        ValueError: it is no such text, or the scheduler does not say what is needed.
+    """
+    match = re.fullmatch(r"(?:(auto)|(\d+))(?:/(\d+))?", text.strip())
+    if not match or (match[2] and not match[3]):
+        raise ValueError(f"{text}: give I/N with I from 0 to N-1, auto, or auto/N")
+    if match[2]:
+        index, count = int(match[2]), int(match[3])
+    elif match[3]:
+        index, count = _task_index(environment), int(match[3])
+    else:
+        index, count = _task_of_array(environment)
+    if not 0 <= index < count:
+        raise ValueError(f"{text}: shard {index} of {count} does not exist; they count from 0")
+    return index, count
+
+
+def _task_index(environment: Mapping[str, str]) -> int:
+    """The task's number as its scheduler gives it."""
+    for name in (f"{_SLURM}ID", _KUBERNETES):
+        if name in environment:
+            return _number(environment, name)
+    raise ValueError(f"auto: neither {_SLURM}ID nor {_KUBERNETES} is set; give I/N")
+
+
+def _task_of_array(environment: Mapping[str, str]) -> tuple[int, int]:
+    """Index and count of a task of a Slurm array, which may begin and step as it likes."""
+    index = _task_index(environment)
+    if f"{_SLURM}ID" not in environment:
+        raise ValueError(f"auto: {_KUBERNETES} comes without a count; give auto/N")
+    count = _number(environment, f"{_SLURM}COUNT")
+    first = _number(environment, f"{_SLURM}MIN", default=0)
+    step = _number(environment, f"{_SLURM}STEP", default=1)
+    position, beside = divmod(index - first, max(1, step))
+    if beside or not 0 <= position < count:
+        raise ValueError("auto: the array's numbers have gaps; use --array=0-N, or give auto/N")
+    return position, count
+
+
+def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+    text = environment.get(name, "" if default is None else str(default))
+    if not re.fullmatch(r"\d+", text):
+        raise ValueError(
+            f"auto: {name} is {text!r}, not a number" if text else f"{name} is not set"
+        )
+    return int(text)
+
+
+def shard_of(paths: list[Path], index: int, count: int) -> list[Path]:
+    """The inputs of one shard; every input is in exactly one of them.
+
+    Cases go from the largest file down to the shard that has the fewest bytes so far, which leaves
+    no shard more than the largest case behind another. Inputs whose label maps would have the same
+    name stay together, so that one machine sees that they do. Sizes and names alone decide: while
+    shards run, inputs must not be added, removed or changed.
+
+    Args:
+        paths: of all inputs, in any order.
+        index: of the shard, from 0.
+        count: of shards.
+
+    Returns:
+        In the order given.
+    """
+    groups: dict[str, list[Path]] = {}
+    for path in paths:
+        groups.setdefault(_output_name(path), []).append(path)
+    bytes_of = {name: sum(map(_size, group)) for name, group in groups.items()}
+    shards = [(0, shard) for shard in range(count)]
+    chosen: set[Path] = set()
+    for name in sorted(groups, key=lambda name: (-bytes_of[name], name)):
+        taken, shard = shards[0]
+        # A case costs something even where its file is empty.
+        heapq.heapreplace(shards, (taken + bytes_of[name] + 1, shard))
+        if shard == index:
+            chosen.update(groups[name])
+    return [path for path in paths if path in chosen]
+
+
+def _output_name(path: Path) -> str:
+    try:
+        return case_name(path)
+    except ValueError:
+        return path.name
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; 0 for what cannot be looked at."""
+    try:
+        if path.is_dir():
+            return sum(_size(entry) for entry in path.iterdir() if not entry.is_symlink())
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def shard_file(path: Path, index: int, count: int) -> Path:
+    """The name of a shard's own file: `volumes.csv` becomes `volumes.3-of-8.csv`.
+
+    Tasks that replace one table would each undo what the others wrote.
+    """
+    return path.with_name(f"{path.stem}.{index}-of-{count}{path.suffix}")

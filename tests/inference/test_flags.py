@@ -1,0 +1,200 @@
+"""Flags on label maps that were drawn to have one fault each, and on a phantom without."""
+
+import numpy as np
+import pytest
+from conftest import save_nifti
+
+from inference.components import keep_largest_components
+from inference.flags import PLAUSIBLE_ML, count_in_words, find_flags, in_words
+from inference.intensity import percentiles
+from inference.labels import LABEL_NAMES, ORGANS
+from inference.volume import read_volume
+from synthetic.phantom import draw_phantom, write_nifti
+
+NUMBER = {name: number for number, name in enumerate(LABEL_NAMES)}
+LIVER, RIGHT, LEFT = NUMBER["liver"], NUMBER["right kidney"], NUMBER["left kidney"]
+MM = 5.0
+
+
+def volume_of(tmp_path, hu=None, shape=(40, 60, 60)):
+    """A volume in LPS with isotropic voxels of 0.125 mL: air, and soft tissue in the middle."""
+    if hu is None:
+        hu = np.full(shape, -1000, np.int16)
+        hu[5:-5, 10:-10, 10:-10] = 60
+    affine = np.diag([-MM, -MM, MM, 1.0])
+    return read_volume(save_nifti(tmp_path / "a_0000.nii", hu.transpose(2, 1, 0), affine))
+
+
+def good_label_map(shape=(40, 60, 60)):
+    """Liver 1715 mL, kidneys 187.5 mL, the right one on the patient's right: the lower columns."""
+    label_map = np.zeros(shape, np.uint8)
+    label_map[10:34, 10:34, 5:29] = LIVER
+    label_map[5:15, 40:50, 10:25] = RIGHT
+    label_map[5:15, 40:50, 35:50] = LEFT
+    return label_map
+
+
+def flags_of(label_map, volume):
+    sizes = keep_largest_components(label_map)
+    return find_flags(label_map, sizes, volume, percentiles(volume.voxels))
+
+
+def names(flags):
+    return {(flag.name, flag.label) for flag in flags}
+
+
+def test_nothing_is_said_of_a_plausible_label_map(tmp_path):
+    assert flags_of(good_label_map(), volume_of(tmp_path)) == []
+
+
+def faulty(label_map, fault):
+    if fault == "no liver":
+        label_map[label_map == LIVER] = 0
+        return {("no liver", LIVER)}
+    if fault == "empty":
+        label_map[:] = 0
+        return {("empty", 0)}
+    if fault == "sides":
+        label_map[:] = label_map[:, :, ::-1].copy()
+        return {("sides", RIGHT), ("sides", LEFT)}
+    if fault == "border":
+        label_map[-1, 20, 20] = label_map[-2, 20, 20] = NUMBER["stomach"]
+        label_map[30:, 40, 40] = NUMBER["aorta"]
+        label_map[15:25, 0, 40:50] = NUMBER["inferior vena cava"]
+        return {
+            ("border", NUMBER["stomach"]), ("fragment", NUMBER["stomach"]),
+            ("border", NUMBER["inferior vena cava"]),
+        }  # fmt: skip
+    if fault == "pieces":
+        label_map[26:34, 10:34, 5:29] = 0
+        label_map[30:34, 10:34, 5:29] = LIVER
+        return {("pieces", LIVER)}
+    if fault == "specks":
+        label_map[36, 30, 30] = label_map[38, 30, 30] = LIVER
+        return set()
+    if fault == "fragment":
+        label_map[36, 30, 30:33] = NUMBER["spleen"]  # 0.375 mL, as in the first user's story
+        return {("fragment", NUMBER["spleen"])}
+    if fault == "small":
+        label_map[36, 30:40, 30:40] = NUMBER["spleen"]  # 12.5 mL
+        return {("small", NUMBER["spleen"])}
+    if fault == "large":
+        label_map[34:37, 10:55, 5:55] = NUMBER["spleen"]  # 844 mL
+        return {("large", NUMBER["spleen"])}
+    raise AssertionError(fault)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["no liver", "empty", "sides", "border", "pieces", "specks", "fragment", "small", "large"],
+)
+def test_each_fault_has_its_flag_and_no_other(tmp_path, fault):
+    label_map = good_label_map()
+    expected = faulty(label_map, fault)
+    found = flags_of(label_map, volume_of(tmp_path))
+    assert names(found) == expected
+    assert bool(in_words(found)) == bool(expected)
+
+
+def test_the_sides_of_a_large_volume_are_told_from_a_sample(tmp_path):
+    shape = (100, 210, 210)
+    hu = np.full(shape, -1000, np.int16)
+    hu[20:-20, 40:-40, 40:-40] = 60
+    label_map = np.zeros(shape, np.uint8)
+    label_map[20:60, 60:100, 20:100] = LIVER
+    label_map[20:31, 130:141, 60:80], label_map[20:31, 130:141, 120:140] = LEFT, RIGHT
+    assert {("sides", RIGHT), ("sides", LEFT)} <= names(
+        flags_of(label_map, volume_of(tmp_path, hu))
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "is_hu"),
+    [
+        (lambda hu: hu, True),
+        (lambda hu: hu + 1024, False),
+        (lambda hu: hu - 1024, False),
+        (lambda hu: np.clip(hu, 0, 255), False),
+        (lambda hu: (hu - 60) / 400, False),
+        (lambda hu: np.where(hu == -1000, -2048, hu), True),  # padding
+        (lambda hu: hu * 100.0, False),
+    ],
+)
+def test_intensities_that_are_not_hu(tmp_path, change, is_hu):
+    hu = change(volume_of(tmp_path).voxels.astype(np.float32)).astype(np.float32)
+    found = names(flags_of(good_label_map(), volume_of(tmp_path, hu)))
+    assert (("not HU", 0) in found) != is_hu
+
+
+def test_hu_plus_1024_with_its_intercept_is_hu(tmp_path):
+    import nibabel
+
+    hu = volume_of(tmp_path).voxels.transpose(2, 1, 0) + np.int16(1024)
+    image = nibabel.Nifti1Image(hu, np.diag([-MM, -MM, MM, 1.0]))
+    image.header.set_slope_inter(1, -1024)
+    nibabel.save(image, tmp_path / "b.nii")
+    volume = read_volume(tmp_path / "b.nii")
+    assert (volume.slope, volume.intercept) == (1, -1024)
+    assert flags_of(good_label_map(), volume) == []
+
+
+def test_bounds_hold_the_published_means():
+    """Geraghty 2004 and Wang 2012; see the module."""
+    for name, means in {
+        "liver": (1411, 1710), "spleen": (179.8, 238.4), "pancreas": (64.4, 87.4),
+        "left kidney": (156.5, 193.1), "right adrenal gland": (2.59, 6.56),
+    }.items():  # fmt: skip
+        least, most = PLAUSIBLE_ML[NUMBER[name]]
+        assert least < means[0] and means[1] < most
+
+
+@pytest.mark.slow
+def test_the_truth_of_a_phantom_is_plausible(tmp_path):
+    phantom = draw_phantom((60, 256, 256), (6.0, 1.6, 1.6), 11)
+    write_nifti(tmp_path / "p.nii", phantom.volume, (6.0, 1.6, 1.6))
+    volume = read_volume(tmp_path / "p.nii")
+    found = flags_of(phantom.label_map.copy(), volume)
+    assert not {flag.name for flag in found} & {"not HU", "no liver", "sides", "small", "fragment"}
+
+
+def test_component_sizes_are_those_of_a_slow_reference():
+    from scipy import ndimage
+
+    rng = np.random.default_rng(3)
+    label_map = (rng.integers(0, 15, (37, 30, 31)) * (rng.random((37, 30, 31)) < 0.6)).astype(
+        np.uint8
+    )
+    before = label_map.copy()
+    sizes = keep_largest_components(label_map)
+    for label in range(1, 15):
+        components, _ = ndimage.label(before == label)
+        largest = [*sorted(np.bincount(components.ravel())[1:], reverse=True), 0, 0]
+        if label in ORGANS:
+            assert (sizes.kept[label], sizes.next_largest[label]) == tuple(largest[:2])
+        else:
+            assert (sizes.kept[label], sizes.next_largest[label]) == (sum(largest), 0)
+        assert sizes.kept[label] == (label_map == label).sum()
+
+
+def test_the_closing_line_counts():
+    class F:
+        def __init__(self, name):
+            self.name = name
+
+    assert count_in_words([[], []]) == ""
+    line = count_in_words([[F("border"), F("border")], [F("empty")], [F("border")], []])
+    assert line == "3 of 4 label maps have flags to look at: empty 1, border 2"
+
+
+def test_a_doubt_is_said_aloud_without_being_asked_for(folders, run, ct, capsys):
+    inputs, _ = folders
+    save_nifti(inputs / "shifted_0000.nii.gz", np.clip(ct, -1000, None) + 1024)
+    assert run() == 0
+    captured = capsys.readouterr()
+    assert (
+        "look at shifted: intensities do not look like HU (1st and 99th percentile" in captured.err
+    )
+    assert "1 of 1 label maps have flags to look at: not HU 1" in captured.out
+    assert run("--quiet") == 0
+    captured = capsys.readouterr()
+    assert captured.out + captured.err == ""

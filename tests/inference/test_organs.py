@@ -1,0 +1,71 @@
+"""Some organs only, a file for each, and tables for viewers."""
+
+import nibabel
+import numpy as np
+import pytest
+from conftest import save_nifti
+
+from inference.colours import ITK_SNAP_TABLE, SLICER_TABLE
+from inference.labels import LABEL_NAMES
+
+
+def labels_of(path):
+    return np.asanyarray(nibabel.load(path).dataobj)
+
+
+def test_only_the_organs_asked_for(folders, run, ct):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    assert run("--quiet") == 0
+    everything = labels_of(folders[1] / "a.nii.gz")
+    first, *_, last = np.unique(everything[everything > 0]).tolist()
+    names = f"{LABEL_NAMES[last].title().replace(' ', '_')}, {LABEL_NAMES[first]}"
+    assert run("--quiet", "--organs", names) == 0
+    chosen = labels_of(folders[1] / "a.nii.gz")
+    assert np.array_equal(chosen, np.where(np.isin(everything, (first, last)), everything, 0))
+    assert np.unique(chosen).tolist() == [0, first, last] != np.unique(everything).tolist()
+
+
+def test_label_maps_of_other_organs_are_made_again(folders, run, ct, capsys):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    assert run("--quiet", "--organs", "liver") == 0
+    assert run("--keep-existing", "--organs", "liver") == 0
+    assert "a: kept" in capsys.readouterr().err
+    assert run("--keep-existing") == 0
+    assert "made again" in capsys.readouterr().err
+    assert len(np.unique(labels_of(folders[1] / "a.nii.gz"))) > 2
+
+
+def test_a_mask_for_each_organ(folders, run, ct):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    assert run("--quiet", "--per-organ") == 0
+    label_map = nibabel.load(folders[1] / "a.nii.gz")
+    files = sorted(path.name for path in (folders[1] / "a").iterdir())
+    assert files == sorted(f"{name.replace(' ', '_')}.nii.gz" for name in LABEL_NAMES[1:])
+    for label, name in enumerate(LABEL_NAMES[1:], start=1):
+        mask = nibabel.load(folders[1] / "a" / f"{name.replace(' ', '_')}.nii.gz")
+        assert np.array_equal(mask.affine, label_map.affine)
+        assert np.array_equal(
+            np.asanyarray(mask.dataobj), labels_of(folders[1] / "a.nii.gz") == label
+        )
+    assert (
+        run("--quiet", "--per-organ", "--organs", "spleen", "--output", str(folders[0] / "o")) == 0
+    )
+    assert [path.name for path in (folders[0] / "o" / "a").iterdir()] == ["spleen.nii.gz"]
+
+
+def test_viewers_tables_only_where_asked_for(folders, run, ct):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    assert run("--quiet") == 0
+    assert [path.name for path in folders[1].iterdir()] == ["a.nii.gz"]
+    assert run("--quiet", "--colours") == 0
+    assert {path.name for path in folders[1].iterdir()} == {
+        "a.nii.gz", SLICER_TABLE, ITK_SNAP_TABLE
+    }  # fmt: skip
+
+
+def test_an_unknown_organ_is_wrong_usage(folders, run, ct, capsys):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    with pytest.raises(SystemExit) as stopped:
+        run("--organs", "liver,heart")
+    assert stopped.value.code == 2
+    assert "heart: choose of liver, right-kidney" in capsys.readouterr().err

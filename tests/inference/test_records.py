@@ -1,0 +1,354 @@
+"""Proof of what made each label map: headers, manifests, and what --keep-existing believes."""
+
+import hashlib
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from conftest import RAS_AFFINE, metadata_of, save_nifti, trained_looking_network
+
+import inference
+from inference.labels import LABEL_NAMES
+from inference.manifest import Manifest
+from inference.provenance import Provenance, made_by
+from inference.service import Service
+from inference.weights import save_weights
+
+ROOT = Path(__file__).parents[2]
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def other_weights(tmp_path):
+    network = trained_looking_network(seed=1)
+    save_weights(tmp_path / "other.safetensors", network.state_dict(), metadata_of(network))
+    return tmp_path / "other.safetensors"
+
+
+@pytest.fixture
+def predicted(monkeypatch):
+    """Names of the cases that the network saw."""
+    names = []
+    predict = Service._predict
+
+    def seen(self, case, predictor):
+        if not case.kept:
+            names.append(case.name)
+        predict(self, case, predictor)
+
+    monkeypatch.setattr(Service, "_predict", seen)
+    return names
+
+
+# The header
+
+
+def test_the_header_says_who_made_the_label_map(folders, run, ct, weights_file):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    assert run("--quiet") == 0
+    header = nibabel.load(folders[1] / "a.nii.gz").header
+    text = header["descrip"].item().decode()
+    assert text == f"abdoseg {inference.__version__} random sha256:{sha256(weights_file)[:16]}"
+
+
+def test_a_long_or_strange_name_of_weights_fits():
+    for name in ("w" * 300, "Gewichte für 腹部" * 9, "a b\n\0c"):
+        text = made_by(name, "0123456789abcdef" * 4)
+        assert len(text) <= 79 and text.isascii() and text.isprintable()
+        assert text.endswith(" sha256:0123456789abcdef")
+    assert len(made_by("w" * 300, "0" * 64)) == 79
+    assert re.fullmatch(r"abdoseg \d+\.\d+\.\d+", made_by())
+
+
+def test_one_place_says_the_version():
+    assert f'"{inference.__version__}"' not in (ROOT / "pyproject.toml").read_text()
+    assert '{attr = "inference.__version__"}' in (ROOT / "pyproject.toml").read_text()
+
+
+# What --keep-existing believes
+
+
+def test_label_maps_of_other_weights_or_versions_are_made_again(
+    folders, run, ct, other_weights, predicted, monkeypatch, capsys
+):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    keep = ("--keep-existing", "--quiet")
+    assert run("--quiet", "--weights", str(other_weights)) == 0
+    others = (folders[1] / "a.nii.gz").read_bytes()
+    assert run(*keep) == 0
+    reason = capsys.readouterr().err
+    assert "made again: it was made by abdoseg" in reason and "other sha256:" in reason
+    assert (folders[1] / "a.nii.gz").read_bytes() != others
+    assert predicted == ["a", "a"]
+    assert run(*keep) == 0
+    assert predicted == ["a", "a"]
+    monkeypatch.setattr("inference.provenance.__version__", "9.0.0")
+    assert run(*keep) == 0
+    assert predicted == ["a", "a", "a"]
+    assert "not by abdoseg 9.0.0 random" in capsys.readouterr().err
+
+
+def test_a_label_map_with_something_behind_it_is_not_whole(folders, run, ct, predicted, capsys):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    path = folders[1] / "a.nii.gz"
+    assert run("--quiet") == 0
+    good = path.read_bytes()
+    import gzip
+
+    for content, words in (
+        (good + b"\0", "behind its end"),
+        (good + good, "behind its end"),
+        (gzip.compress(gzip.decompress(good) + b"\0"), "more than its voxels"),
+        (gzip.compress(gzip.decompress(good)[:-1]), "cut short"),
+        (good[:-1], "end mark"),
+    ):
+        path.write_bytes(content)
+        assert run("--keep-existing", "--quiet") == 0
+        assert words in capsys.readouterr().err
+        assert path.read_bytes() == good
+
+
+# Manifests
+
+
+def test_a_manifest_says_what_made_each_label_map(folders, run, ct, tmp_path, weights_file):
+    inputs, outputs = folders
+    path, log = save_nifti(inputs / "a_0000.nii.gz", ct), tmp_path / "m.jsonl"
+    bad = inputs / "b_0000.nii.gz"
+    bad.write_bytes(path.read_bytes()[:-9])
+    assert run("--quiet", "--manifest", str(log)) == 1
+    by_case = {line["case"]: line for line in lines_of(log)}
+    line = by_case["a"]
+    assert (line["status"], line["reason"], line["input"]) == ("done", None, str(path))
+    assert (line["bytes"], line["sha256"]) == (path.stat().st_size, sha256(path))
+    assert (line["shape"], line["spacing_mm"], line["orientation"]) == (
+        [40, 33, 21], [1.5, 1.25, 4.0], "RAS"
+    )  # fmt: skip
+    assert (line["weights"], line["weights_sha256"]) == ("random.safetensors", sha256(weights_file))
+    assert line["device"] == "cpu" and line["precision"] in ("float32", "bfloat16")
+    assert line["versions"]["abdoseg"] == inference.__version__
+    assert line["versions"]["torch"] and line["versions"]["python"]
+    assert list(line["seconds"]) == ["read", "percentiles", "predict", "components", "write"]
+    label_map = np.asanyarray(nibabel.load(outputs / "a.nii.gz").dataobj)
+    assert list(line["volumes_ml"]) == list(LABEL_NAMES[1:])
+    for number, name in enumerate(LABEL_NAMES[1:], 1):
+        assert line["volumes_ml"][name] == pytest.approx(
+            (label_map == number).sum() * 1.5 * 1.25 * 4e-3, abs=1e-3
+        )
+    header = nibabel.load(outputs / "a.nii.gz").header
+    assert line["made_by"] == header["descrip"].item().decode()
+    assert {flag["flag"] for flag in line["flags"]} <= {
+        "border", "pieces", "fragment", "small", "large", "sides", "no liver"
+    }  # fmt: skip
+    line = by_case["b"]
+    assert line["status"] == "failed" and "gzip" in line["reason"]
+    assert (line["bytes"], line["sha256"]) == (bad.stat().st_size, sha256(bad))
+    assert line["volumes_ml"] is None and line["device"] is None
+    assert [entry.name for entry in outputs.iterdir()] == ["a.nii.gz"]
+
+
+def test_an_interrupted_manifest_is_taken_up(folders, run, ct, tmp_path, predicted, capsys):
+    inputs, _ = folders
+    for name in "abc":
+        save_nifti(inputs / f"{name}_0000.nii.gz", ct)
+    log, table = tmp_path / "m.jsonl", tmp_path / "t.csv"
+    records = ("--quiet", "--keep-existing", "--manifest", str(log), "--statistics", str(table))
+    assert run(*records) == 0
+    whole, rows = log.read_bytes(), table.read_text()
+    # Killed after c's label map was written and in the middle of its line; b's rows are missing.
+    begin = whole.splitlines(keepends=True)
+    log.write_bytes(b"".join(begin[:2]) + begin[2][:50])
+    table.write_text("".join(row for row in rows.splitlines(keepends=True) if row[0] != "b"))
+    predicted.clear()
+    assert run(*records) == 0
+    assert predicted == []
+    lines = lines_of(log)
+    assert [(line["case"], line["status"]) for line in lines] == [
+        ("a", "done"), ("b", "done"), ("b", "kept"), ("c", "kept")
+    ]  # fmt: skip
+    assert table.read_text() == rows
+    for before, after in zip(map(json.loads, begin[1:]), lines[2:], strict=True):
+        for name in ("sha256", "volumes_ml", "made_by", "shape"):
+            assert after[name] == before[name]
+    assert run(*records) == 0
+    assert lines_of(log) == lines
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("torn", [b'{"cas', b'{"case": "a", "status', b'{"case": "\xff'])
+def test_a_torn_last_line_is_taken_away(tmp_path, torn):
+    path = tmp_path / "m.jsonl"
+    path.write_bytes(torn)
+    Manifest(path).add({"case": "b"})
+    assert lines_of(path) == [{"case": "b"}]
+    path.write_bytes(b'{"case": "a"}\n' + torn)
+    Manifest(path).add({"case": "b"})
+    assert lines_of(path) == [{"case": "a"}, {"case": "b"}]
+
+
+def test_a_last_line_that_lacks_its_end_alone_stays(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_bytes(b'{"case": "a"}')
+    long = {"case": "b", "reason": "x" * 200_000}
+    Manifest(path).add(long)
+    assert lines_of(path) == [{"case": "a"}, long]
+    path.write_bytes(path.read_bytes()[:-9])
+    Manifest(path)
+    assert lines_of(path) == [{"case": "a"}]
+
+
+def test_another_file_is_not_added_to(folders, run, ct, tmp_path, capsys):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    other = tmp_path / "notes.jsonl"
+    for content in (b"my notes, without an end", b'{"name": 1}\n'):
+        other.write_bytes(content)
+        assert run("--manifest", str(other)) == 2
+        assert "not a manifest" in capsys.readouterr().err
+        assert other.read_bytes() == content
+    assert run("--manifest", str(tmp_path / "nowhere" / "m.jsonl")) == 2
+    assert "No such file" in capsys.readouterr().err
+
+
+def test_lines_of_many_writers_are_whole(tmp_path):
+    path = tmp_path / "m.jsonl"
+
+    def write(writer):
+        manifest = Manifest(path)
+        for number in range(25):
+            manifest.add({"case": f"{writer}-{number}", "reason": str(writer) * 5000})
+
+    writers = [threading.Thread(target=write, args=(writer,)) for writer in range(4)]
+    for thread in writers:
+        thread.start()
+    for thread in writers:
+        thread.join()
+    lines = lines_of(path)
+    assert len({line["case"] for line in lines}) == len(lines) == 100
+
+
+def test_a_manifest_on_a_full_disk_costs_no_case(folders, run, ct, tmp_path, monkeypatch, capsys):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+
+    def full(self, line):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Manifest, "add", full)
+    assert run("--manifest", str(tmp_path / "m.jsonl")) == 0
+    assert "m.jsonl: No space left on device" in capsys.readouterr().err
+    assert (folders[1] / "a.nii.gz").is_file()
+
+
+def test_weights_are_found_for_the_device_without_a_name(tmp_path):
+    weights = tmp_path / "w.safetensors"
+    weights.write_bytes(b"weights")
+    asked = []
+    provenance = Provenance(lambda: asked.append(1) or weights)
+    assert not asked
+    assert provenance.made_by == made_by("w", hashlib.sha256(b"weights").hexdigest())
+    assert provenance.digest and asked == [1]
+
+
+# Signals and kills
+
+SERVICE = """
+import sys, time
+from inference import command, service, signals
+predict, read = service.Service._predict, service.Service._read
+def slowly(self, case, predictor):
+    predict(self, case, predictor)
+    if case.name == "b":
+        self._predicting = True
+        print("predicting", flush=True)
+        time.sleep({seconds})
+        self._predicting = False
+service.Service._predict = slowly
+if {grace}:
+    signals.GRACE_SECONDS, signals.LAST_SECONDS = {grace}, {grace} + 0.3
+if {hang}:
+    write = service.write_label_map
+    def hanging(path, *arguments):
+        if path.name == "b.nii.gz":
+            from inference import files
+            files.os.fsync = lambda descriptor: time.sleep(600)
+        write(path, *arguments)
+    service.write_label_map = hanging
+sys.exit(command.main(sys.argv[1:]))
+"""
+
+
+def start(folders, weights_file, *more, seconds=0.0, grace=0.0, hang=False):
+    script = SERVICE.format(seconds=seconds, grace=grace, hang=hang)
+    command = [sys.executable, "-c", script, "--input", str(folders[0]), "--output"]
+    command += [str(folders[1]), "--weights", str(weights_file), "--device", "cpu", *more]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, **pipes)
+    assert process.stdout.readline() == "predicting\n"
+    return process
+
+
+@pytest.mark.slow
+def test_sigterm_lets_the_case_under_way_be_written(folders, weights_file, ct, tmp_path):
+    for name in "abcd":
+        save_nifti(folders[0] / f"{name}_0000.nii.gz", ct)
+    log = tmp_path / "m.jsonl"
+    process = start(folders, weights_file, "--manifest", str(log), seconds=1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert "stopped by SIGTERM" in errors.splitlines()[-1]
+    assert sorted(path.name for path in folders[1].iterdir()) == ["a.nii.gz", "b.nii.gz"]
+    assert [line["case"] for line in lines_of(log)] == ["a", "b"]
+    assert nibabel.load(folders[1] / "b.nii.gz").get_fdata().shape == ct.shape
+
+
+@pytest.mark.slow
+def test_sigterm_does_not_wait_for_a_disk_that_hangs(folders, weights_file, ct):
+    for name in "abc":
+        save_nifti(folders[0] / f"{name}_0000.nii.gz", ct)
+    process = start(folders, weights_file, grace=0.5, hang=True)
+    while not list(folders[1].glob(".*.partial")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert [path.name for path in folders[1].iterdir()] == ["a.nii.gz"]  # and no temporary file
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_taken_up_where_it_was(folders, run, weights_file, ct, tmp_path, predicted):
+    for name in "abcde":
+        save_nifti(folders[0] / f"{name}_0000.nii.gz", ct, RAS_AFFINE)
+    log, table = tmp_path / "m.jsonl", tmp_path / "t.csv"
+    records = ("--keep-existing", "--manifest", str(log), "--statistics", str(table))
+    process = start(folders, weights_file, *records, seconds=600)
+    while not log.exists() or not log.read_bytes().endswith(b"\n"):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert [path.name for path in folders[1].glob("*.nii.gz")] == ["a.nii.gz"]
+    assert run("--quiet", *records) == 0
+    assert predicted == ["b", "c", "d", "e"]
+    assert {line["case"] for line in lines_of(log)} == set("abcde")
+    assert len(table.read_text().splitlines()) == 1 + 5 * 14
+    resumed = {path.name: path.read_bytes() for path in folders[1].glob("*.nii.gz")}
+    for path in folders[1].iterdir():
+        path.unlink()
+    assert run("--quiet") == 0
+    assert resumed == {path.name: path.read_bytes() for path in folders[1].glob("*.nii.gz")}

@@ -30,6 +30,11 @@ COMMANDS = {
         "paired ratios of two runs, case by case",
         "REPORT-A REPORT-B",
     ),
+    "challenge": (
+        "benchmark.challenge.challenge",
+        "an organiser's evening: every team's archive run, scored, ranked, on one page",
+        "--archives TEAMS --inputs CTS --reference TRUTH --report EVENING",
+    ),
     "report": (
         "benchmark.judging.report",
         "one self-contained HTML page about one run or several",

@@ -6,7 +6,7 @@ One container start per case, alone in its inputs folder. The files of a run fol
     efficiency.md          the same in the shape of the paper's Table 4
     environment.json       machine, image, command
     efficiency/CASE.json   every sample and every number of a case (CASE.repeatN.json: repetitions)
-    efficiency/CASE.png    GPU memory, RAM and CPU against time
+    efficiency/CASE.png    GPU memory, RAM and CPU against time, of the run that the tables show
     efficiency/CASE.log    what the container printed
 """
 
@@ -33,9 +33,10 @@ from benchmark.containers.engine import (
 from benchmark.containers.environment import describe_machine
 from benchmark.containers.gpu import Gpu, GpuUnavailable
 from benchmark.containers.measurement import Case, Idle, file_stem, measure_case, peaks_and_areas
+from benchmark.containers.repeats import PENALTY, median_run
 from benchmark.containers.run_folder import UsageError, earlier_results, write_json, write_tables
 from benchmark.containers.runner import STOP_SIGNALS
-from benchmark.containers.tables import OFFICIAL_INTERVAL, PENALTY, by, markdown_table
+from benchmark.containers.tables import OFFICIAL_INTERVAL, by, markdown_table
 from benchmark.containers.targets import Command, Container, Folders, MemoryLimit
 from benchmark.messages import say
 from inference.files import case_name, find_cases, printable, write_atomically
@@ -122,10 +123,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--repeat",
-        type=_count,
+        type=odd_count,
         default=1,
         metavar="K",
-        help="run every case K times; the tables take the run of median time (default: 1)",
+        help="run every case K times, an odd number; every table and page takes the run of median "
+        "time (default: 1)",
+    )
+    parser.add_argument(
+        "--warm-up",
+        action="store_true",
+        help="run the first case once before, and discard it, so that no run that counts has to "
+        "read the image from the disk",
     )
     parser.add_argument(
         "--phases",
@@ -147,7 +155,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     try:
         with signals_raise():
-            return _run(arguments)
+            return measure(arguments)
     except (UsageError, EngineError, OSError) as error:  # finished cases stay as they are
         say(f"benchmark efficiency: {error}")
         return 2
@@ -156,7 +164,15 @@ def run(arguments: argparse.Namespace) -> int:
         return 128 + stopped.number
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def measure(arguments: argparse.Namespace) -> int:
+    """Measure every case and write the run folder, as `run` does, whose caller sees to signals.
+
+    Returns:
+        0 if every case is ok, 1 if some are not.
+
+    Raises:
+        UsageError, EngineError, OSError: nothing could be measured, or no more.
+    """
     unreadable: dict[str, str] = {}
     cases = list_cases(arguments.inputs, unreadable)
     if arguments.outputs.resolve() == arguments.inputs.resolve():
@@ -174,6 +190,7 @@ def _run(arguments: argparse.Namespace) -> int:
         write_json(report / "environment.json", environment)
 
         results: dict[str, list[dict]] = {case.name: [] for case in cases}
+        first = True
         not_measured = list(unreadable)
         for name, why in unreadable.items():
             say(f"{printable(name)}: not measured: {printable(why)}")
@@ -183,7 +200,15 @@ def _run(arguments: argparse.Namespace) -> int:
             kept = result is not None
             if not kept:
                 try:
-                    result = measure_case(case, repeat, target, team, gpu, idle, arguments)
+                    if first and arguments.warm_up:
+                        say("warming up: a run that is discarded")
+                        measure_case(case, repeat, target, team, gpu, idle, arguments, first=True)
+                        (arguments.outputs / f"{case.name}.nii.gz").unlink(missing_ok=True)
+                        first = False
+                    result = measure_case(
+                        case, repeat, target, team, gpu, idle, arguments, first=first
+                    )
+                    first = False
                 except OSError as error:
                     not_measured.append(case.name)
                     say(f"{printable(case.name)}: not measured: {error}")
@@ -191,9 +216,11 @@ def _run(arguments: argparse.Namespace) -> int:
             result |= peaks_and_areas(result, arguments)
             stem = report / "efficiency" / file_stem(case.name, repeat)
             write_json(stem.with_name(f"{stem.name}.json"), result)
-            if not kept:
-                _draw(stem.with_name(f"{stem.name}.png"), result, gpu_note)
-            results[case.name].append(result)
+            runs = results[case.name]
+            runs.append(result)
+            picture = report / "efficiency" / f"{case.name}.png"
+            if not kept or not picture.exists():
+                _draw(picture, median_run(runs), runs, gpu_note)
             write_tables(report, results, environment)
             say(printable(_progress_line(number, len(rounds), result, kept)))
         say(markdown_table(results), sys.stdout)
@@ -204,10 +231,10 @@ def _run(arguments: argparse.Namespace) -> int:
             gpu.close()
 
 
-def _draw(path: Path, result: dict, gpu_note: str | None) -> None:
+def _draw(path: Path, result: dict, runs: list[dict], gpu_note: str | None) -> None:
     """Draw a case's curves; a plot that fails costs the plot."""
     try:
-        write_atomically(path, draw_curves(result, gpu_note))
+        write_atomically(path, draw_curves(result, gpu_note, runs))
     except Exception as error:  # whatever a name or a number does to the plotting library
         say(f"{printable(path.name)}: not drawn: {printable(error)}")
 
@@ -307,6 +334,7 @@ def _find_target(
         "timeout_s": arguments.timeout,
         "phases": phases,
         "repeat": arguments.repeat,
+        "warm_up": arguments.warm_up,
         "tolerances": {"seconds": arguments.time_tolerance, "mb": arguments.memory_tolerance},
     }
     return target, team, identity
@@ -336,7 +364,8 @@ def _progress_line(number: int, count: int, run: dict, kept: bool) -> str:
     parts = [f"[{number}/{count}] {run['case']} ({by(run['image_size'])}): {run['seconds']:.2f} s"]
     if run["peak_gpu_mb"] is not None:
         parts.append(f"peak {run['peak_gpu_mb']:,.0f} MB, {run['auc_flare_mb_s']:,.0f} MB·s")
-    parts.append(f"RAM {run['max_ram_mb']:,.0f} MB")
+    if run["max_ram_mb"] is not None:
+        parts.append(f"RAM {run['max_ram_mb']:,.0f} MB")
     parts.append(run["status"] + (f" ({run['reason']})" if run["reason"] else ""))
     if kept:
         parts.append("from the earlier run")
@@ -376,8 +405,12 @@ def _not_negative(text: str) -> float:
     return value
 
 
-def _count(text: str) -> int:
+def odd_count(text: str) -> int:
+    """Read a number of repetitions: odd, so that one of them is the middle."""
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"a whole number of 1 or more is needed, not {text}")
+    if value < 1 or value % 2 == 0:
+        raise argparse.ArgumentTypeError(
+            f"an odd number such as 1, 3 or 5 is needed, so that one run is in the middle, not "
+            f"{text}"
+        )
     return value

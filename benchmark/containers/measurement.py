@@ -15,9 +15,9 @@ from benchmark.containers.areas import flare_area, true_area
 from benchmark.containers.collecting import RefusedError, collect, open_left_file
 from benchmark.containers.gpu import Gpu
 from benchmark.containers.output_check import OutputCheck, missing_output
+from benchmark.containers.repeats import PENALTY
 from benchmark.containers.runner import run_case
 from benchmark.containers.sampler import Sampler, Samples
-from benchmark.containers.tables import PENALTY
 from benchmark.containers.targets import PHASE_LOG, Command, Container, Folders
 from benchmark.messages import say
 
@@ -61,8 +61,13 @@ def measure_case(
     gpu: Gpu | None,
     idle: Idle,
     arguments: argparse.Namespace,
+    *,
+    first: bool,
 ) -> dict:
-    """Run one case in folders of its own, and say everything about it but the areas."""
+    """Run one case in folders of its own, and say everything about it but the areas.
+
+    `first` says that nothing ran before it here, so that it may have started cold.
+    """
     work = (arguments.report / f".work-{case.name}").resolve()
     log = arguments.report / "efficiency" / f"{file_stem(case.name, repeat)}.log"
     shutil.rmtree(work, ignore_errors=True)
@@ -93,10 +98,11 @@ def measure_case(
         "team": team,
         "status": status,
         "reason": reason,
-        "penalty": PENALTY if failed else None,
+        "penalty": _penalty(samples) if failed else None,
         "exit_code": outcome.exit_code,
         "seconds": round(outcome.seconds, 4),
         "repeat": repeat,
+        "first": first,
         "image_size": list(case.size),
         "interval_s": arguments.interval,
         "idle_gpu_mb": idle.gpu_mb,
@@ -104,6 +110,15 @@ def measure_case(
         "samples": asdict(samples),
         "phases": phases,
         "output": {"found": output.found, "valid": output.valid, "problems": output.problems},
+    }
+
+
+def _penalty(samples: Samples) -> dict[str, float]:
+    """What a failed case counts as; without a device there is no penalty for its memory."""
+    return {
+        name: value
+        for name, value in PENALTY.items()
+        if name != "auc_gpu_mb_s" or samples.gpu_used_mb
     }
 
 
@@ -163,10 +178,11 @@ def _read_phases(outputs: Path, started: float) -> list[dict]:
 
 
 def peaks_and_areas(result: dict, arguments: argparse.Namespace) -> dict:
-    """Peaks and areas of a case's samples, with and without the tolerances."""
+    """Peaks and areas of a case's samples, with and without the tolerances; None if not read."""
     samples = Samples(**result["samples"])
     interval, tolerance = result["interval_s"], arguments.memory_tolerance
     times, gpu = samples.time_s, samples.gpu_used_mb
+    seen = any(samples.ram_mb)
     return {
         "peak_gpu_mb": max(gpu) if gpu else None,
         "auc_flare_mb_s": flare_area(gpu, interval) if gpu else None,
@@ -175,10 +191,13 @@ def peaks_and_areas(result: dict, arguments: argparse.Namespace) -> dict:
         "auc_true_tolerated_mb_s": true_area(times, gpu, tolerance) if gpu else None,
         "seconds_tolerated": max(0.0, result["seconds"] - arguments.time_tolerance),
         "tolerances": {"seconds": arguments.time_tolerance, "mb": tolerance},
-        "max_cpu_percent": max(samples.cpu_percent),
-        "auc_cpu_percent_s": float(np.round(sum(samples.cpu_percent) * interval, 2)),
-        "max_ram_mb": max(samples.ram_mb),
-        "auc_ram_mb_s": flare_area(samples.ram_mb, interval),
+        # A run that ended before its first reading has used something, not 0.
+        "max_cpu_percent": max(samples.cpu_percent) if seen else None,
+        "auc_cpu_percent_s": float(np.round(sum(samples.cpu_percent) * interval, 2))
+        if seen
+        else None,
+        "max_ram_mb": max(samples.ram_mb) if seen else None,
+        "auc_ram_mb_s": flare_area(samples.ram_mb, interval) if seen else None,
     }
 
 

@@ -9,6 +9,17 @@ from benchmark.containers.tables import csv_table, markdown_page
 from benchmark.messages import say
 from inference.files import write_atomically
 
+EFFICIENCY_SUFFIX = "_Efficiency.csv"
+"""After the team's name: the organisers' table."""
+
+EFFICIENCY_MD = "efficiency.md"
+
+SCORE_FILES = (
+    *("accuracy_per_case.csv", "accuracy.json", "accuracy.md", "accuracy_official.txt"),
+    *("accuracy_dsc.png", "accuracy_nsd.png"),
+)
+"""What `python -m benchmark accuracy` writes: scores of label maps that a new run replaces."""
+
 RESULT_FIELDS = {"case", "status", "seconds", "repeat", "interval_s", "image_size", "output"}
 """Without which a file is no result of a case."""
 
@@ -27,11 +38,12 @@ def earlier_results(
             run of this report wrote. Nothing is removed then.
     """
     folder = arguments.report / "efficiency"
+    described = _read_json(arguments.report / "environment.json")
     earlier = {path.name: _read_result(path) for path in folder.glob("*.json")}
-    differences = _differences(_read_json(arguments.report / "environment.json"), environment)
+    differences = _differences(described, environment)
     kept = {}
     if earlier and not arguments.resume:
-        say(f"replacing the earlier run in {arguments.report}")
+        say(f"replacing the earlier run in {arguments.report}, its scores with it")
     elif earlier and differences:
         raise UsageError(
             f"--resume: the run in {arguments.report} has another {', '.join(differences)}: name "
@@ -55,20 +67,30 @@ def earlier_results(
     for path in folder.iterdir():
         if path.suffix in (".json", ".png", ".log") and path.stem not in keep:
             path.unlink()
+    if earlier and not arguments.resume:
+        _remove_tables(arguments.report, (described or {}).get("team"))
     return kept
+
+
+def _remove_tables(report: Path, team: object) -> None:
+    """Remove what an earlier run's team left in a report: its table, its page and its scores."""
+    names = [EFFICIENCY_MD, f"{team}{EFFICIENCY_SUFFIX}", *SCORE_FILES]
+    for name in names:
+        if Path(name).name == name:  # a name that was read, not one that may lead elsewhere
+            (report / name).unlink(missing_ok=True)
 
 
 def _differences(earlier: dict | None, environment: dict) -> list[str]:
     names = ("team", "image_digest", "command", "gpu", "interval_s", "memory_limit", "timeout_s")
-    earlier = earlier or {}
-    return [name for name in names if earlier.get(name) != environment[name]]
+    earlier = {"warm_up": False} | (earlier or {})  # which older reports do not say
+    return [name for name in (*names, "warm_up") if earlier.get(name) != environment[name]]
 
 
 def write_tables(report: Path, results: dict[str, list[dict]], environment: dict) -> None:
     """Write the official table and the page, anew after each case."""
-    name = f"{environment['team']}_Efficiency.csv"
+    name = f"{environment['team']}{EFFICIENCY_SUFFIX}"
     write_atomically(report / name, csv_table(results).encode())
-    write_atomically(report / "efficiency.md", markdown_page(results, environment).encode())
+    write_atomically(report / EFFICIENCY_MD, markdown_page(results, environment).encode())
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -1,12 +1,11 @@
 """Teams ranked as the challenge does: metrics, a year's rules, ranks and their confidence."""
 
 from dataclasses import dataclass
-from statistics import median
 
 import numpy as np
 from scipy.stats import rankdata
 
-from benchmark.containers.tables import PENALTY
+from benchmark.containers.repeats import PENALTY, median_run
 from benchmark.judging.runs import Run, RunError, tolerated_area
 
 
@@ -26,6 +25,17 @@ class Metric:
     failure: float
     column: str | None = None
 
+    def title_with(self, rules: "Rules") -> str:
+        """The title of what is ranked by: of time and GPU memory what lies above the tolerance."""
+        if self.column == "Time" and rules.time_tolerance_s:
+            return f"time above {rules.time_tolerance_s:g} s (s)"
+        if self.column == "AUC_GPU_Time" and rules.memory_tolerance_mb:
+            return f"area of GPU memory above {rules.memory_tolerance_mb:g} MB (MB·s)"
+        return self.title
+
+
+_ALL_FLIPS = 12
+"""Cases up to which all 2**cases sign flips are gone through."""
 
 METRICS = {
     "dsc": Metric("organ DSC", True, 0.0),
@@ -76,7 +86,7 @@ class Ranking:
         weights: metric to weight.
         scores: (teams,) weighted mean of all ranks.
         final: (teams,) rank of the scores.
-        interval: (teams, 2) 95 % interval of the final rank over resampled cases.
+        interval: (teams, 2) the ranks that the cases do not rule out, by `rank_intervals`.
         first: (teams,) share of resamplings in which the team is first, alone or shared.
     """
 
@@ -111,7 +121,7 @@ def metric_values(run: Run, metric: str, cases: list[str], rules: Rules) -> np.n
         elif metric == "gpu" and rules.memory_tolerance_mb and case in run.efficiency:
             value = _tolerated_area(run, case, rules.memory_tolerance_mb)
         else:
-            value = run.efficiency.get(case, {}).get(column)
+            value = run.measured(case, column)
             if metric == "time" and value is not None:
                 value = max(0.0, value - rules.time_tolerance_s)
         values.append(np.nan if value is None else value)
@@ -119,14 +129,13 @@ def metric_values(run: Run, metric: str, cases: list[str], rules: Rules) -> np.n
 
 
 def _tolerated_area(run: Run, case: str, tolerance_mb: float) -> float:
-    """Median over the case's repeats."""
-    repeats = run.completed(case)
-    if not repeats:
+    runs = run.measurements.get(case)
+    if not runs:
         raise RunError(
             f"{run.team}: a memory tolerance needs the samples of {case} "
             f"(efficiency/{case}.json); rank by whole areas with --memory-tolerance 0"
         )
-    return median(tolerated_area(repeat, tolerance_mb) for repeat in repeats)
+    return tolerated_area(median_run(runs), tolerance_mb)
 
 
 def gather(runs: list[Run], rules: Rules) -> tuple[list[str], dict[str, np.ndarray], list[str]]:
@@ -134,10 +143,11 @@ def gather(runs: list[Run], rules: Rules) -> tuple[list[str], dict[str, np.ndarr
 
     Returns:
         The cases; metric to (teams, cases), NaN where no team has the case; and what to know: each
-        metric that no team has, and each case that a team lacks.
+        metric that no team has, and each case that a team lacks. A team that failed in every case
+        has the failure's values throughout.
 
     Raises:
-        RunError: only some teams have a metric at all, or no metric is left.
+        RunError: only some teams that did any case have a metric at all, or no metric is left.
     """
     cases = sorted({case for run in runs for case in run.cases})
     values, notes = {}, []
@@ -146,10 +156,14 @@ def gather(runs: list[Run], rules: Rules) -> tuple[list[str], dict[str, np.ndarr
             continue
         table = np.stack([metric_values(run, key, cases, rules) for run in runs])
         absent = np.isnan(table)
-        without = [run.team for run, row in zip(runs, absent, strict=True) if row.all()]
-        if len(without) == len(runs):
+        if absent.all():
             notes.append(f"{metric.title}: no team has it, so it is left out")
             continue
+        without = [
+            run.team
+            for run, row in zip(runs, absent, strict=True)
+            if row.all() and not run.failed_everywhere
+        ]
         if without:
             raise RunError(
                 f"{', '.join(without)}: no {metric.title} at all, which others have; "
@@ -194,7 +208,8 @@ def rank_teams(
         ranks[key] = rankdata(signed, method="min", axis=0, nan_policy="omit")
         total += weights[key] * np.nan_to_num(ranks[key])
         weight += weights[key] * ~np.isnan(table[0])
-    chosen = np.random.default_rng(seed).integers(len(cases), size=(resamplings, len(cases)))
+    random = np.random.default_rng(seed)
+    chosen = random.integers(len(cases), size=(resamplings, len(cases)))
     drawn = weight[chosen].sum(axis=1)
     resampled = np.stack([row[chosen].sum(axis=1) for row in total]) / np.where(drawn, drawn, 1)
     resampled_ranks = _rank_scores(resampled)
@@ -207,11 +222,51 @@ def rank_teams(
         weights={key: weights[key] for key in values},
         scores=scores,
         final=_rank_scores(scores),
-        interval=np.percentile(
-            resampled_ranks, [2.5, 97.5], axis=1, method="inverted_cdf"
-        ).T.astype(int),
+        interval=rank_intervals(total, resamplings, random),
         first=(resampled_ranks == 1).mean(axis=1),
     )
+
+
+def rank_intervals(
+    totals: np.ndarray, flips: int, random: np.random.Generator, level: float = 0.95
+) -> np.ndarray:
+    """The ranks that a team may truly have, as far as the cases tell.
+
+    Resampling a few cases only ever shows what these cases say: where a team is ahead in all of
+    three, it is ahead in every resampling, and yet of two equal teams one is ahead in all of three
+    once in four times. So each pair of teams is compared by a sign-flip test over the cases (all
+    flips up to 12 cases, drawn ones beyond), and a team's rank runs from one below all that are
+    surely better to one above all that are surely worse. With fewer than six cases nothing is ever
+    sure, and the interval holds every rank.
+
+    Args:
+        totals: (teams, cases) weighted sum of a team's ranks in each case.
+        flips: drawn where there are too many to go through.
+        random: draws them.
+        level: of the interval; divided among a team's comparisons (Bonferroni).
+
+    Returns:
+        (teams, 2) integers, the best and the worst rank.
+    """
+    teams, cases = totals.shape
+    if cases <= _ALL_FLIPS:
+        signs = 1 - 2 * ((np.arange(2**cases)[:, None] >> np.arange(cases)) & 1)
+        drawn = 0  # all of them: the observed one is among them
+    else:
+        signs = random.choice([-1, 1], size=(max(flips, 1), cases))
+        drawn = 1
+    intervals = np.tile([1, teams], (teams, 1))
+    for ours in range(teams):
+        for theirs in range(teams):
+            differences = totals[ours] - totals[theirs]
+            if ours == theirs or not differences.any():
+                continue
+            observed = abs(differences.sum())
+            as_far = np.count_nonzero(np.abs(signs @ differences) >= observed - 1e-9)
+            p = (as_far + drawn) / (len(signs) + drawn)
+            if p <= (1 - level) / (teams - 1):
+                intervals[ours] += (1, 0) if differences.sum() > 0 else (0, -1)
+    return intervals
 
 
 def _rank_scores(scores: np.ndarray) -> np.ndarray:

@@ -17,10 +17,17 @@ from statistics import mean, median
 import numpy as np
 
 from benchmark.checking.pages import html_section
-from benchmark.judging.runs import Run, RunError, read_runs
+from benchmark.containers.repeats import (
+    PENALTY_SENTENCE,
+    RAM_MEASURES,
+    figure,
+    least_and_most,
+    median_run,
+)
+from benchmark.judging.runs import FEW_CASES, Run, RunError, read_runs
 from benchmark.scoring.protocol import COLUMNS
 from inference.files import write_atomically
-from inference.labels import LABEL_NAMES
+from inference.labels import LABEL_NAMES, TUMOR
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -82,7 +89,7 @@ def thin(times: list[float], values: list[float]) -> list[list[float]]:
 def case_row(run: Run, index: int, case: str) -> dict:
     """One row of the page's table of cases."""
     row = {"team": index, "case": case, "size": None, "voxels": None, "status": None}
-    row |= {"reason": None, "trueArea": None, "toleratedArea": None}
+    row |= {"reason": None, "trueArea": None, "toleratedArea": None, "timeRange": None}
     row |= {name: run.measured(case, column) for name, column in FIGURES.items()}
     for name, metric in SCORES.items():
         score = run.score(case, metric)
@@ -90,26 +97,18 @@ def case_row(run: Run, index: int, case: str) -> dict:
     if case in run.efficiency:
         row["status"] = "failed" if run.failed(case) else "ok"
     if measurements := run.measurements.get(case):
-        shown = representative(measurements)
+        shown = median_run(measurements)
         row |= {"status": shown["status"], "reason": shown["reason"]}
         row["size"] = "×".join(map(str, shown["image_size"]))
         row["voxels"] = int(np.prod(shown["image_size"]))
-        if not run.failed(case):
-            for name, key in (
-                ("trueArea", "auc_true_mb_s"),
-                ("toleratedArea", "auc_flare_tolerated_mb_s"),
-            ):
-                areas = [one[key] for one in run.completed(case) if one[key] is not None]
-                row[name] = median(areas) if areas else None
+        row["trueArea"] = figure(shown, "auc_true_mb_s")
+        row["toleratedArea"] = figure(shown, "auc_flare_tolerated_mb_s")
+        if len(measurements) > 1:
+            row["timeRange"] = least_and_most(measurements)
     return row
 
 
-def representative(measurements: list[dict]) -> dict:
-    """Of a case's repeats the one of median time, of an even number the faster middle."""
-    return sorted(measurements, key=lambda one: one["seconds"])[(len(measurements) - 1) // 2]
-
-
-def summary(rows: list[dict]) -> dict:
+def summary(run: Run, rows: list[dict]) -> dict:
     """One team's line of the summary, from its rows; None where nothing was measured."""
 
     def over(key: str, reduce: object) -> float | None:
@@ -122,7 +121,39 @@ def summary(rows: list[dict]) -> dict:
         **{name: over(name, median) for name in ("time", "gpuArea")},
         **{name: over(name, max) for name in ("maxGpu", "maxRam")},
         **{name: over(name, mean) for name in SCORES},
+        "scored": sum(row["dsc"] is not None for row in rows),
+        "tumors": run.with_structure(TUMOR),
     }
+
+
+def notes(runs: list[Run]) -> list[str]:
+    """What a reader must know of these runs' figures."""
+    found = []
+    failures = [f"{run.team} {n}" for run in runs if (n := sum(map(run.failed, run.cases)))]
+    if failures:
+        found.append(f"Cases failed: {', '.join(failures)}. {PENALTY_SENTENCE}")
+    measures = {measure for run in runs for measure in run.ram_measures}
+    for measure in sorted(measures):
+        teams = ", ".join(run.team for run in runs if measure in run.ram_measures)
+        found.append(f"RAM of {teams} ({measure}) is {RAM_MEASURES[measure]}.")
+    if len(measures) > 1:
+        found.append("Caution: RAM was not read in the same way of all. Do not compare it.")
+    if any(len(of_case) > 1 for run in runs for of_case in run.measurements.values()):
+        text = "Of several runs of a case the one of median time is shown, in tables and curves"
+        if any(len(c) % 2 == 0 for run in runs for c in run.measurements.values()):
+            text += "; of an even number the faster of the two in the middle"
+        found.append(text + ".")
+    if len({bool(run.environment.get("warm_up")) for run in runs if run.environment}) > 1:
+        warm = ", ".join(run.team for run in runs if run.environment.get("warm_up"))
+        found.append(f"Caution: only {warm} had a warm-up run before it was timed.")
+    if partial := [run.team for run in runs if run.partial]:
+        found.append(
+            f"Scores of {', '.join(partial)} are of annotated labels only: not the official rule."
+        )
+    cases = {case for run in runs for case in run.cases}
+    if len(runs) > 1 and len(cases) < FEW_CASES:
+        found.append(f"Caution: {len(cases)} cases are few to tell teams apart by.")
+    return found
 
 
 def environment_rows(environment: dict) -> list[list[str]]:
@@ -137,13 +168,13 @@ def environment_rows(environment: dict) -> list[list[str]]:
     return rows
 
 
-def page_data(runs: list[Run]) -> dict:
-    """Everything that the page shows."""
+def page_data(runs: list[Run], challenge: dict | None = None) -> dict:
+    """Everything that the page shows; see `render`."""
     rows = [[case_row(run, index, case) for case in run.cases] for index, run in enumerate(runs)]
     curves, tolerances = [], set()
     for index, run in enumerate(runs):
         for case, measurements in sorted(run.measurements.items()):
-            shown = representative(measurements)
+            shown = median_run(measurements)
             samples = shown["samples"]
             series = {"gpu": "gpu_used_mb", "ram": "ram_mb", "cpu": "cpu_percent"}
             curve = {"team": index, "case": case, "phases": shown["phases"]}
@@ -156,12 +187,15 @@ def page_data(runs: list[Run]) -> dict:
         "teams": [
             {
                 "name": run.team,
-                "summary": summary(team_rows),
+                "summary": summary(run, team_rows),
+                "present": [run.with_structure(label) for label in range(1, len(LABEL_NAMES))],
                 "environment": environment_rows(run.environment),
             }
             for run, team_rows in zip(runs, rows, strict=True)
         ],
+        "notes": notes(runs),
         "rows": [row for team_rows in rows for row in team_rows],
+        "challenge": challenge,
         "curves": curves,
         "tolerance_mb": tolerances.pop() if len(tolerances) == 1 else None,
         "structures": [name.capitalize() for name in LABEL_NAMES[1:]],
@@ -180,15 +214,17 @@ def page_data(runs: list[Run]) -> dict:
     }
 
 
-def render(runs: list[Run], title: str) -> str:
+def render(runs: list[Run], title: str, challenge: dict | None = None) -> str:
     """The whole page.
 
     Args:
         runs: at least one.
         title: its heading; names and titles are escaped.
+        challenge: what became of every team, and the ranking: `notes` (list of text), `ranking`
+            and `fates` (each `columns`, pairs of title and unit, and `rows`, lists of text).
     """
     # A "<" inside a script element could end it, whatever is around it.
-    data = json.dumps(page_data(runs), separators=(",", ":")).replace("<", "\\u003c")
+    data = json.dumps(page_data(runs, challenge), separators=(",", ":")).replace("<", "\\u003c")
     checks = "".join(html_section(run.folder, run.team) for run in runs)
     parts = {"title": html.escape(title), "data": data, "checks": checks}
     template = TEMPLATE.read_text(encoding="utf-8")

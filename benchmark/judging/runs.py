@@ -9,20 +9,18 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isfinite, nan
 from pathlib import Path
-from statistics import median
 
 from benchmark.checking.pages import CHECK_JSON
 from benchmark.containers.areas import flare_area
-from benchmark.containers.tables import PENALTY
+from benchmark.containers.repeats import PENALTY, figure, median_run, ram_measure
+from benchmark.containers.run_folder import EFFICIENCY_SUFFIX
 from benchmark.scoring.protocol import COLUMNS
 from benchmark.scoring.tables import PER_CASE_CSV
 from inference.files import SUFFIXES
 from inference.labels import ORGANS, TUMOR
-
-EFFICIENCY_SUFFIX = "_Efficiency.csv"
 
 JSON_KEYS = {
     "Time": "seconds",
@@ -37,6 +35,17 @@ JSON_KEYS = {
 """
 
 
+FEW_CASES = 20
+"""Below which pages say that the cases are few."""
+
+FAILED = {
+    "Time": PENALTY["seconds"],
+    "AUC_GPU_Time": PENALTY["auc_gpu_mb_s"],
+    "AUC_CPU_Time": PENALTY["auc_cpu_percent_s"],
+}
+"""What a failed case counts in each official column; the others have no rule."""
+
+
 class RunError(ValueError):
     """A folder that is no run, or runs that cannot be set side by side; one line says why."""
 
@@ -48,11 +57,14 @@ class Run:
     Attributes:
         team: the part of the CSV's name before `_Efficiency.csv`, or else the folder's name.
         folder: where it was read.
-        efficiency: case to official column to value, None where it was not measured (no GPU); a
-            case of several rows has their medians.
+        efficiency: case to official column to value, None where it was not measured (no GPU); of
+            a case of several rows the row of median time.
         measurements: case to the content of its `efficiency/*.json`, a dict for each repeat.
-        accuracy: case to official column (`Liver_DSC`) to score.
+        accuracy: case to official column (`Liver_DSC`) to score, None where it was not scored.
         environment: the content of `environment.json`; empty where there is none.
+        in_reference: case to the official names of the structures that its reference has; empty
+            where the scores do not say so, as the organisers' own do not.
+        partial: whether only annotated labels were scored.
     """
 
     team: str
@@ -61,6 +73,8 @@ class Run:
     measurements: dict[str, list[dict]]
     accuracy: dict[str, dict[str, float]]
     environment: dict
+    in_reference: dict[str, list[str]] = field(default_factory=dict)
+    partial: bool = False
 
     @property
     def cases(self) -> list[str]:
@@ -68,32 +82,59 @@ class Run:
         return sorted({*self.efficiency, *self.measurements, *self.accuracy})
 
     def failed(self, case: str) -> bool:
-        """Whether the case's row in the official table is that of a container that failed."""
+        """Whether the case counts as failed: its median run, or its row in the official table."""
+        if runs := self.measurements.get(case):
+            return bool(median_run(runs)["penalty"])
         return (self.efficiency.get(case, {}).get("Time") or 0.0) >= PENALTY["seconds"]
 
-    def completed(self, case: str) -> list[dict]:
-        """The measurements of a case that count, each one repeat."""
-        return [
-            measurement
-            for measurement in self.measurements.get(case, [])
-            if not measurement.get("penalty")
-        ]
+    @property
+    def failed_everywhere(self) -> bool:
+        """Whether no case that was run was done."""
+        return bool(self.efficiency) and all(map(self.failed, self.efficiency))
 
     def measured(self, case: str, column: str) -> float | None:
-        """An efficiency figure: the median over repeats; None if not measured or failed."""
-        if self.failed(case):
-            return None
-        if repeats := self.completed(case):
-            return _median([repeat[JSON_KEYS[column]] for repeat in repeats])
-        return self.efficiency.get(case, {}).get(column)
+        """An efficiency figure as the tables have it: of the median run, failures with penalties.
+
+        Args:
+            case: its name.
+            column: of the official table.
+
+        Returns:
+            None where it was not measured, or the case failed and no rule says what it counts.
+        """
+        if runs := self.measurements.get(case):
+            return figure(median_run(runs), JSON_KEYS[column])
+        if self.failed(case) and (column != "AUC_GPU_Time" or self.has_gpu):
+            return FAILED.get(column)
+        return None if self.failed(case) else self.efficiency.get(case, {}).get(column)
 
     @property
     def has_gpu(self) -> bool:
         """Whether GPU memory was measured; a failed case's penalty is no measurement."""
-        return any(row["MaxGPU_Mem"] is not None for row in self.efficiency.values())
+        return bool(self.environment.get("gpu")) or any(
+            row["MaxGPU_Mem"] is not None
+            for case, row in self.efficiency.items()
+            if not self.failed(case)
+        )
+
+    @property
+    def ram_measures(self) -> set[str]:
+        """How RAM was read, keys of `RAM_MEASURES`; empty where nothing says it."""
+        found = {ram_measure(run) for runs in self.measurements.values() for run in runs} - {None}
+        if found or "image" not in self.environment:
+            return found
+        # A table without its samples: a container's cgroup is read wherever it can be seen.
+        return {"cgroup" if self.environment["image"] else "process tree"}
+
+    def with_structure(self, label: int) -> int | None:
+        """How many scored cases have a label in their reference; None where nothing says it."""
+        if not self.in_reference:
+            return None
+        column = COLUMNS[label - 1]
+        return sum(column in names for names in self.in_reference.values())
 
     def score(self, case: str, metric: str) -> float | None:
-        """DSC or NSD of a case, mean of the 13 organs; or of its tumor.
+        """DSC or NSD of a case, mean of the 13 organs (of those scored, if partial); or of tumor.
 
         Args:
             case: its name.
@@ -106,7 +147,9 @@ class Run:
         labels = [TUMOR] if metric.startswith("tumor-") else ORGANS
         row = self.accuracy.get(case, {})
         scores = [row.get(f"{COLUMNS[label - 1]}_{kind}") for label in labels]
-        return None if None in scores else sum(scores) / len(scores)
+        if self.partial:
+            scores = [score for score in scores if score is not None]
+        return None if None in scores or not scores else sum(scores) / len(scores)
 
 
 def tolerated_area(measurement: dict, tolerance_mb: float) -> float:
@@ -148,7 +191,7 @@ def read_run(folder: Path) -> Run:
             else folder.resolve().name,
             folder=folder,
             efficiency={
-                case: {column: _median([row[column] for row in rows]) for column in JSON_KEYS}
+                case: {column: _middle(rows)[column] for column in JSON_KEYS}
                 for table in tables
                 for case, rows in _read_csv(table).items()
             },
@@ -159,6 +202,7 @@ def read_run(folder: Path) -> Run:
                 for case, rows in _read_csv(table).items()
             },
             environment=_read_object(environment) if environment.is_file() else {},
+            **_read_scoring(folder / "accuracy.json"),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise RunError(f"{folder}: a table or JSON cannot be read ({error!r})") from error
@@ -202,6 +246,23 @@ def _read_measurements(folder: Path) -> dict[str, list[dict]]:
     return measurements
 
 
+def _read_scoring(path: Path) -> dict[str, object]:
+    """What a scoring says beside its numbers: `in_reference` and `partial` of a `Run`."""
+    content = _read_object(path) if path.is_file() else {}
+    in_reference = {
+        case_of(case["name"]): case["in_reference"]
+        for case in content.get("cases", [])
+        if "in_reference" in case
+    }
+    return {"in_reference": in_reference, "partial": bool(content.get("annotated_only"))}
+
+
+def _middle(rows: list[dict[str, float | None]]) -> dict[str, float | None]:
+    """Of a case's rows that of median time, of an even number the faster of the middle two."""
+    ranked = sorted(rows, key=lambda row: row["Time"] or 0.0)
+    return ranked[(len(ranked) - 1) // 2]
+
+
 def _read_object(path: Path) -> dict:
     """A file that is one JSON object; ValueError where it is none, or holds NaN or infinity."""
     content = json.loads(path.read_text(), parse_constant=_refuse_constant)
@@ -228,8 +289,3 @@ def _number(text: str | None) -> float | None:
     """A cell of a table; None where it is empty, NaN or infinite, as of what was not measured."""
     value = float(text) if text else nan
     return value if isfinite(value) else None
-
-
-def _median(values: list[float | None]) -> float | None:
-    present = [value for value in values if value is not None]
-    return median(present) if present else None

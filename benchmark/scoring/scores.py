@@ -21,6 +21,8 @@ class CaseScores:
         name: the reference's file name, as in the official tables.
         dsc: label to Dice similarity coefficient, 0 to 1, rounded to 4 decimals.
         nsd: label to normalised surface distance (surface Dice), 0 to 1, rounded to 4 decimals.
+        in_reference: the labels scored that the reference has; where it has not, DSC and NSD only
+            say whether the prediction has none either.
         warnings: what to know about the numbers.
         failure: why there was nothing to score and all scores are 0, or None.
         seconds: what the scoring took.
@@ -29,6 +31,7 @@ class CaseScores:
     name: str
     dsc: dict[int, float]
     nsd: dict[int, float]
+    in_reference: frozenset[int] = frozenset()
     warnings: list[str] = field(default_factory=list)
     failure: str | None = None
     seconds: float = 0.0
@@ -61,9 +64,9 @@ def score_label_maps(
     """
     if reference.shape != prediction.shape:
         raise ValueError(f"shapes differ: {reference.shape} and {prediction.shape}")
-    scores = CaseScores(name, {}, {})
     highest = max(protocol.tolerances_mm)
     reference_boxes = _bounding_boxes(reference, highest)
+    scores = CaseScores(name, {}, {}, _labels_in(reference_boxes, protocol))
     prediction_boxes = _bounding_boxes(prediction, highest)
     for label, tolerance_mm in protocol.tolerances_mm.items():
         reference_box, prediction_box = reference_boxes[label - 1], prediction_boxes[label - 1]
@@ -143,10 +146,12 @@ def surface_area(mask: np.ndarray, spacing: tuple[float, float, float]) -> float
     return float(areas[codes[codes != 0]].sum())
 
 
-def failed_case(name: str, protocol: Protocol, failure: str) -> CaseScores:
+def failed_case(
+    name: str, protocol: Protocol, failure: str, in_reference: frozenset[int] = frozenset()
+) -> CaseScores:
     """The scores of a case that failed: DSC 0 and NSD 0 of every structure."""
     zeros = dict.fromkeys(protocol.tolerances_mm, 0.0)
-    return CaseScores(name, zeros, zeros.copy(), failure=failure)
+    return CaseScores(name, zeros, zeros.copy(), in_reference, failure=failure)
 
 
 def score_case(
@@ -157,6 +162,10 @@ def score_case(
     A prediction that is missing, unreadable or of another shape scores 0 throughout, and `failure`
     says why.
 
+    Args:
+        reference_path, prediction_path: label maps; the name is the reference's.
+        protocol: its tolerances name the labels that are scored.
+
     Raises:
         LabelMapError: the reference itself cannot be used.
     """
@@ -164,15 +173,18 @@ def score_case(
     reference = read_label_map(reference_path)
     if not all(np.isfinite(step) and step > 0 for step in reference.spacing):
         raise LabelMapError(f"its voxel spacing is {joined(reference.spacing)} mm")
+    boxes = _bounding_boxes(reference.labels, max(protocol.tolerances_mm))
+    present = _labels_in(boxes, protocol)
     try:
         prediction = read_label_map(prediction_path)
     except LabelMapError as error:
-        return failed_case(reference_path.name, protocol, f"prediction: {error}")
+        return failed_case(reference_path.name, protocol, f"prediction: {error}", present)
     if prediction.labels.shape != reference.labels.shape:
         shapes = (
             f"{joined(prediction.labels.shape)}, the reference {joined(reference.labels.shape)}"
         )
-        return failed_case(reference_path.name, protocol, f"prediction: its shape is {shapes}")
+        failure = f"prediction: its shape is {shapes}"
+        return failed_case(reference_path.name, protocol, failure, present)
     scores = score_label_maps(
         reference.labels, prediction.labels, reference.spacing, protocol, reference_path.name
     )
@@ -181,6 +193,10 @@ def score_case(
     if shift := affine_difference(reference, prediction):
         warnings.append(f"prediction: its affine is {shift} away from the reference's")
     return replace(scores, warnings=warnings + scores.warnings, seconds=time.perf_counter() - start)
+
+
+def _labels_in(boxes: list[tuple[slice, ...] | None], protocol: Protocol) -> frozenset[int]:
+    return frozenset(label for label in protocol.tolerances_mm if boxes[label - 1] is not None)
 
 
 def _bounding_boxes(labels: np.ndarray, highest: int) -> list[tuple[slice, ...] | None]:

@@ -111,7 +111,7 @@ def _cold_row(name: str, slices: str, run: dict) -> tuple[str, ...]:
         f"{run['auc_flare_mb_s']:,.0f}",
         f"{run['auc_true_mb_s']:,.0f}",
         f"{held_after_network(run):,.0f}",
-        f"{run['max_ram_mb']:,.0f}",
+        "" if run["max_ram_mb"] is None else f"{run['max_ram_mb']:,.0f}",
     )
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmark.containers.efficiency import odd_count
 from benchmark.containers.environment import describe_machine
 from benchmark.containers.gpu import Gpu, GpuUnavailable
 from benchmark.speed.gpu_page import BATCH_SIZES, LONG, MIDDLE, SHORT, SIZE, markdown, warm_rate
@@ -250,7 +251,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--minutes", type=float, default=7.5, metavar="M", help="at most (default: %(default)s)"
     )
     parser.add_argument(
-        "--repeat", type=int, default=3, metavar="K", help="of the service's cold cases"
+        "--repeat", type=odd_count, default=3, metavar="K", help="of the service's cold cases"
     )
     parser.add_argument(
         "--report",

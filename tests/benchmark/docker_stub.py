@@ -1,6 +1,7 @@
 """A stand-in for the `docker` command line: the questions and orders that `benchmark` has for it.
 
-DOCKER_STUB names a folder. An image is a folder `images/NAME` with a `predict.sh` in it; a
+DOCKER_STUB names a folder. An image is a folder `images/NAME` with a `predict.sh` in it; an archive
+is a tar file with a `manifest.json` and the `predict.sh`, or the text of an image's name; a
 container is a process group with that script's copy beside links to the mounted folders. Every
 order is written to `orders`, one JSON list a line. A container finds the options that it was
 started with in CONTAINER_OPTIONS.
@@ -12,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -67,6 +69,24 @@ def remove_container() -> int:
     return 0
 
 
+def load(archive: str) -> None:
+    if not tarfile.is_tarfile(archive):
+        print("Loaded image: " + Path(archive).read_text())
+        return
+    with tarfile.open(archive) as tar:
+        (entry,) = json.load(tar.extractfile("manifest.json"))
+        for tag in entry["RepoTags"]:
+            image_folder(tag).mkdir(parents=True, exist_ok=True)
+            (image_folder(tag) / "predict.sh").write_bytes(tar.extractfile("predict.sh").read())
+            print("Loaded image: " + tag)
+
+
+def remove_image(image: str) -> None:
+    if not image_folder(image).is_dir():
+        sys.exit("Error: No such image: " + image)
+    shutil.rmtree(image_folder(image))
+
+
 match arguments:
     case ["image", "inspect", *_, image]:
         if not image_folder(image).is_dir():
@@ -78,7 +98,11 @@ match arguments:
     case ["version", *_]:
         print("stand-in")
     case ["load", "-i", archive]:
-        print("Loaded image: " + Path(archive).read_text())
+        load(archive)
+    case ["image", "rm", "-f", image]:
+        remove_image(image)
+    case ["info", *_]:
+        print(stub)
     case ["container", "run", *_]:
         sys.exit(run_container())
     case ["container", "inspect", *_, name]:

@@ -306,7 +306,8 @@ def test_failed_cases_cost_only_their_own_row(folders, capsys):
     assert content["summary"]["Organ_DSC"] == round(1 / 6, 4)
 
     table = (report / "accuracy.md").read_text()
-    assert "| Liver | 5 | 16.67 ± 40.82 | 16.67 ± 40.82 |" in table  # sd of 1 and five 0, n - 1
+    # In all 6 references; sd of 1 and five 0, n - 1.
+    assert "| Liver | 6 | 6 | 5 | 16.67 ± 40.82 | 16.67 ± 40.82 |" in table
     assert "shape.nii.gz: **failed**" in table
     printed = capsys.readouterr().out
     assert printed.count(": failed,") == 5
@@ -335,6 +336,121 @@ def test_nothing_to_score_is_wrong_usage(tmp_path, missing, capsys):
     assert score_folders(tmp_path, "--report", str(tmp_path / "report")) == 2
     assert (missing or "no .nii.gz or .nii in") in capsys.readouterr().err
     assert not (tmp_path / "report").exists()
+
+
+def table_of(report):
+    """Structure to the cells of its row in accuracy.md."""
+    lines = (report / "accuracy.md").read_text().splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
+    return {row[0]: row[1:] for row in cells}
+
+
+def test_scores_say_how_many_references_have_the_structure(tmp_path):
+    labels = np.zeros((8, 8, 8), np.uint8)
+    labels[2:5, 2:5, 2:5] = 1
+    save(tmp_path / "reference/a.nii.gz", labels)
+    save(tmp_path / "prediction/a.nii.gz", labels)
+    save(tmp_path / "reference/b.nii.gz", labels * 3)  # a spleen, and no liver
+    report = tmp_path / "report"
+    assert score_folders(tmp_path, "--report", str(report), "--workers", "1") == 1
+    table = table_of(report)
+    assert table["Liver"][:2] == ["1", "2"]
+    assert table["Spleen"][:2] == ["1", "2"]
+    assert table["Tumor"][:2] == ["0", "2"]
+    content = json.loads((report / "accuracy.json").read_text())
+    assert content["references_with"]["Spleen"] == 1
+    assert [case["in_reference"] for case in content["cases"]] == [["Liver"], ["Spleen"]]
+    assert content["annotated_only"] is None
+    assert "it counts 1, where only one has it 0" in (report / "accuracy.md").read_text()
+    page = tmp_path / "page.html"
+    assert main(["report", str(report), "--output", str(page)]) == 0
+    data = json.loads(page.read_text().split('id="data">')[1].split("</script>")[0])
+    (team,) = data["teams"]
+    assert team["present"] == [1, 0, 1] + [0] * 11
+    assert team["summary"]["tumors"] == 0
+
+
+@pytest.fixture
+def partly_labelled(tmp_path):
+    """Two whole predictions; one reference has the liver alone, the other spleen and tumor."""
+    labels = blobs(7)
+    for name in "ab":
+        save(tmp_path / f"prediction/{name}.nii.gz", np.roll(labels, 1, axis=0))
+    save(tmp_path / "reference/a.nii.gz", np.where(labels == 1, labels, 0))
+    save(tmp_path / "reference/b.nii.gz", np.where(np.isin(labels, (3, 14)), labels, 0))
+    return tmp_path
+
+
+def test_partly_labelled_references_score_what_was_annotated(partly_labelled, capsys):
+    cases = {"a": {"annotated_labels": [1]}, "b": {"annotated_labels": [3, 14], "slices": "stack"}}
+    (partly_labelled / "cases.json").write_text(json.dumps(cases))
+    report = partly_labelled / "report"
+    options = ("--cases", str(partly_labelled / "cases.json"), "--report", str(report))
+    assert score_folders(partly_labelled, *options, "--workers", "1") == 0
+    labels, moved = blobs(7), np.roll(blobs(7), 1, axis=0)
+    dice = {
+        label: 2 * ((labels == label) & (moved == label)).sum() / (2 * (labels == label).sum())
+        for label in (1, 3, 14)
+    }
+    first, second = csv.DictReader((report / "accuracy_per_case.csv").open())
+    assert [float(first["Liver_DSC"]), first["Spleen_DSC"], first["Lesion_NSD"]] == [
+        *(round(dice[1], 4), "", "")
+    ]
+    assert [second["Liver_DSC"], float(second["Spleen_DSC"]), float(second["Lesion_DSC"])] == [
+        *("", round(dice[3], 4), round(dice[14], 4))
+    ]
+    assert "RK_DSC" not in first
+    content = json.loads((report / "accuracy.json").read_text())
+    assert content["summary"]["Organ_DSC"] == pytest.approx((dice[1] + dice[3]) / 2, abs=1e-4)
+    page = (report / "accuracy.md").read_text()
+    assert "**Not the official rule: of each case only the labels that were annotated" in page
+    assert "b.nii.gz: a stack of slices that do not touch" in page
+    assert table_of(report)["Liver"][:2] == ["1", "1"]
+    out = capsys.readouterr().out
+    assert "a.nii.gz: 1 annotated organ DSC" in out
+    assert "not the official rule" in out
+    assert main(["report", str(report), "--output", str(partly_labelled / "page.html")]) == 0
+    assert "annotated labels only" in (partly_labelled / "page.html").read_text()
+
+
+def test_labels_are_scored_alone_in_every_case(partly_labelled):
+    report = partly_labelled / "report"
+    assert score_folders(partly_labelled, "--labels", "1,3", "--report", str(report)) == 0
+    rows = list(csv.DictReader((report / "accuracy_per_case.csv").open()))
+    assert list(rows[0]) == ["Name", "Liver_DSC", "Spleen_DSC", "Liver_NSD", "Spleen_NSD"]
+    assert [float(row["Liver_DSC"]) > 0 for row in rows] == [True, False]
+    assert "(--labels: liver, spleen)" in (report / "accuracy.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "no cases in it"),
+        ('{"a": {"labels": [1]}}', "a has no annotated_labels"),
+        ('{"a": {"annotated_labels": [15]}}', "a has no annotated_labels"),
+        ('{"c": {"annotated_labels": [1]}}', None),
+    ],
+)
+def test_a_cases_file_that_cannot_be_used_is_said(partly_labelled, capsys, content, said):
+    (partly_labelled / "cases.json").write_text(content)
+    options = ("--cases", str(partly_labelled / "cases.json"))
+    code = score_folders(partly_labelled, *options, "--report", str(partly_labelled / "report"))
+    shown = capsys.readouterr()
+    if said:
+        assert code == 2
+        assert said in shown.err
+    else:
+        assert code == 1
+        assert "a.nii.gz: not scored: --cases says nothing of it" in shown.out
+
+
+@pytest.mark.parametrize("labels", ["0", "15", "liver", "1,", ""])
+def test_labels_that_are_none_are_wrong_usage(partly_labelled, labels, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        score_folders(partly_labelled, "--labels", labels, "--report", str(partly_labelled / "r"))
+    assert stopped.value.code == 2
+    assert "1,4" in capsys.readouterr().err
 
 
 def _dies_or_scores(reference, prediction, protocol):

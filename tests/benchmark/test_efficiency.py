@@ -21,7 +21,11 @@ import pytest
 
 from benchmark.__main__ import main
 from benchmark.containers.output_check import check_output
+from benchmark.containers.repeats import least_and_most, median_run
 from benchmark.containers.targets import Container, Folders, MemoryLimit
+from benchmark.judging.compare import markdown
+from benchmark.judging.report import page_data
+from benchmark.judging.runs import read_run
 
 ROOT = Path(__file__).parents[2]
 AFFINE = np.diag([-0.8, -0.8, 2.5, 1.0])
@@ -166,12 +170,28 @@ def test_each_failure_has_its_own_row_and_reason(misbehaved, name, status, reaso
     if status == "ok":
         assert float(row["Time"]) == pytest.approx(result["seconds"], abs=0.01)
         assert result["penalty"] is None
-    else:  # FLARE 2022 rules
+    else:  # FLARE 2022 rules; without a device there is no penalty for its memory
         assert float(row["Time"]) == 3600
-        assert float(row["AUC_GPU_Time"]) == 29491200
+        assert row["AUC_GPU_Time"] == ""
+        assert row["MaxRAM"] == ""
         assert float(row["AUC_CPU_Time"]) == 360000
     assert result["output"]["valid"] == (status == "ok")
-    assert f"| {name} | 6×5×4 |" in done.stdout
+    shown = f"{float(row['Time']):.2f}"
+    assert f"| {name} | 6×5×4 | {shown} |" in done.stdout
+
+
+@pytest.mark.slow
+def test_without_a_gpu_the_table_shows_what_was_measured(misbehaved):
+    done, report, _ = misbehaved
+    head, *_, mean = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert "GPU" not in head
+    assert "| Max RAM, process tree (MB) | Total RAM (MB·s) | Max CPU (%) |" in head
+    times = [float(row["Time"]) for row in read_table(report).values()]
+    assert f"| mean of 9 |  | {np.mean(times):.2f} |" in mean
+    assert mean.endswith("| 7 failed |")
+    page = (report / "efficiency.md").read_text()
+    assert "RAM (process tree) is the sum of the RSS" in page
+    assert "Failed cases count 3600 s" in page
 
 
 @pytest.mark.slow
@@ -326,6 +346,86 @@ def test_repetitions_show_the_run_of_median_time(tmp_path):
     assert read_case(tmp_path / "run", "x.repeat2")["status"] == "crashed"
     row = read_table(tmp_path / "run")["x_0000.nii.gz"]
     assert float(row["Time"]) == pytest.approx(max(times), abs=0.01)
+    assert f"| {max(times):.2f} | {min(times):.2f}–3600.00 |" in done.stdout
+    # The same run in everything that reads the folder.
+    run = read_run(tmp_path / "run")
+    assert run.measured("x", "Time") == max(times)
+    (page_row,) = page_data([run])["rows"]
+    assert (page_row["time"], page_row["timeRange"]) == (max(times), (min(times), 3600.0))
+    (curve,) = page_data([run])["curves"]
+    assert curve["ram"][0][-1] == pytest.approx(max(times), abs=0.2)
+    assert not (tmp_path / "run/efficiency/x.repeat1.png").exists()
+    assert "**A took 1.00 times as long" in markdown(run, run)
+
+
+def test_of_an_even_number_of_old_runs_all_tables_take_the_same():
+    runs = [
+        {"penalty": None, "seconds": seconds, "max_ram_mb": seconds} for seconds in (4, 1, 3, 2)
+    ]
+    assert median_run(runs)["seconds"] == 2
+    assert median_run([*runs, {"penalty": {}, "seconds": 0.1}])["seconds"] == 2
+    failed = [{"penalty": {"seconds": 3600.0}, "seconds": 0.1}] * 2
+    assert median_run([runs[0], *failed])["penalty"]  # most of its runs failed
+    assert least_and_most(runs, "max_ram_mb") == (1, 4)
+
+
+def test_a_warm_up_is_discarded(tmp_path):
+    count = tmp_path / "count"
+    done = run_efficiency(
+        *("--inputs", make_inputs(tmp_path / "in", "x", "y"), "--outputs", tmp_path / "out"),
+        *("--report", tmp_path / "run", "--warm-up", "--command"),
+        f"echo >> {count}; [ $(wc -l < {count}) = 1 ] || "
+        "cp {inputs}/* {outputs}/$(basename {inputs}/* _0000.nii.gz).nii.gz; : $(ls {outputs})",
+    )
+    assert done.returncode == 0, done.stderr  # the run that wrote nothing does not count
+    assert len(count.read_text()) == 3
+    assert not read_case(tmp_path / "run", "x")["first"]
+    page = (tmp_path / "run/efficiency.md").read_text()
+    assert "A first run was discarded (--warm-up)" in page
+    again = run_efficiency(
+        *("--inputs", tmp_path / "in", "--outputs", tmp_path / "out", "--resume"),
+        *("--report", tmp_path / "run", "--command"),
+        json.loads((tmp_path / "run/environment.json").read_text())["command"],
+    )
+    assert again.returncode == 2
+    assert "another warm_up" in again.stderr  # cold and warm runs are not mixed
+
+
+def test_a_run_too_short_to_be_read_has_no_ram_rather_than_none(tmp_path):
+    done = run_efficiency(
+        *("--inputs", make_inputs(tmp_path / "in", "x"), "--outputs", tmp_path / "out"),
+        *("--report", tmp_path / "run", "--interval", 60),
+        *("--command", "cp {inputs}/* {outputs}/x.nii.gz"),
+    )
+    assert done.returncode == 0  # its one reading was before the command began
+    row = read_table(tmp_path / "run")["x_0000.nii.gz"]
+    assert (row["MaxRAM"], row["AUC_RAM_Time"], row["MaxCPU_Utilization"]) == ("", "", "")
+    assert ", RAM" not in done.stderr
+
+
+def test_without_a_warm_up_the_first_run_is_named(tmp_path):
+    run_efficiency(
+        *("--inputs", make_inputs(tmp_path / "in", "x", "y"), "--outputs", tmp_path / "out"),
+        *("--report", tmp_path / "run", "--command", "true {inputs} {outputs}"),
+    )
+    assert [read_case(tmp_path / "run", name)["first"] for name in "xy"] == [True, False]
+    assert "a run of x was the first here" in (tmp_path / "run/efficiency.md").read_text()
+
+
+def test_another_team_leaves_nothing_of_the_one_before(tmp_path):
+    places = [
+        *("--inputs", make_inputs(tmp_path / "in", "x"), "--outputs", tmp_path / "out"),
+        *("--report", tmp_path / "run", "--command", "cp {inputs}/* {outputs}/x.nii.gz"),
+    ]
+    run_efficiency(*places, "--team", "before")
+    (tmp_path / "run/accuracy_per_case.csv").write_text("Name,Liver_DSC,Liver_NSD\nx,0.5,0.5\n")
+    (tmp_path / "run/mine.txt").write_text("notes")
+    done = run_efficiency(*places, "--team", "after")
+    assert "replacing the earlier run" in done.stderr
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {
+        *("after_Efficiency.csv", "efficiency.md", "environment.json", "efficiency", "mine.txt")
+    }
 
 
 def test_phases_are_told_from_the_start_of_the_case(tmp_path):
@@ -355,6 +455,7 @@ def test_phases_are_told_from_the_start_of_the_case(tmp_path):
         (["--command", "cp {inputs}/x ."], "{outputs}"),
         (["--command", "{inputs} {outputs}", "--team", "a/b"], "--team"),
         (["--command", "{inputs} {outputs}", "--interval", "0"], "above 0"),
+        (["--command", "{inputs} {outputs}", "--repeat", "2"], "an odd number such as 1, 3 or 5"),
         (["--command", "{inputs} {outputs}", "--memory-limit", "lots"], "memory-limit"),
         (["--command", "{inputs} {outputs}", "--image", "x"], "not allowed"),
         ([], "required"),

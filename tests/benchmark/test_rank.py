@@ -7,7 +7,7 @@ import pytest
 
 from benchmark.__main__ import main
 from benchmark.judging.compare import spread
-from benchmark.judging.ranking import METRICS, RULES, rank_teams
+from benchmark.judging.ranking import METRICS, RULES, rank_intervals, rank_teams
 from benchmark.judging.runs import RunError, case_of, read_run, read_runs
 from benchmark.scoring.protocol import COLUMNS
 
@@ -127,17 +127,21 @@ def test_bootstrap_agrees_with_every_possible_resampling(three_teams, tmp_path):
     rank(three_teams, tmp_path, *rules, "--resamplings", "40000")
     rows, content = read_ranking(tmp_path)
     weights = content["rules"]["weights"]
+    values = {key: np.array(table) for key, table in content["values"].items()}
+    ranking = rank_teams(content["teams"], content["cases"], values, weights, 40_000)
     sums = sum(weights[key] * np.array(table) for key, table in content["ranks"].items())
     # Of two cases there are four equally likely samples; who is first in each is known.
     first = np.zeros(3)
     for chosen in product((0, 1), repeat=2):
         total = sums[:, chosen].sum(axis=1)
         first += (total == total.min()) / 4
-    measured = [rows[team]["probability_first"] for team in content["teams"]]
-    assert measured == pytest.approx(first, abs=0.01)
+    assert ranking.first == pytest.approx(first, abs=0.01)
     # fast, good, slow: x alone 8.5, 6.5, 7; y alone 4.5, 5.5, 12; both 13, 12, 19.
     assert first.tolist() == [0.25, 0.75, 0]
-    assert (rows["fast"]["rank_low"], rows["fast"]["rank_high"]) == (1, 3)
+    # Two cases cannot tell how likely anything is, and leave every rank open.
+    for row in rows.values():
+        assert row["probability_first"] is None
+        assert (row["rank_low"], row["rank_high"]) == (1, 3)
 
 
 def test_a_team_that_is_always_better_is_surely_first():
@@ -146,8 +150,57 @@ def test_a_team_that_is_always_better_is_surely_first():
     ranking = rank_teams(["a", "b", "c"], cases, values, {"dsc": 1.0}, resamplings=200)
     assert ranking.final.tolist() == [1, 2, 2]
     assert ranking.scores.tolist() == [1, 2, 2]
-    assert ranking.interval.tolist() == [[1, 1], [2, 2], [2, 2]]
+    assert ranking.interval.tolist() == [[1, 1], [2, 3], [2, 3]]
     assert ranking.first.tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("cases", [1, 3, 5, 6, 20])
+def test_a_rank_is_sure_only_where_chance_would_not_do_it(cases):
+    """Of two equal teams one is ahead in all of n cases with probability 2 / 2**n."""
+    values = {"time": np.array([np.full(cases, 1.0), np.full(cases, 2.0)])}
+    ranking = rank_teams(["a", "b"], list(map(str, range(cases))), values, {"time": 1.0}, 1000)
+    assert ranking.final.tolist() == [1, 2]
+    sure = 2 / 2**cases <= 0.05
+    assert ranking.interval.tolist() == ([[1, 1], [2, 2]] if sure else [[1, 2], [1, 2]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cases", [3, 8, 25])
+def test_equal_teams_are_told_apart_in_one_of_twenty_at_most(cases):
+    random = np.random.default_rng(cases)
+    wrong = [
+        rank_intervals(random.normal(size=(2, cases)), 500, random)[0].tolist() != [1, 2]
+        for _ in range(400)
+    ]
+    assert np.mean(wrong) < 0.05 + 2 * np.sqrt(0.05 * 0.95 / 400)
+
+
+def test_few_cases_and_a_single_team_are_cautioned_against(tmp_path, capsys):
+    row = dict.fromkeys("xyz", (10, None, None, 5))
+    alone = write_run(tmp_path / "a", "a", row)
+    assert rank([alone], tmp_path / "out", "--time-tolerance", "0") == 0
+    page = capsys.readouterr().out
+    assert "One team: there is nobody to be ranked against" in page
+    assert "Caution: 3 cases." in page
+    assert "| 1 | a | 1.000 | 1–1 | – |" in page
+    many = {f"{n}": (10, None, None, 5) for n in range(20)}
+    runs = [write_run(tmp_path / name, name, many) for name in ("b", "c")]
+    assert rank(runs, tmp_path / "many") == 0
+    assert "Caution" not in capsys.readouterr().out
+    assert read_ranking(tmp_path / "many")[0]["b"]["probability_first"] == 1
+
+
+def test_a_team_that_failed_everywhere_is_ranked_last(tmp_path, capsys):
+    scores = dict.fromkeys("xy", (0.9, 0.9, 1, 1))
+    good = write_run(tmp_path / "a", "good", dict.fromkeys("xy", (9, 3000, 500, 6)), scores)
+    fair = write_run(tmp_path / "b", "fair", dict.fromkeys("xy", (30, 3000, 900, 6)), scores)
+    # It has neither scores nor a figure of GPU memory.
+    dead = write_run(tmp_path / "c", "dead", dict.fromkeys("xy", (3600, None, None, 360000)))
+    assert rank((dead, good, fair), tmp_path / "out", "--memory-tolerance", "0") == 0
+    rows, content = read_ranking(tmp_path / "out")
+    assert [rows[team]["rank"] for team in ("good", "fair", "dead")] == [1, 2, 3]
+    assert content["values"]["gpu"][0] == [29_491_200] * 2
+    assert content["values"]["dsc"][0] == [0, 0]
 
 
 def test_probability_of_a_coin_toss():
@@ -168,32 +221,36 @@ def test_tolerances_come_off_the_time_and_off_every_sample(tmp_path):
     first = write_run(
         tmp_path / "a",
         "a",
-        {"x": (14, 6000, 1200, 5)},
+        {"x": (14, 6000, 1200, 10)},
         samples={"x": [(14, used)]},
     )
     second = write_run(
         tmp_path / "b",
         "b",
-        {"x": (20, 4000, 9000, 5)},
+        {"x": (20, 4000, 8800, 10)},
         samples={"x": [(20, [4000.0] * 22), (20, [4000.0] * 23)]},
     )
     rank((first, second), tmp_path / "out")
     _, content = read_ranking(tmp_path / "out")
     assert content["values"] == {"time": [[0], [5]], "gpu": [[281], [0]]}
+    page = (tmp_path / "out/ranking.md").read_text()
+    assert "time above 15 s (s) ×1" in page
+    assert "area of GPU memory above 4096 MB (MB·s) ×1" in page
     rank((first, second), tmp_path / "out", "--memory-tolerance", "0", "--time-tolerance", "0")
     _, content = read_ranking(tmp_path / "out")
-    assert content["values"] == {"time": [[14], [20]], "gpu": [[1200], [9000]]}
+    assert content["values"] == {"time": [[14], [20]], "gpu": [[1200], [8800]]}
+    assert "| time (s) ×1 | GPU area (MB·s) ×1 |" in (tmp_path / "out/ranking.md").read_text()
 
 
 def test_failed_container_has_the_failures_values_and_no_tolerance(tmp_path):
-    rows = {"x": (3600, 9000, 29_491_200, 360_000), "y": (20, 3000, 100, 5)}
+    rows = {"x": (3600, 9000, 29_491_200, 360_000), "y": (20, 5096, 510, 10)}
     run = write_run(tmp_path / "a", "a", rows, samples={"y": [(20, [5096.0])]})
     rank([run], tmp_path / "out", "--weight", "cpu=1")
     _, content = read_ranking(tmp_path / "out")
     assert content["values"] == {
         "time": [[3600, 5]],
         "gpu": [[29_491_200, 100]],
-        "cpu": [[360_000, 5]],
+        "cpu": [[360_000, 10]],
     }
 
 
@@ -278,7 +335,15 @@ def test_spread_of_known_ratios():
     assert spread(pairs[:1], ratios=True).interval is None
 
 
-def test_bootstrap_interval_of_a_mean():
+def test_interval_of_three_ratios_is_student_s():
+    found = spread(np.array([[1, 2], [2, 2], [1, 4]], float), ratios=True)
+    logs = np.log([0.5, 1, 0.25])
+    half = 4.3027 * logs.std(ddof=1) / np.sqrt(3)  # t of 2 degrees of freedom, from the tables
+    expected = np.exp([logs.mean() - half, logs.mean() + half])
+    assert found.interval == pytest.approx(expected, rel=1e-4)
+
+
+def test_interval_of_a_mean():
     rng = np.random.default_rng(0)
     differences = rng.normal(0.1, 1, 400)
     pairs = np.stack([differences, np.zeros(400)], axis=1)
@@ -308,17 +373,54 @@ def test_compare_pairs_cases_and_takes_medians_of_repeats(tmp_path, capsys):
     )
     assert main(["compare", str(ours), str(theirs)]) == 0
     page = capsys.readouterr().out
-    # x: median of 5, 2 and 3 s against 6; y: 4 against 16. sqrt(1/2 * 1/4) = 0.354.
-    assert "**A is 2.83 times as fast as B** (geometric mean of 2 cases" in page
-    assert "| time (s) | 2 | 0.354 | 0.250 to 0.500 | 0.354 | 0.250 | 0.500 |" in page
+    # x: median of 5, 2 and 3 s against 6; y: 4 against 16. sqrt(1/2 * 1/4) = 0.354; f: 3600 / 7.
+    assert "**A failed 1 of 3 cases, B none.** With failures at 3600 s: no difference in" in page
+    assert "Of the cases that both finished: no difference in time shown: A took 0.35 times" in page
+    low, high = np.exp(np.log(0.125) / 2 + np.array([-1, 1]) * 12.7062 * np.log(2) / 2)
+    row = f"0.354 | {low:.3f} to {high:.3f} | 0.354 | 0.250 | 0.500 |"
+    assert f"| time (s), both finished | 2 | {row}" in page
+    assert f"| time (s) | 3 | {(0.125 * 3600 / 7) ** (1 / 3):.3f} |" in page
     assert "| max GPU memory (MB) | 2 | 0.500 |" in page
-    assert "| GPU area (MB·s) | 1 |" in page  # y's area of 0 has no ratio
+    assert "| GPU area (MB·s), both finished | 1 |" in page  # y's area of 0 has no ratio
     assert "| organ DSC | 2 | +0.0500 |" in page
-    assert "| tumor DSC | 2 | +0.1500 | +0.1000 to +0.2000 |" in page
+    assert "| tumor DSC | 2 | +0.1500 | " in page
     assert "only in ours: z" in page
-    assert "failed in ours, so without ratios of time and memory: f" in page
+    assert "failed in ours: f" in page
     assert "**other gpu**: A on NVIDIA H100, B on NVIDIA H200" in page
     assert "other cpu" not in page
+
+
+def test_compare_says_a_difference_only_where_the_interval_has_no_one(tmp_path, capsys):
+    seconds = [10, 11, 12, 13, 14, 15]
+    a = write_run(tmp_path / "a", "a", {f"{n}": (n, 1, 1, 1) for n in seconds})
+    b = write_run(tmp_path / "b", "b", {f"{n}": (3 * n, 1, 1, 1) for n in seconds})
+    mixed = {f"{n}": (n + (-1) ** n, 1, 1, 1) for n in seconds}
+    c = write_run(tmp_path / "c", "c", mixed)
+    main(["compare", str(a), str(b)])
+    page = capsys.readouterr().out
+    assert "**A is 3.00 times as fast as B** (geometric mean of 6 cases; 95 % interval 3.00" in page
+    main(["compare", str(a), str(c)])
+    assert "**no difference in time shown: A took 1.00 times as long as B**" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("image", ["team:latest", None])
+def test_compare_refuses_the_ram_of_a_container_against_a_command(tmp_path, capsys, image):
+    row = {"x": (1, None, None, 1), "y": (2, None, None, 1)}
+    machine = {"gpu": None, "cpu": "x", "cores": 2}
+    a = write_run(tmp_path / "a", "a", row, environment=machine | {"image": "abdoseg:latest"})
+    b = write_run(tmp_path / "b", "b", row, environment=machine | {"image": image})
+    assert main(["compare", str(a), str(b)]) == 0
+    page = capsys.readouterr().out
+    assert ("| max RAM (MB) |" in page) == (image is not None)
+    assert ("**RAM is not compared**: A's is cgroup, B's is process tree" in page) == (
+        image is None
+    )
+    assert "a has no scores" in page
+    assert f"--report {a} makes them" in page
+    assert main(["rank", str(a), str(b), "--report", str(tmp_path / "out")]) == 0
+    assert ("were not read in the same way" in capsys.readouterr().out) == (image is None)
 
 
 def test_compare_needs_a_common_case(tmp_path, capsys):

@@ -180,14 +180,16 @@ def test_page_holds_no_address_and_may_open_none(two_teams):
 def test_browser_draws_and_sorts(two_teams, chromium):
     dom = Dom(chromium(two_teams, "#sort=time&sort-desc=&metric=gpu", "--dump-dom"))
     assert dom.column("cases", "Case") == [
-        # slowest first: b takes slices / 10 s, a a fifth of it; the failed case has no time
-        *("case_0450", "case_0200", "case_0100", "case_0450", "case_0300", "case_0200"),
-        *("case_0100", TRICKY, "case_0300"),
+        # slowest first: b takes slices / 10 s, a a fifth of it; the failed case counts an hour
+        *("case_0300", "case_0450", "case_0200", "case_0100", "case_0450", "case_0300"),
+        *("case_0200", "case_0100", TRICKY),
     ]
-    assert dom.column("cases", "Time")[:3] == ["45.00", "20.00", "10.00"]
+    assert dom.column("cases", "Time")[:3] == ["3,600.00", "45.00", "20.00"]
+    assert dom.column("cases", "GPU area")[0] == "29,491,200"
+    assert dom.column("cases", "Max RAM")[0] == "–"
     assert dom.column("cases", "Team")[0] == "Team Ünïcode"
-    assert dom.column("cases", "Status")[-1] == "crashed"
-    assert TRICKY in dom.column("cases", "Reason")[-1]
+    assert dom.column("cases", "Status")[0] == "crashed"
+    assert TRICKY in dom.column("cases", "Reason")[0]
     sorted_by = [a for tag, a in dom.elements if tag == "th" and "aria-sort" in a]
     assert "descending" in {a["aria-sort"] for a in sorted_by}
 
@@ -199,7 +201,7 @@ def test_browser_draws_and_sorts(two_teams, chromium):
     assert len(dom.of_class("box")) == 28
     assert len(dom.tables["organ-table"]) == 1 + 14
     assert dom.column("summary", "Cases done") == ["5", "3"]
-    assert dom.column("summary", "Time")[1] == "20.0"  # median of 10, 20 and 45 s
+    assert dom.column("summary", "Time")[1] == "32.5"  # median of 10, 20, 45 and 3600 s
 
     # Nothing of the names and the title became markup.
     assert not [tag for tag, a in dom.elements if tag == "img" or "onerror" in a]
@@ -233,7 +235,7 @@ def test_single_run_without_gpu_shows_ram_and_phases(tmp_path, chromium):
     assert any(cell.startswith("Max RAM") for cell in head)
     assert not any("GPU" in cell or "DSC" in cell for cell in head)
     hidden = {a["id"] for tag, a in dom.elements if tag == "section" and "hidden" in a}
-    assert hidden == {"scores"}
+    assert hidden == {"scores", "notes", "challenge"}
     assert "NVML: no driver" in page.read_text()
 
 
@@ -251,7 +253,7 @@ def test_scores_alone_make_a_page(tmp_path, chromium):
     assert len(dom.tables["cases"]) == 3
     assert len(dom.of_class("box")) == 14
     hidden = {a["id"] for tag, a in dom.elements if tag == "section" and "hidden" in a}
-    assert hidden == {"curves", "environment"}
+    assert hidden == {"curves", "environment", "notes", "challenge"}
 
 
 def test_thinned_curve_keeps_peaks_and_ends():

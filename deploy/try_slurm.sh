@@ -13,6 +13,12 @@ export SLURM_CONF=$work/slurm.conf
 daemons=()
 
 finish() {
+    # Slurm's step daemons outlive slurmd: what still runs is ended first.
+    scancel --full --signal=KILL --user="$(id -un)" 2>/dev/null || true
+    for ((i = 0; i < 100; i++)); do
+        pgrep -f "^srun .*$work/" >/dev/null || break
+        sleep 0.1
+    done
     kill "${daemons[@]}" 2>/dev/null || true
     wait 2>/dev/null || true
     rm -rf "$work"

@@ -220,6 +220,8 @@ class Service:
                 case.status = "failed"
             elif self.keep_existing and all(map(os.path.lexists, self._outputs(case))):
                 damage = self._damage(case)
+                if not damage and self.labels and not self.has_records(case.name):
+                    damage = "it shows some organs, and what is said of all is missing"
                 case.kept = not damage and self.with_label_map
                 if damage:
                     case.warnings.append(f"its label map is made again: {damage}")

@@ -190,6 +190,20 @@ def test_an_interrupted_manifest_is_taken_up(folders, run, ct, tmp_path, predict
     assert capsys.readouterr().err == ""
 
 
+def test_a_label_map_of_some_organs_does_not_stand_for_all(folders, run, ct, tmp_path, predicted):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    log = tmp_path / "m.jsonl"
+    some = ("--quiet", "--keep-existing", "--organs", "spleen")
+    assert run(*some) == 0
+    assert run(*some) == 0
+    assert predicted == ["a"]
+    assert run(*some, "--manifest", str(log)) == 0
+    assert predicted == ["a", "a"]
+    assert lines_of(log)[0]["volumes_ml"]["liver"] > 0
+    assert run(*some, "--manifest", str(log)) == 0
+    assert predicted == ["a", "a"]
+
+
 @pytest.mark.parametrize("torn", [b'{"cas', b'{"case": "a", "status', b'{"case": "\xff'])
 def test_a_torn_last_line_is_taken_away(tmp_path, torn):
     path = tmp_path / "m.jsonl"

@@ -10,6 +10,7 @@ from pathlib import Path
 from inference.command import run
 from inference.files import one_line, printable
 from inference.options import make_parser, parse_arguments
+from inference.weights import default_weights
 
 _CPUS = 4
 """Cores for a worker without a GPU, or as many as a node has."""
@@ -122,6 +123,8 @@ def _make_room(options: argparse.Namespace) -> None:
         if not room:
             raise ValueError(f"no node of the cluster has {cpus or 1} cores for a worker")
     options.workers = options.workers or room
+    if options.weights is None:  # the same for all, and for what is said of the label maps
+        options.weights = default_weights(on_cuda=options.device == "cuda")[0].absolute()
 
 
 def main(arguments: list[str] | None = None) -> int:

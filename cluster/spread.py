@@ -65,6 +65,9 @@ class _Hired:
 class Spread:
     """Runs cases as `Service.run` does, on the workers of the cluster joined; leaves it then.
 
+    Attributes:
+        has_records: as in `Service`.
+
     Args:
         options: of the command line, paths absolute; `workers` is how many there are to be, and
             `each` what Ray is to set aside for one.
@@ -80,6 +83,7 @@ class Spread:
         on_slices: object = None,
         on_case: Callable[[Case], None],
     ) -> None:
+        self.has_records: Callable[[str], bool] = lambda name: True
         self._options = options
         self._timer = timer
         self._on_case = on_case
@@ -137,7 +141,9 @@ class Spread:
                 for worker in self._workers:
                     while case := self._next_for(worker):
                         worker.held.append(case)
-                        self._calls[worker.actor.segment.remote(case.path)] = (worker, case)
+                        known = self.has_records(case.name)
+                        segmented = worker.actor.segment.remote(case.path, known)
+                        self._calls[segmented] = (worker, case)
                 ended, _ = ray.wait(list(self._calls), timeout=_PATIENCE_SECONDS)
                 for call in ended:
                     self._take(call)

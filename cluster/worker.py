@@ -13,6 +13,7 @@ from queue import SimpleQueue
 import ray
 
 from inference.command import make_service
+from inference.files import case_name
 from inference.memory import memory_limit
 from inference.phases import PhaseTimer
 from inference.service import Case
@@ -38,6 +39,7 @@ class Worker:
         self._timer = PhaseTimer()
         self._waiting: SimpleQueue[Case] = SimpleQueue()
         self._ended: dict[str, Future] = {}
+        self._unrecorded: set[str] = set()
 
     def start(self) -> str:
         """Load the network and begin to take cases.
@@ -59,16 +61,26 @@ class Worker:
         said = StringIO()
         with contextlib.redirect_stderr(said):
             predictor = service.make_predictor()
-        self._service = dataclasses.replace(service, make_predictor=lambda: predictor)
+        self._service = dataclasses.replace(
+            service,
+            make_predictor=lambda: predictor,
+            has_records=lambda name: name not in self._unrecorded,
+        )
         threading.Thread(target=self._segment_all, daemon=True).start()
         return said.getvalue().strip()
 
-    def segment(self, path: Path) -> tuple[Case, dict[str, float]]:
+    def segment(self, path: Path, has_records: bool = True) -> tuple[Case, dict[str, float]]:
         """Segment one volume, while others are being read and written.
+
+        Args:
+            path: of the volume.
+            has_records: as `Service.has_records` says of it.
 
         Returns:
             The case, "done", "kept" or "failed", and its seconds per stage.
         """
+        if not has_records:
+            self._unrecorded.add(case_name(path))
         (case,) = self._service.plan([path])
         if case.status == "waiting":
             ended = self._ended[case.name] = Future()

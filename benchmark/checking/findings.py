@@ -146,7 +146,8 @@ def judge_mode(trial: Trial, first: Trial) -> Finding:
         return Finding(
             level, trial.mode, _how_it_ended(trial), cost, symptoms.advice(trial) or advice
         )
-    if trial.digest != first.digest and (differing := _differing(first, trial)):
+    differing = _differing(first, trial) if trial.digest != first.digest else None
+    if differing and differing[0]:  # other bytes may hold the same labels
         found = f"another label map than by the organisers' command: {_share(*differing)}"
         return Finding(WARNED, trial.mode, found, "the scores here are not theirs", advice)
     return Finding(PASSED, trial.mode, f"a label map after {trial.outcome.seconds:.1f} s")

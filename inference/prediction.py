@@ -33,6 +33,10 @@ _LARGEST_BATCH = 32
 # many cores there are.
 _MOST_LANES = 16
 
+# With less memory for maps wide convolutions keep to their own weights: those that Winograd's
+# algorithm maps are 300 MB more for the full-size network.
+_WINOGRAD_HOST_BYTES = 1 << 30
+
 # Types that torch can compute with; others are widened on the host.
 _DEVICE_DTYPES = {np.dtype(name) for name in ("uint8", "int8", "int16", "int32", "float32")}
 
@@ -128,7 +132,8 @@ class Predictor:
             network.load_state_dict(in_fp32, assign=True)
         except RuntimeError as error:
             raise ValueError("the weights are not those of the network their file names") from error
-        winograd = device.type == "cpu" and self.dtype == torch.float32
+        roomy = host_bytes is None or host_bytes >= _WINOGRAD_HOST_BYTES
+        winograd = device.type == "cpu" and self.dtype == torch.float32 and roomy
         network = fold(network, winograd=winograd)
         self.network = network.to(device, self.dtype, memory_format=torch.channels_last)
         if device.type == "cuda":

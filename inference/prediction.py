@@ -29,6 +29,10 @@ from inference.weights import WeightsMetadata
 # many cores there are.
 _MOST_LANES = 16
 
+# With less memory for maps wide convolutions keep to their own weights: those that Winograd's
+# algorithm maps are 300 MB more for the full-size network.
+_WINOGRAD_HOST_BYTES = 1 << 30
+
 
 def choose_device(requested: str) -> torch.device:
     """The device to run on: `auto` is the first CUDA device if there is one, else the CPU.
@@ -146,7 +150,8 @@ class Predictor:
             with cuda.told_in_one_line(device):
                 self._put_on_cuda(network, gpu_memory_mb, ready or cuda.begin(device, self.dtype))
         else:
-            network = fold(network, winograd=self.dtype == torch.float32)
+            roomy = host_bytes is None or host_bytes >= _WINOGRAD_HOST_BYTES
+            network = fold(network, winograd=self.dtype == torch.float32 and roomy)
             self.network = network.to(self.dtype, memory_format=torch.channels_last)
             _reuse_freed_memory()
         threads = torch.get_num_threads()

@@ -17,12 +17,12 @@ _TILE = _OUTPUTS + 2
 
 # Fewer channels gain nothing; fewer tiles do not fill a matrix product
 # (benchmark/results/waterfall-cpu.md).
-_FEWEST_CHANNELS = 128
+_FEWEST_CHANNELS = 256
 _FEWEST_TILES = 32
 
-# Tiles mapped at once, by the bytes of their fp32 inputs: all of their maps stay in the cache of
-# one core.
-_STRIP_BYTES = 4 << 20
+# Rows of tiles are mapped at once until their fp32 inputs have so many bytes: about as many as the
+# mapped weights, which each strip reads through once.
+_STRIP_BYTES = 16 << 20
 
 # Lavin and Gray's matrices for the points 0, 1, -1, 2, -2 and infinity, without their common
 # denominators in the inputs' map.

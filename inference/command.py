@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, TextIO
 
+from inference import driver
+from inference.choices import CudaChoices
 from inference.colours import write_colour_tables
 from inference.files import discard_unfinished, one_line, printable
 from inference.flags import count_in_words, in_words
@@ -48,6 +50,14 @@ def _import_torch() -> None:
     del torch._meta_registrations
 
 
+def _begin_device(device: str, choices: CudaChoices) -> None:
+    """Begin what of a CUDA device needs no torch, if there is one."""
+    if choices.expandable_segments and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    _, _, index = device.partition(":")
+    driver.begin(int(index or 0), with_context=choices.early_context)
+
+
 def find_weights(options: argparse.Namespace) -> Path:
     """The weights' file that options ask for; torch is imported only where the device decides.
 
@@ -73,14 +83,19 @@ def _make_predictor(
     Raises:
         ValueError: the device asked for is not there, or the weights do not fit the network.
     """
+    choices = CudaChoices.from_environment()
     with timer.phase("imports"):
+        if options.device != "cpu":
+            _begin_device(options.device, choices)
         _import_torch()
         import torch
 
-        from inference.prediction import Predictor, choose_device
+        from inference import cuda
+        from inference.prediction import Predictor, choose_device, choose_dtype
         from inference.weights import load_weights
     with timer.phase("context"):
         device = choose_device(options.device)
+        ready = cuda.begin(device, choose_dtype(device)) if device.type == "cuda" else None
         weights, why = options.weights, ""
         if weights is None:
             weights, reason = default_weights(on_cuda=device.type == "cuda")
@@ -91,6 +106,9 @@ def _make_predictor(
             batch_size=options.batch_size,
             gpu_memory_mb=options.gpu_memory,
             host_bytes=max(0, memory - PROCESS_BYTES) // 2,
+            choices=choices,
+            ready=ready,
+            ends_context=True,
         )
     precision = str(predictor.dtype).removeprefix("torch.")
     on_cuda = device.type == "cuda"
@@ -101,6 +119,8 @@ def _make_predictor(
             where = f"{torch.cuda.get_device_name(device)} ({device})"
         else:
             reason = "" if options.device == "cpu" else "No CUDA device found: running on "
+            if reason and driver.cuda_version() is not None:
+                reason = f"No CUDA device found, {cuda.why_no_device()}: running on "
             where = f"{reason}the CPU, {torch.get_num_threads()} threads"
         _say(f"{where}, {precision}, {weights.name}{why}")
     if predictor.metadata.warning:

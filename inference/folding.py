@@ -20,6 +20,9 @@ from inference.winograd import WinogradConvolution, suits
 # network has, three times slower than row by row.
 _FEW_CHANNELS = 8
 
+# The matrix units of CUDA devices take half-precision channels by so many.
+_ALIGNED_CHANNELS = 8
+
 
 @cache
 def _has_fused_kernels(device_type: str, dtype: torch.dtype) -> bool:
@@ -45,6 +48,32 @@ def _is_fused(layer: nn.Conv2d, features: Tensor) -> bool:
     return _has_fused_kernels(features.device.type, features.dtype)
 
 
+def _cudnn_fused(layer: nn.Conv2d, features: Tensor, total: Tensor | None = None) -> Tensor | None:
+    """`relu(layer(features))`, or `relu(layer(features) + total)`, in one kernel of cuDNN's.
+
+    Without it bias, sum and ReLU each pass over memory again, which is nearly twice what the
+    convolutions themselves read and write.
+
+    Returns:
+        None where the network does not fuse on CUDA, or cuDNN has no such kernel for this layer: it
+        says so by an error, and is not asked again.
+    """
+    if features.device.type != "cuda" or not getattr(layer, "fuses_on_cuda", False):
+        return None
+    geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    try:
+        if total is None:
+            return torch.cudnn_convolution_relu(features, layer.weight, layer.bias, *geometry)
+        return torch.cudnn_convolution_add_relu(
+            features, layer.weight, total, 1.0, layer.bias, *geometry
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        layer.fuses_on_cuda = False
+        return None
+
+
 class ConvolutionRelu(nn.Module):
     """A convolution and a ReLU.
 
@@ -64,17 +93,20 @@ class ConvolutionRelu(nn.Module):
             return torch.ops.mkldnn._convolution_pointwise(
                 features, layer.weight, layer.bias, *geometry, "relu", [], None
             )
-        return functional.relu_(layer(features))
+        fused = _cudnn_fused(layer, features)
+        return functional.relu_(layer(features)) if fused is None else fused
 
 
 def _add_convolution(total: Tensor, features: Tensor, layer: nn.Conv2d, *, relu: bool) -> Tensor:
-    """`total + layer(features)`, then a ReLU if asked for, in the memory of `total`."""
+    """`total + layer(features)`, then a ReLU if asked for; `total` may be overwritten."""
     if _is_fused(layer, features):
         geometry = (layer.padding, layer.stride, layer.dilation, layer.groups)
         after = "relu" if relu else None
         return torch.ops.mkldnn._convolution_pointwise_.binary(
             total, features, layer.weight, layer.bias, *geometry, "add", 1.0, after, [], None
         )
+    if relu and (fused := _cudnn_fused(layer, features, total)) is not None:
+        return fused
     total.add_(layer(features))
     return total.relu_() if relu else total
 
@@ -150,9 +182,10 @@ class MergedUpsampling(nn.Module):
             a, b = divmod(phase, 2)
             by_phase[:, :, a, :, b] = of_phase[:, a : a + rows, b : b + columns]
         upsampled = upsampled.permute(0, 3, 1, 2)
-        upsampled[:, :, :: 2 * rows - 1] -= self.rows_outside
-        upsampled[:, :, :, :: 2 * columns - 1] -= self.columns_outside
-        upsampled[:, :, :: 2 * rows - 1, :: 2 * columns - 1] += self.corners_outside
+        # By name: after `x[...] -= y` Python assigns to x[...] too, a copy onto itself.
+        upsampled[:, :, :: 2 * rows - 1].sub_(self.rows_outside)
+        upsampled[:, :, :, :: 2 * columns - 1].sub_(self.columns_outside)
+        upsampled[:, :, :: 2 * rows - 1, :: 2 * columns - 1].add_(self.corners_outside)
         return upsampled
 
 
@@ -183,6 +216,11 @@ class FoldedDecoder(nn.Module):
             self.upsample = nn.Sequential(decoder.upsample, _convolution(*after_upsampling))
         self.attends = isinstance(decoder.attention, Attention)
         self.refine = _folded(decoder.refine)
+
+    def fuse_on_cuda(self) -> None:
+        """As `FoldedUNet.fuse_on_cuda`: the bias of the sum goes where it costs no pass."""
+        if self.reduces_first and self.attends:
+            self.from_features.bias, self.from_skip.bias = self.from_skip.bias, None
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
         """(N, in, H, W) and `from_skip`'s output, which is overwritten, to (N, out, 2H, 2W)."""
@@ -215,7 +253,7 @@ def _max_pool(features: Tensor) -> Tensor:
 class FoldedUNet(nn.Module):
     """An `AttentionUNet` for inference only; made by `fold`."""
 
-    def __init__(self, network: AttentionUNet, *, merges_upsampling: bool) -> None:
+    def __init__(self, network: AttentionUNet, *, merges_upsampling: bool, pads_head: bool) -> None:
         super().__init__()
         layers = list(_folded(network.encoder))
         first = layers[0].convolution
@@ -234,6 +272,20 @@ class FoldedUNet(nn.Module):
         self.fusion = _folded(network.fusion)
         self.attends = isinstance(network.attention, Attention)
         self.head = network.head
+        self.num_classes = network.head.out_channels
+        if pads_head:
+            more = -self.num_classes % _ALIGNED_CHANNELS
+            weight, bias = self.head.weight, self.head.bias
+            weight = functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, more))
+            self.head = _convolution(weight, functional.pad(bias, (0, more)))
+
+    def fuse_on_cuda(self) -> None:
+        """Let cuDNN fuse where it can, from now on; on other devices nothing changes."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                module.fuses_on_cuda = True
+        for decoder in self.decoders:
+            decoder.fuse_on_cuda()
 
     def forward(self, slices: Tensor) -> Tensor:
         """Logits (N, num_classes, H, W) of z-scored slices (N, 1, H, W), both multiples of 16."""
@@ -264,7 +316,8 @@ class FoldedUNet(nn.Module):
             fused[:, level * width : (level + 1) * width] = maps
             del maps
         fused = self.fusion(fused)  # ends in a ReLU: of the attention only the sigmoid is left
-        return self.head(fused.sigmoid_() if self.attends else fused)
+        logits = self.head(fused.sigmoid_() if self.attends else fused)
+        return logits[:, : self.num_classes]
 
 
 def _folded(layers: nn.Sequential) -> nn.Sequential:
@@ -288,7 +341,11 @@ def _use_winograd(module: nn.Module) -> None:
 
 @torch.no_grad()
 def fold(
-    network: AttentionUNet, *, merges_upsampling: bool = True, winograd: bool = False
+    network: AttentionUNet,
+    *,
+    merges_upsampling: bool = True,
+    winograd: bool = False,
+    pads_head: bool = False,
 ) -> FoldedUNet:
     """Turn a trained network into its inference form.
 
@@ -299,12 +356,13 @@ def fold(
             one (`MergedUpsampling`). Faster on every CPU and width measured
             (benchmark/results/waterfall-cpu.md).
         winograd: whether wide 3x3 convolutions run as `WinogradConvolution`, for fp32 on a CPU.
+        pads_head: compute channels nobody reads, so that their number suits matrix units.
 
     Returns:
         Z-scored slices (N, 1, H, W) to logits (N, num_classes, H, W), in evaluation mode. The
         classifiers, which only training needs, are not part of it.
     """
-    folded = FoldedUNet(network.eval(), merges_upsampling=merges_upsampling)
+    folded = FoldedUNet(network.eval(), merges_upsampling=merges_upsampling, pads_head=pads_head)
     if winograd:
         _use_winograd(folded)
     return folded.requires_grad_(False)

@@ -7,7 +7,7 @@ one byte a voxel there, and only those labels come back. No volume of logits is 
 import ctypes
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,30 +15,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from inference import cuda, driver
+from inference.choices import CudaChoices
 from inference.folding import fold
 from inference.intensity import normalise
+from inference.labelling import interpolated_labels, labels_of, upsampled_labels
 from inference.memory import LIVE_WIDTHS, slice_bytes
 from inference.model import DOWNSAMPLING, AttentionUNet
+from inference.transfer import LabelsUnderWay, to_device
 from inference.weights import WeightsMetadata
-
-# What the process takes on the device before the first slice: the CUDA context and its kernels.
-# An allowance, not a measurement: the true figure depends on card and driver.
-_CUDA_CONTEXT_MB = 500
-
-# Slices of a batch on CUDA unless asked otherwise, however much memory there is: so many keep any
-# card busy, and what more of them take only adds to the area under the memory curve.
-_LARGEST_BATCH = 32
 
 # On a CPU so many slices at most are predicted at once, so that their maps fit in memory however
 # many cores there are.
 _MOST_LANES = 16
 
-# Types that torch can compute with; others are widened on the host.
-_DEVICE_DTYPES = {np.dtype(name) for name in ("uint8", "int8", "int16", "int32", "float32")}
-
 
 def choose_device(requested: str) -> torch.device:
     """The device to run on: `auto` is the first CUDA device if there is one, else the CPU.
+
+    Returns:
+        The device; of CUDA always with its index, which half of torch's functions insist on.
 
     Raises:
         ValueError: a CUDA device was asked for that is not there.
@@ -46,8 +42,12 @@ def choose_device(requested: str) -> torch.device:
     if requested == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     device = torch.device(requested)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"no CUDA device {requested}: torch sees {torch.cuda.device_count()}")
+    if device.type == "cpu":
+        return device
+    device, count = torch.device("cuda", device.index or 0), torch.cuda.device_count()
+    if device.index >= count:
+        reason = f": {cuda.why_no_device()}" if count == 0 else ""
+        raise ValueError(f"no CUDA device {requested}: torch sees {count}{reason}")
     return device
 
 
@@ -86,8 +86,9 @@ class Predictor:
         state_dict: of `AttentionUNet`; fp16 or fp32.
         metadata: that came with it.
         device: CUDA or CPU.
-        batch_size: slices a batch; by default what fits `gpu_memory_mb` on CUDA, at most 32; 1 on a
-            CPU (where larger batches are slower: their maps leave the cache).
+        batch_size: slices a batch; by default as many on CUDA as make the least area under the
+            memory curve (`cuda.best_batch`) of those that fit, at most 32; 1 on a CPU (where larger
+            batches are slower: their maps leave the cache).
         lanes: batches at once, each in a thread that shares the cores with the others; by default
             1 on CUDA, as many as cores on a CPU (at most 16), whose threads then seldom wait for
             one another.
@@ -96,6 +97,14 @@ class Predictor:
         host_bytes: on a CPU, for the maps of the slices that are predicted at once: where it is too
             little for all lanes, slices are predicted one at a time. By default there is no limit.
         dtype: by default `choose_dtype(device)`.
+        choices: of the CUDA path.
+        ready: what `cuda.begin` returned, if it has been called.
+        ends_context: `release` gives back what the CUDA context takes too, if `choices` do not keep
+            it; after that the process cannot use the device.
+
+    Raises:
+        ValueError: the weights are of another network, `gpu_memory_mb` is too little for it, or the
+            device cannot be used.
     """
 
     def __init__(
@@ -109,10 +118,15 @@ class Predictor:
         gpu_memory_mb: float | None = None,
         host_bytes: int | None = None,
         dtype: torch.dtype | None = None,
+        choices: CudaChoices = CudaChoices(),  # noqa: B008  (frozen)
+        ready: "Future[bool] | None" = None,
+        ends_context: bool = False,
     ) -> None:
         self.metadata = metadata
         self.device = device
         self.dtype = dtype or choose_dtype(device)
+        self.choices = choices
+        self._ends_context = ends_context and choices.ends_context
         self.batch_size = batch_size
         self.host_bytes = host_bytes
 
@@ -128,15 +142,12 @@ class Predictor:
             network.load_state_dict(in_fp32, assign=True)
         except RuntimeError as error:
             raise ValueError("the weights are not those of the network their file names") from error
-        winograd = device.type == "cpu" and self.dtype == torch.float32
-        network = fold(network, winograd=winograd)
-        self.network = network.to(device, self.dtype, memory_format=torch.channels_last)
         if device.type == "cuda":
-            free, total = (size / 2**20 for size in torch.cuda.mem_get_info(device))
-            wanted = free if gpu_memory_mb is None else gpu_memory_mb - _CUDA_CONTEXT_MB
-            self.memory_mb = min(max(wanted, 0.0), free)
-            torch.cuda.set_per_process_memory_fraction(self.memory_mb / total, device)
+            with cuda.told_in_one_line(device):
+                self._put_on_cuda(network, gpu_memory_mb, ready or cuda.begin(device, self.dtype))
         else:
+            network = fold(network, winograd=self.dtype == torch.float32)
+            self.network = network.to(self.dtype, memory_format=torch.channels_last)
             _reuse_freed_memory()
         threads = torch.get_num_threads()
         self.lanes = lanes or (1 if device.type == "cuda" else min(threads, _MOST_LANES))
@@ -145,6 +156,35 @@ class Predictor:
             initializer=torch.set_num_threads,
             initargs=(max(1, threads // self.lanes),),
         )
+
+    def _put_on_cuda(
+        self, network: AttentionUNet, gpu_memory_mb: float | None, ready: "Future[bool]"
+    ) -> None:
+        if not self.choices.folds_meanwhile:
+            ready.result()
+        folded = fold(network, pads_head=self.choices.padded_head)
+        # What cuDNN has no fused kernel for is found out layer by layer; what it computes wrongly
+        # in one it should in none.
+        if ready.result() and self.choices.fused_kernels:
+            folded.fuse_on_cuda()
+        self.network = folded.to(self.device, self.dtype, memory_format=torch.channels_last)
+
+        weights_mb = self._weights_mb()
+        least = weights_mb + self._slice_mb((512, 512), self.metadata.matrix_reduction)
+        free, total = (size / 2**20 for size in torch.cuda.mem_get_info(self.device))
+        self.memory_mb = weights_mb + free
+        if gpu_memory_mb is not None:
+            if gpu_memory_mb - cuda.CONTEXT_MB < least:
+                raise ValueError(
+                    f"{gpu_memory_mb:g} MB of GPU memory are too little: this network needs at "
+                    f"least {math.ceil(least) + cuda.CONTEXT_MB} (--gpu-memory), of which the CUDA "
+                    f"context takes some {cuda.CONTEXT_MB}"
+                )
+            self.memory_mb = min(gpu_memory_mb - cuda.CONTEXT_MB, self.memory_mb)
+            fraction = min(1.0, self.memory_mb / total)
+            torch.cuda.set_per_process_memory_fraction(fraction, self.device)
+        if self.memory_mb < least:
+            raise torch.OutOfMemoryError(f"CUDA out of memory: {free:.0f} MB are free")
 
     def predict(
         self,
@@ -176,10 +216,16 @@ class Predictor:
         reduction = reduction or self.metadata.matrix_reduction
         batch_size = self.batch_size or self.default_batch_size(voxels.shape[1:], reduction)
 
+        on_cuda = self.device.type == "cuda"
+        pinned = on_cuda and self.choices.pinned_buffers
+
+        def launch(first: int, start: int, stop: int) -> LabelsUnderWay:
+            slices = to_device(voxels[first:stop], self.device, pinned=pinned)
+            labels = self._predict_batch(slices, window, slope, intercept, reduction)
+            return LabelsUnderWay(start, stop, labels[start - stop :], pinned=pinned)
+
         def label(start: int, stop: int) -> None:
-            batch = voxels[start:stop]
-            labels = self._predict_batch(batch, window, slope, intercept, reduction)
-            label_map[start:stop] = labels.cpu().numpy()
+            label_map[start:stop] = launch(start, start, stop).fetch()
 
         if self.lanes > 1 and self._lanes_fit(batch_size, voxels.shape[1:], reduction):
             starts = range(0, len(voxels), batch_size)
@@ -189,35 +235,49 @@ class Predictor:
                 on_slices(stop - start)
             return label_map
 
+        def finish(batch: LabelsUnderWay) -> None:
+            label_map[batch.start : batch.stop] = batch.fetch()
+            on_slices(batch.stop - batch.start)
+
+        before: LabelsUnderWay | None = None
         start = 0
         while start < len(voxels):
             stop = min(start + batch_size, len(voxels))
+            # For a last batch of another size cuDNN would plan anew: it takes some slices again.
+            first = max(0, stop - batch_size) if on_cuda else start
             try:
-                label(start, stop)
-            except torch.OutOfMemoryError:
-                if stop - start == 1:
+                batch = launch(first, start, stop)
+                if not (on_cuda and self.choices.overlap):
+                    finish(batch)
+                    batch = None
+            except RuntimeError as error:
+                if stop - first == 1 or not cuda.is_out_of_memory(error):
                     raise
-                batch_size = (stop - start) // 2
-                self.batch_size = batch_size  # later volumes need not find it out again
-                torch.cuda.empty_cache()
+            else:
+                if before is not None:
+                    finish(before)
+                before, start = batch, stop
                 continue
-            on_slices(stop - start)
-            start = stop
+            # Not before the error is gone, whose traceback holds the batch.
+            batch_size = (stop - first) // 2
+            self.batch_size = batch_size  # later volumes need not find it out again
+            torch.cuda.empty_cache()
+        if before is not None:
+            finish(before)
         return label_map
 
     @torch.inference_mode()
     def _predict_batch(
         self,
-        voxels: np.ndarray,
+        voxels: Tensor,
         window: tuple[float, float],
         slope: float,
         intercept: float,
         reduction: int,
     ) -> Tensor:
-        """Labels (slices, rows, columns), uint8, on the device."""
-        slices = torch.from_numpy(_for_device(voxels)).to(self.device)[:, None]
+        """Labels (slices, rows, columns), uint8, of voxels of that shape, both on the device."""
         slices = normalise(
-            slices,
+            voxels[:, None],
             window=window,
             slope=slope,
             intercept=intercept,
@@ -235,7 +295,12 @@ class Predictor:
         slices = slices.to(self.dtype, memory_format=torch.channels_last)
         logits = self.network(slices)
         logits = logits.permute(0, 2, 3, 1)
-        labels = _labels(logits) if reduction == 1 else _upsampled_labels(logits, reduction)
+        if reduction == 1:
+            labels = labels_of(logits)
+        elif self.device.type == "cuda" and self.choices.dense_borders:
+            labels = interpolated_labels(logits, reduction)
+        else:
+            labels = upsampled_labels(logits, reduction)
         return labels[:, :rows, :columns]
 
     def _lanes_fit(self, batch_size: int, size: tuple[int, int], reduction: int) -> bool:
@@ -246,76 +311,29 @@ class Predictor:
         return self.lanes * batch_size * one <= self.host_bytes
 
     def release(self) -> None:
-        """Give the device's memory back, but for the context; nothing can be predicted after."""
+        """Give the device's memory back; nothing can be predicted after."""
         del self.network
         self._pool.shutdown()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+            if self._ends_context:
+                driver.end_context(self.device.index)
+
+    def _weights_mb(self) -> float:
+        return sum(weight.nbytes for weight in self.network.parameters()) / 2**20
+
+    def _slice_mb(self, size: tuple[int, int], reduction: int) -> float:
+        bytes_per_pixel = 2 * self.metadata.base_channels * LIVE_WIDTHS / reduction**2
+        return size[0] * size[1] * bytes_per_pixel / 2**20
 
     def default_batch_size(self, size: tuple[int, int], reduction: int) -> int:
         """The default batch size for slices of this size (rows, columns), reduced so."""
         if self.device.type == "cpu":
             return 1
-        bytes_per_pixel = 2 * self.metadata.base_channels * LIVE_WIDTHS / reduction**2
-        slice_mb = size[0] * size[1] * bytes_per_pixel / 2**20
-        weights_mb = sum(weight.nbytes for weight in self.network.parameters()) / 2**20
-        return min(max(1, int((self.memory_mb - weights_mb) / slice_mb)), _LARGEST_BATCH)
-
-
-def _labels(logits: Tensor) -> Tensor:
-    """The class of the largest logit: (..., classes) to (...), uint8."""
-    if logits.device.type == "cpu":  # numpy is nearly 3 times as fast along so short an axis
-        return torch.from_numpy(logits.float().numpy().argmax(axis=-1).astype(np.uint8))
-    return logits.argmax(dim=-1).to(torch.uint8)
-
-
-def _upsampled_labels(logits: Tensor, factor: int) -> Tensor:
-    """The labels of bilinearly upsampled logits, without building those.
-
-    Where the four pixels between which a pixel is interpolated have the same largest logit, so has
-    it. Only in the cells along the labels' borders are logits interpolated.
-
-    Args:
-        logits: (N, H, W, classes).
-        factor: even, as for `interpolate(scale_factor=factor, align_corners=False)`.
-
-    Returns:
-        (N, factor * H, factor * W), uint8.
-    """
-    # Each cell has a pixel at each corner; of those around the border half lies outside, where the
-    # edge's own values go on.
-    rows, columns = (
-        torch.arange(-1, length + 1, device=logits.device).clamp_(0, length - 1)
-        for length in logits.shape[1:3]
-    )
-    labels = _labels(logits)[:, rows][:, :, columns]
-    corner = labels[:, :-1, :-1]
-    others = (labels[:, :-1, 1:], labels[:, 1:, :-1], labels[:, 1:, 1:])
-    mixed = (corner != others[0]) | (corner != others[1]) | (corner != others[2])
-    n, row, column = mixed.nonzero(as_tuple=True)
-
-    distance = (torch.arange(factor, device=logits.device) + 0.5) / factor
-    shares = (1 - distance, distance)
-    interpolated = sum(
-        torch.kron(shares[below], shares[right])[:, None]
-        * logits[n, rows[row + below], columns[column + right]].float()[:, None]
-        for below in range(2)
-        for right in range(2)
-    )  # (cells, pixels of a cell, classes); no matrix product, for which CUDA would load cuBLAS
-    cells = corner[..., None].repeat(1, 1, 1, factor**2)
-    cells[n, row, column] = _labels(interpolated)
-
-    cells = cells.unflatten(3, (factor, factor)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-    inside = slice(factor // 2, -(factor // 2))
-    return cells[:, inside, inside]
-
-
-def _for_device(voxels: np.ndarray) -> np.ndarray:
-    """The voxels contiguous, in this machine's byte order and a type that torch computes with."""
-    dtype = voxels.dtype.newbyteorder("=")
-    if dtype == np.uint16:
-        dtype = np.dtype(np.int32)
-    elif dtype not in _DEVICE_DTYPES:
-        dtype = np.dtype(np.float32)
-    # A copy in any case: torch takes neither read-only nor reversed arrays.
-    return np.array(voxels, dtype, order="C")
+        slice_mb, weights_mb = self._slice_mb(size, reduction), self._weights_mb()
+        most = min(max(1, int((self.memory_mb - weights_mb) / slice_mb)), cuda.LARGEST_BATCH)
+        if not self.choices.area_batch:
+            return most
+        properties = torch.cuda.get_device_properties(self.device)
+        seconds = cuda.slice_seconds(self.metadata, size[0] * size[1] // reduction**2, properties)
+        return cuda.best_batch(slice_mb, cuda.CONTEXT_MB + weights_mb, seconds, most)

@@ -1,5 +1,6 @@
 """Small networks and volumes that the tests share."""
 
+import contextlib
 import itertools
 import signal
 from pathlib import Path
@@ -116,3 +117,18 @@ def run(folders, weights_file):
         return main([*places, "--weights", str(weights_file), "--device", "cpu", *arguments])
 
     return run
+
+
+@pytest.fixture
+def cuda_device(monkeypatch):
+    """Call it for a `FakeCuda` on which everything runs that says cuda:0, until the test ends."""
+    from fake_cuda import FakeCuda, entered
+
+    with contextlib.ExitStack() as stack:
+
+        def make(**options) -> FakeCuda:
+            device = FakeCuda(**options)
+            stack.enter_context(entered(device, monkeypatch))
+            return device
+
+        yield make

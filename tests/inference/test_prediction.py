@@ -5,7 +5,8 @@ import pytest
 import torch
 from conftest import metadata_of, trained_looking_network
 
-from inference.prediction import Predictor, _upsampled_labels, choose_device
+from inference.labelling import upsampled_labels
+from inference.prediction import Predictor, choose_device
 
 CPU = torch.device("cpu")
 
@@ -114,7 +115,7 @@ def test_labels_of_upsampled_logits(reduction):
     coarse = torch.randn(3, 15, 5, 7)
     logits = torch.nn.functional.interpolate(coarse, scale_factor=3, mode="bilinear")
     expected = torch.nn.functional.interpolate(logits, scale_factor=reduction, mode="bilinear")
-    labels = _upsampled_labels(logits.permute(0, 2, 3, 1), reduction)
+    labels = upsampled_labels(logits.permute(0, 2, 3, 1), reduction)
     assert labels.dtype == torch.uint8
     assert (labels == expected.argmax(dim=1)).float().mean() > 0.9999  # but for ties in rounding
 
@@ -156,19 +157,6 @@ def test_one_slice_too_many_is_an_error(network, hu):
     predictor.network.register_forward_pre_hook(refuse)
     with pytest.raises(torch.OutOfMemoryError):
         predictor.predict(hu, window=(-400, 500))
-
-
-@pytest.mark.parametrize(
-    ("memory_mb", "whole", "reduced"), [(0, 1, 1), (101, 5, 20), (359, 17, 32), (8000, 32, 32)]
-)
-def test_batch_size_within_memory(network, memory_mb, whole, reduced):
-    """A slice of 512x512 takes 2 bytes x 8 channels x 5 maps = 20 MB, reduced by 2 a quarter."""
-    predictor = predictor_of(network)
-    assert predictor.default_batch_size((512, 512), 1) == 1
-    weights_mb = sum(weight.nbytes for weight in predictor.network.parameters()) / 2**20
-    predictor.device, predictor.memory_mb = torch.device("cuda"), weights_mb + memory_mb
-    assert predictor.default_batch_size((512, 512), 1) == whole
-    assert predictor.default_batch_size((512, 512), 2) == reduced
 
 
 def test_devices():

@@ -1,0 +1,444 @@
+"""The service and its predictor on a CUDA device that is not there (`fake_cuda.py`)."""
+
+import copy
+import weakref
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from conftest import metadata_of, save_nifti, trained_looking_network
+from fake_cuda import aten
+
+from inference import cuda, driver
+from inference.choices import CHOICES_VARIABLE, CudaChoices
+from inference.command import main
+from inference.folding import fold
+from inference.model import AttentionUNet
+from inference.prediction import Predictor, choose_device
+from inference.weights import save_weights
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
+WINDOW = (-400.0, 500.0)
+
+PLAIN = CudaChoices(
+    **{name: False for name in CudaChoices.__dataclass_fields__ if name != "expandable_segments"}
+)
+"""Every choice at its other side, as the path was before there were any."""
+
+
+@pytest.fixture(scope="module")
+def network():
+    return trained_looking_network(8, seed=1)
+
+
+@pytest.fixture(scope="module")
+def hu():
+    rng = np.random.default_rng(2)
+    coarse = torch.from_numpy(rng.normal(0, 300, (1, 1, 4, 6, 5)))
+    fine = torch.nn.functional.interpolate(coarse, size=(7, 40, 52), mode="trilinear")
+    return fine[0, 0].numpy().round().astype(np.int16)
+
+
+def predictor_of(network, device, *, dtype=torch.float32, batch_size=None, **options):
+    changes = {name: options.pop(name) for name in ("matrix_reduction",) if name in options}
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    return Predictor(
+        state, metadata_of(network, **changes), device,
+        dtype=dtype, batch_size=batch_size, lanes=1, **options,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def expected(network, hu):
+    """Labels by the CPU, by reduction."""
+    return {
+        reduction: predictor_of(network, CPU, matrix_reduction=reduction).predict(hu, window=WINDOW)
+        for reduction in (1, 2)
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("choices", [CudaChoices(), PLAIN], ids=["default", "plain"])
+@pytest.mark.parametrize("reduction", [1, 2])
+@pytest.mark.parametrize("batch_size", [1, 3, 50])
+def test_labels_are_those_of_the_cpu(
+    network, hu, expected, cuda_device, reduction, batch_size, choices
+):
+    cuda_device()
+    predictor = predictor_of(
+        network, CUDA, matrix_reduction=reduction, batch_size=batch_size, choices=choices
+    )
+    done = []
+    labels = predictor.predict(hu, window=WINDOW, on_slices=done.append)
+    assert (labels == expected[reduction]).mean() >= 0.9999
+    assert len(np.unique(labels)) >= 7
+    assert sum(done) == 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CudaChoices.__dataclass_fields__)
+@pytest.mark.parametrize("reduction", [1, 2])
+def test_no_choice_changes_the_labels(network, hu, expected, cuda_device, reduction, name):
+    cuda_device()
+    choices = CudaChoices(**{name: not getattr(CudaChoices(), name)})
+    predictor = predictor_of(
+        network, CUDA, matrix_reduction=reduction, batch_size=3, choices=choices
+    )
+    assert (predictor.predict(hu, window=WINDOW) == expected[reduction]).mean() >= 0.9999
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", ">i2", "int32", "float64"])
+def test_every_type_of_voxels(network, hu, cuda_device, dtype):
+    voxels = (hu // 8 + (64 if "u" in dtype else 0)).clip(-100, 120).astype(dtype)
+    expected = predictor_of(network, CPU).predict(voxels, window=(-50, 60))
+    cuda_device()
+    labels = predictor_of(network, CUDA).predict(voxels, window=(-50, 60))
+    assert (labels == expected).mean() >= 0.9999
+
+
+@pytest.mark.parametrize("reduction", [1, 2])
+def test_only_voxels_go_up_and_only_labels_come_down(network, hu, cuda_device, reduction):
+    """And the host waits for nothing but the labels, one batch after it has launched the next."""
+    device = cuda_device()
+    predictor = predictor_of(network, CUDA, matrix_reduction=reduction, batch_size=2)
+    traffic = device.traffic
+    traffic.uploads.clear(), traffic.downloads.clear(), traffic.waits.clear()
+    launched = []
+    predictor.network.register_forward_pre_hook(
+        lambda module, inputs: launched.append(list(traffic.waits))
+    )
+    predictor.predict(hu, window=WINDOW)
+    large = [(shape, dtype) for shape, dtype in traffic.uploads if len(shape) > 1]
+    assert large == [((2, 40, 52), torch.int16)] * 4
+    # Of the last batch's two slices one has its label already.
+    assert traffic.downloads == [((2, 40, 52), torch.uint8)] * 3 + [((1, 40, 52), torch.uint8)]
+    assert traffic.waits == ["event"] * 4
+    assert [len(waits) for waits in launched] == [0, 0, 1, 2]
+
+
+def test_the_network_runs_in_fp16_and_fused(network, hu, cuda_device):
+    device = cuda_device()
+    predictor = predictor_of(network, CUDA, dtype=None)
+    assert {weight.dtype for weight in predictor.network.parameters()} == {torch.float16}
+    device.operators.clear()
+    labels = predictor.predict(hu, window=WINDOW)
+    batches = -(-7 // predictor.default_batch_size((40, 52), 1))
+    assert device.operators.count(aten.cudnn_convolution_add_relu) == 3 * batches
+    assert device.operators.count(aten.cudnn_convolution_relu) == 21 * batches
+    # What is left: a level's share of each skip, the upsampling's phases, and the head.
+    assert device.operators.count(aten.convolution) == (4 + 4 + 1) * batches
+    assert len(np.unique(labels)) >= 7
+
+
+@pytest.mark.parametrize(
+    "fused",
+    [
+        False,
+        lambda operator, channels: channels > 1,  # as matrix units want them
+        lambda operator, channels: operator is aten.cudnn_convolution_relu,
+    ],
+)
+def test_where_cudnn_has_no_fused_kernel(network, hu, expected, cuda_device, fused):
+    device = cuda_device(fused=fused)
+    predictor = predictor_of(network, CUDA, matrix_reduction=2, batch_size=7)
+    assert (predictor.predict(hu, window=WINDOW) == expected[2]).mean() >= 0.9999
+    assert device.operators.count(aten.convolution) >= 9
+
+
+def test_fused_kernels_that_compute_wrongly_are_not_used(network, hu, expected, cuda_device):
+    device = cuda_device()
+    compute = device._compute
+
+    def without_relu(operator, arguments, options):
+        if operator.overloadpacket is aten.cudnn_convolution_relu:
+            return compute(aten.convolution.default, (*arguments[:6], False, [0, 0], 1), {})
+        return compute(operator, arguments, options)
+
+    device._compute = without_relu
+    predictor = predictor_of(network, CUDA)
+    device.operators.clear()
+    assert (predictor.predict(hu, window=WINDOW) == expected[1]).mean() >= 0.9999
+    assert aten.cudnn_convolution_relu not in device.operators
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["relu-sigmoid", "none"])
+@pytest.mark.parametrize("pads_head", [False, True])
+def test_fused_network_is_the_plain_one(cuda_device, network, attention, pads_head):
+    slices = torch.randn(2, 1, 48, 32)
+    if attention == "none":
+        plain = AttentionUNet(base_channels=8, attention="none").eval()
+        plain.load_state_dict(network.state_dict())
+    else:
+        plain = copy.deepcopy(network)
+    expected = plain(slices.expand(-1, 3, -1, -1))
+    folded = fold(plain, pads_head=pads_head)
+    cuda_device()
+    folded.fuse_on_cuda()
+    logits = folded.to(CUDA, memory_format=torch.channels_last)(slices.to(CUDA)).cpu()
+    assert logits.shape == expected.shape
+    assert (logits - expected).norm() / expected.norm() < 1e-4
+
+
+# Memory.
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be …"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    ],
+)
+@pytest.mark.slow
+@pytest.mark.parametrize("overlap", [True, False])
+def test_memory_pressure_halves_the_batch(network, hu, expected, cuda_device, overlap, error):
+    cuda_device()
+    predictor = predictor_of(network, CUDA, batch_size=7, choices=CudaChoices(overlap=overlap))
+    sizes = []
+
+    def refuse_more_than_two(module, inputs):
+        sizes.append(len(inputs[0]))
+        if len(inputs[0]) > 2:
+            raise error
+
+    predictor.network.register_forward_pre_hook(refuse_more_than_two)
+    done = []
+    labels = predictor.predict(hu, window=WINDOW, on_slices=done.append)
+    assert sizes == [7, 3] + [1] * 7
+    assert sum(done) == 7
+    assert (labels == expected[1]).mean() >= 0.9999
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(network, hu, cuda_device):
+    cuda_device()
+    predictor = predictor_of(network, CUDA, batch_size=7)
+
+    def fail(module, inputs):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    predictor.network.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="illegal"):
+        predictor.predict(hu, window=WINDOW)
+
+
+def test_memory_is_freed_when_nothing_holds_the_batch(network, hu, cuda_device, monkeypatch):
+    cuda_device()
+    predictor = predictor_of(network, CUDA, batch_size=4)
+    held, alive = [], []
+
+    def refuse(module, inputs):
+        if len(inputs[0]) > 1:
+            held.append(weakref.ref(inputs[0]))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    predictor.network.register_forward_pre_hook(refuse)
+    monkeypatch.setattr(
+        torch.cuda, "empty_cache", lambda: alive.append([ref() is not None for ref in held])
+    )
+    predictor.predict(hu, window=WINDOW)
+    assert alive == [[False], [False, False]]
+
+
+@pytest.mark.parametrize(("total", "given", "fraction"), [(4000, 2000, 0.375), (1500, 2000, None)])
+def test_the_allocators_limit(network, cuda_device, total, given, fraction):
+    """Of 2,000 MB the context's allowance is taken; of a smaller card what is free."""
+    device = cuda_device(total_mb=total, context_mb=400)
+    predictor = predictor_of(network, CUDA, gpu_memory_mb=given)
+    ((found, index),) = device.traffic.fractions
+    assert index == 0
+    if fraction is None:
+        weights = sum(weight.nbytes for weight in predictor.network.parameters()) / 2**20
+        fraction = (1100 + weights) / 1500
+    assert found == pytest.approx(fraction)
+
+
+def test_too_little_memory_is_refused_with_the_least_that_works(network, cuda_device):
+    cuda_device()
+    with pytest.raises(ValueError, match="300 MB of GPU memory are too little") as refused:
+        predictor_of(network, CUDA, gpu_memory_mb=300)
+    least = int(str(refused.value).split("at least ")[1].split()[0])
+    # The context's 500, the weights' 0.8 and 20 of a slice: 2 bytes x 8 channels x 5 maps.
+    assert least == 500 + 22
+    predictor = predictor_of(network, CUDA, gpu_memory_mb=least)
+    assert predictor.default_batch_size((512, 512), 1) == 1
+    with pytest.raises(ValueError, match="too little"):
+        predictor_of(network, CUDA, gpu_memory_mb=least - 1)
+
+
+def test_a_full_device_is_told(network, cuda_device):
+    cuda_device(total_mb=1000, context_mb=990)
+    with pytest.raises(ValueError, match=r"cuda:0 cannot be used: its memory is full"):
+        predictor_of(network, CUDA)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            RuntimeError("CUDA error: no kernel image is available for execution on the device\n…"),
+            "no kernels for it",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "memory is full"),
+        (RuntimeError("CUDA error: out of memory"), "memory is full"),
+        (RuntimeError("The NVIDIA driver on your system is too old (found version 11040)."), "too"),
+        (RuntimeError("CUDA error: unknown error\nmore"), "unknown error; --device cpu"),
+        (AssertionError("Torch not compiled with CUDA enabled"), "not compiled"),
+    ],
+)
+def test_a_device_that_cannot_be_made_ready(network, cuda_device, monkeypatch, error, told):
+    cuda_device()
+
+    def fail(device):
+        raise error
+
+    monkeypatch.setattr(torch.cuda, "set_device", fail)
+    with pytest.raises(ValueError, match="cuda:0 cannot be used") as refused:
+        predictor_of(network, CUDA)
+    assert told in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_devices_have_their_index(cuda_device):
+    cuda_device()
+    assert choose_device("cuda") == choose_device("auto") == choose_device("cuda:0") == CUDA
+    assert choose_device("cuda").index == 0
+    with pytest.raises(ValueError, match=r"no CUDA device cuda:1: torch sees 1$"):
+        choose_device("cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [(None, "no NVIDIA driver"), ((11, 4), "for CUDA 11.4"), ((99, 0), "the NVIDIA driver shows")],
+)
+def test_why_there_is_no_device(monkeypatch, version, told):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(cuda, "cuda_version", lambda: version)
+    with pytest.raises(ValueError, match="no CUDA device cuda: torch sees 0: .*" + told):
+        choose_device("cuda")
+
+
+# The batch size.
+
+
+def test_the_batch_with_the_least_area_in_closed_form():
+    # Launching takes 2.5 ms. A slice of 1 ms: up to 2 slices are for nothing, 3 take 3 ms.
+    areas = {1: 600 * 2.5, 2: 700 * 1.25, 3: 800 * 1.0, 4: 900 * 1.0}
+    assert min(areas, key=areas.get) == 3
+    assert cuda.best_batch(100, 500, 0.001, 32) == 3
+    assert cuda.best_batch(100, 500, 0.001, 2) == 2  # what fits
+    assert cuda.best_batch(100, 500, 0.010, 32) == 1  # busy with one
+    assert cuda.best_batch(0.001, 500, 1e-5, 32) == 32
+
+
+def test_batch_sizes_within_memory(network, cuda_device):
+    """A slice of 512x512 takes 2 bytes x 8 channels x 5 maps = 20 MB, reduced by 2 a quarter."""
+    cuda_device()
+    predictor = predictor_of(network, CUDA, choices=CudaChoices(area_batch=False))
+    weights_mb = sum(weight.nbytes for weight in predictor.network.parameters()) / 2**20
+    for memory_mb, whole, reduced in ((0, 1, 1), (101, 5, 20), (359, 17, 32), (8000, 32, 32)):
+        predictor.memory_mb = weights_mb + memory_mb
+        assert predictor.default_batch_size((512, 512), 1) == whole
+        assert predictor.default_batch_size((512, 512), 2) == reduced
+    predictor = predictor_of(network, CPU)
+    assert predictor.default_batch_size((512, 512), 1) == 1
+
+
+def test_slow_cards_take_small_batches(network, cuda_device):
+    device = cuda_device()
+    properties = torch.cuda.get_device_properties(CUDA)
+    metadata = metadata_of(network, base_channels=64)
+    turing = cuda.slice_seconds(metadata, 512 * 512, properties)
+    # 82 multiprocessors x 1.7 GHz x 1024 = 143 TFLOP/s, of which 0.4: 462 GFLOP take 8 ms.
+    assert turing == pytest.approx(462.1e9 / (82 * 1.7e9 * 1024 * 0.4))
+    properties.major, properties.minor = 9, 0
+    # 571 TFLOP/s would need 2 ms; at 2 x 1.2 GHz x 384 bits 840 MB need 7.3 ms / 0.4.
+    assert cuda.slice_seconds(metadata, 512 * 512, properties) == pytest.approx(
+        800 * 2**20 / (2 * 9.5e9 * 48 * 0.4)
+    )
+    properties.major, properties.minor = 12, 0  # unknown: as the nearest before
+    assert cuda.slice_seconds(metadata, 256 * 256, properties) > 0
+    assert device.capability == (8, 6)
+
+
+# The service.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("device", "reduction"), [("cuda", 1), ("auto", 2), ("cuda:0", 2)])
+def test_the_whole_service(
+    folders, tmp_path, ct, network, cuda_device, monkeypatch, device, reduction
+):
+    inputs, outputs = folders
+    weights = tmp_path / "w.safetensors"
+    save_weights(weights, network.state_dict(), metadata_of(network, matrix_reduction=reduction))
+    for name in ("a", "b"):
+        save_nifti(inputs / f"{name}_0000.nii.gz", ct)
+    common = ["--input", str(inputs), "--weights", str(weights)]
+    # Random weights leave many voxels close to a tie: in half precision components would differ.
+    monkeypatch.setattr("inference.prediction.choose_dtype", lambda device: torch.float32)
+    assert main([*common, "--output", str(tmp_path / "cpu"), "--device", "cpu"]) == 0
+
+    began, ended = [], []
+    monkeypatch.setattr(
+        driver, "begin", lambda index, *, with_context: began.append((index, with_context))
+    )
+    monkeypatch.setattr(driver, "end_context", ended.append)
+    fake = cuda_device()
+    assert main([*common, "--output", str(outputs), "--device", device]) == 0
+    assert began == [(0, False)]
+    assert ended == [0]
+    assert aten.cudnn_convolution_relu in fake.operators
+    for name in ("a", "b"):
+        labels, expected = (
+            np.asanyarray(nibabel.load(folder / f"{name}.nii.gz").dataobj)
+            for folder in (outputs, tmp_path / "cpu")
+        )
+        assert (labels == expected).mean() > 0.999
+
+
+def test_wrong_use_of_the_device_is_one_line(run, folders, ct, cuda_device, capsys, monkeypatch):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    cuda_device()
+    assert run("--device", "cuda", "--gpu-memory", "300") == 2
+    assert "too little: this network needs at least 5" in capsys.readouterr().err
+    assert run("--device", "cuda:3") == 2
+    assert capsys.readouterr().err == "error: no CUDA device cuda:3: torch sees 1\n"
+    monkeypatch.setenv(CHOICES_VARIABLE, "overlapping=1")
+    assert run("--device", "cuda") == 2
+    assert capsys.readouterr().err.startswith(f"error: {CHOICES_VARIABLE}: overlapping=1: say")
+
+
+def test_choices_of_the_environment(monkeypatch):
+    assert CudaChoices.from_environment() == CudaChoices()
+    monkeypatch.setenv(CHOICES_VARIABLE, "overlap=0,padded_head=1")
+    assert CudaChoices.from_environment() == CudaChoices(overlap=False, padded_head=True)
+
+
+# The fake device itself: what it is for must fail on it.
+
+
+def test_what_a_card_refuses_fails_on_the_fake_one(cuda_device):
+    cuda_device()
+    here, there = torch.ones(2, 3), torch.ones(2, 3, device=CUDA)
+    with pytest.raises(RuntimeError, match="two devices"):
+        here + there
+    with pytest.raises(ValueError, match="index"):
+        torch.cuda.set_per_process_memory_fraction(0.5, torch.device("cuda"))
+    with pytest.raises(NotImplementedError):
+        torch.nn.functional.avg_pool2d(torch.ones(1, 1, 4, 4, device=CUDA, dtype=torch.int16), 2)
+    with pytest.raises((RuntimeError, TypeError)):
+        there.numpy()
+    assert torch.empty(3, device=CUDA).cpu().isnan().all()
+    pinned = torch.zeros(2, 3, pin_memory=True)
+    pinned.copy_(there, non_blocking=True)
+    assert pinned.isnan().all()  # not there yet
+    event = torch.cuda.Event()
+    event.record()
+    event.synchronize()
+    assert (pinned == 1).all()

@@ -87,6 +87,7 @@ class FakeCuda(TorchDispatchMode):
         self.fused = fused if callable(fused) else lambda operator, channels: fused
         self.traffic = Traffic()
         self.operators = []  # every operator that ran on the device, in order
+        self.types = set()  # of the arguments of the last one
         self._fakes = _FakeMode(allow_non_fake_inputs=False)
         self._lock = threading.RLock()
         self._pinned = set()
@@ -102,8 +103,7 @@ class FakeCuda(TorchDispatchMode):
         if operator is torch.ops.prim.device.default:
             of = arguments[0]
             return of.fake_device if isinstance(of, FakeTensor) else torch.device("cpu")
-        target = options.get("device")
-        to_device = target is not None and torch.device(target).type == "cuda"
+        to_device = any(isinstance(leaf, torch.device) and leaf.type == "cuda" for leaf in leaves)
         if not to_device and not any(isinstance(leaf, FakeTensor) for leaf in leaves):
             pinned = options.pop("pin_memory", False)
             result = operator(*arguments, **options)
@@ -122,6 +122,7 @@ class FakeCuda(TorchDispatchMode):
 
     def _on_device(self, operator, arguments, options):
         packet = operator.overloadpacket
+        leaves = tree_leaves((arguments, options))
         target = options.get("device")
         if packet is aten._local_scalar_dense:
             self._wait(operator)
@@ -139,6 +140,7 @@ class FakeCuda(TorchDispatchMode):
             self.traffic.uploads.append((tuple(arguments[1].shape), arguments[1].dtype))
             self._wait(operator)
         self._check_types(packet, arguments)
+        self.types = {leaf.dtype for leaf in leaves if isinstance(leaf, FakeTensor)}
         if packet in _FUSED and not self.fused(packet, arguments[0].shape[1]):
             raise RuntimeError("GET was unable to find an engine to execute this computation")
         self.operators.append(packet)
@@ -149,11 +151,7 @@ class FakeCuda(TorchDispatchMode):
         except (DynamicOutputShapeException, DataDependentOutputException):
             self._wait(operator)  # the host must know how large the result is
             return tree_map(lambda leaf: self._wrap(leaf), result)
-        same = {
-            id(leaf.values): leaf
-            for leaf in tree_leaves((arguments, options))
-            if isinstance(leaf, FakeTensor)
-        }
+        same = {id(leaf.values): leaf for leaf in leaves if isinstance(leaf, FakeTensor)}
         fresh = not any(result.alias_info for result in operator._schema.returns)
         outputs = [
             self._pair(of_fake, value, same, fresh)
@@ -400,6 +398,21 @@ class FakeCuda(TorchDispatchMode):
                 run(item, *more)
 
         monkeypatch.setattr(pool._WorkItem, "run", run_with_device)
+
+        def copied(tensor, memo):
+            if id(tensor) not in memo:
+                copy = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+                copy._is_param = getattr(tensor, "_is_param", False)
+                memo[id(tensor)] = copy
+            return memo[id(tensor)]
+
+        monkeypatch.setattr(FakeTensor, "__deepcopy__", copied)  # theirs copies the mode too
+
+        def swap(tensor, other):
+            tensor.data = other.detach()
+            tensor.values = other.values
+
+        monkeypatch.setattr(torch.utils, "swap_tensors", swap)  # for modules that change their type
 
         save, load = torch.save, torch.load
 

@@ -7,11 +7,13 @@ The full-size network (seeded random weights unless a file is given) segments sy
 512x512x100, 200 and 500. Cold cases of the service and of the plain pipeline are measured by
 `python -m benchmark efficiency --command`, one process a case; the network alone by
 `python -m benchmark network-speed --sweep`; a warm folder by the service's own phase log. This
-process itself never touches the device. What the time no longer allows is left out, and the page
-says so.
+process itself never touches the device. Every stage stands on its own: whatever goes wrong costs
+that stage, and the page and the raw results beside it are written after each. What the time no
+longer allows is left out, and the page says so.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -29,6 +31,7 @@ from benchmark.containers.efficiency import odd_count
 from benchmark.containers.environment import describe_machine
 from benchmark.containers.gpu import Gpu, GpuUnavailable
 from benchmark.speed.gpu_page import BATCH_SIZES, LONG, MIDDLE, SHORT, SIZE, markdown, warm_rate
+from inference.choices import CHOICES_VARIABLE, CudaChoices
 from inference.files import write_atomically
 from inference.phases import LOG_VARIABLE
 from synthetic.phantom import draw_phantom, write_nifti
@@ -86,32 +89,42 @@ class _Sweep:
             self.volume(slices).parent.mkdir()
             write_nifti(self.volume(slices), tiled(first, slices), _SPACING)
 
-    def service_command(self, *options: str) -> str:
+    def service_command(self, *options: str, choices: str = "") -> str:
         command = (sys.executable, "-m", "inference", "--quiet", "--device", _DEVICE)
-        return shlex.join([*command, "--weights", str(self.weights), *options])
+        changed = ("env", f"{CHOICES_VARIABLE}={choices}") if choices else ()
+        return shlex.join([*changed, *command, "--weights", str(self.weights), *options])
 
     def plain_command(self) -> str:
         command = (sys.executable, "-m", "benchmark", "plain-pipeline", "--device", _DEVICE)
         return shlex.join([*command, "--weights", str(self.weights)])
 
-    def run(self, *command: str, **environment: str) -> str:
-        """Run a module of the project to its end and hand back what it prints."""
+    def run(self, *command: str, printed: Path | None = None, **environment: str) -> str:
+        """Run a module of the project to its end and hand back what it prints.
+
+        Args:
+            command: the module and its options.
+            printed: a file that takes what it prints as it comes, which is handed back then too.
+            environment: beside this process's own.
+        """
+        printed = printed or self.folder / "printed"
         try:
-            ended = subprocess.run(
-                [sys.executable, "-m", *command],
-                cwd=_ROOT,
-                env={**self.environment, **environment},
-                capture_output=True,
-                text=True,
-                timeout=max(1.0, self.left()),
-                check=False,
-            )
+            with printed.open("w") as output:
+                ended = subprocess.run(
+                    [sys.executable, "-m", *command],
+                    cwd=_ROOT,
+                    env={**self.environment, **environment},
+                    stdout=output,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    timeout=max(1.0, self.left()),
+                    check=False,
+                )
         except subprocess.TimeoutExpired as error:
             raise StageError(f"{' '.join(command[:2])} did not end in time") from error
         if ended.returncode:
             lines = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
             raise StageError(f"{' '.join(command[:2])}: {lines[-1]}")
-        return ended.stdout
+        return printed.read_text()
 
     def cold(self, command: str, slices: int, repeat: int) -> list[dict]:
         """Cold cases through `benchmark efficiency`: a result for each repetition."""
@@ -158,10 +171,17 @@ class _Sweep:
         phases = [json.loads(line) for line in log.read_text().splitlines()]
         return {"volumes": _FOLDER, **warm_rate(phases)}
 
-    def network(self) -> dict:
-        """The network alone."""
+    def network(self, result: dict) -> None:
+        """The network alone; what it had measured before it failed counts."""
         command = ("benchmark", "network-speed", "--sweep", "--device", _DEVICE)
-        return json.loads(self.run(*command, "--weights", str(self.weights)))
+        printed = self.folder / "network.jsonl"
+        try:
+            self.run(*command, "--weights", str(self.weights), printed=printed)
+        finally:
+            # A line that was being printed when it was ended has no end.
+            lines = [line for line in printed.read_text().splitlines(True) if line.endswith("\n")]
+            if lines:
+                result["network"] = json.loads(lines[-1])
 
     def speed(self) -> str:
         """`benchmark speed`, once."""
@@ -209,17 +229,25 @@ def _measure(sweep: _Sweep, result: dict, repeat: int, write: Callable[[dict], N
 
     service, plain = sweep.service_command(), sweep.plain_command()
     # Name, the seconds that must be left to begin it, what to do.
-    stages = [("volumes", 30, sweep.draw)]
+    version = ("benchmark", "network-speed", "--version")
+    stages = [
+        ("torch", 10, single("torch", lambda: sweep.run(*version).strip())),
+        ("volumes", 30, sweep.draw),
+    ]
     for slices in (MIDDLE, SHORT, LONG):
         stage = cold("service", str(slices), service, slices, repeat)
         stages.append((f"service, {slices} slices", 30, stage))
     stages.append((f"plain, {MIDDLE} slices", 60, cold("plain", str(MIDDLE), plain, MIDDLE, 1)))
-    stages.append(("network alone", 30, single("network", sweep.network)))
+    stages.append(("network alone", 30, lambda: sweep.network(result)))
     stages.append(("warm folder", 30, single("folder", sweep.warm)))
     for batch in BATCH_SIZES:
         options = ("--batch-size", str(batch), "--gpu-memory", str(_SWEEP_MEMORY_MB))
         stage = cold("batches", str(batch), sweep.service_command(*options), MIDDLE, 1)
         stages.append((f"batch size {batch}", 10, stage))
+    for name, chosen in dataclasses.asdict(CudaChoices()).items():
+        command = sweep.service_command(choices=f"{name}={int(not chosen)}")
+        stage = cold("choices", name, command, MIDDLE, repeat)
+        stages.append((f"{name} {'off' if chosen else 'on'}", 20, stage))
     for slices, seconds in ((SHORT, 30), (LONG, 120)):
         stage = cold("plain", str(slices), plain, slices, 1)
         stages.append((f"plain, {slices} slices", seconds, stage))
@@ -228,12 +256,14 @@ def _measure(sweep: _Sweep, result: dict, repeat: int, write: Callable[[dict], N
     for name, seconds, stage in stages:
         if sweep.left() < seconds:
             result["left_out"][name] = f"{max(0.0, sweep.left()):.0f} s were left"
+            write(result)
             continue
         started = time.monotonic()
         try:
             stage()
-        except StageError as error:
-            result["left_out"][name] = str(error)
+        except Exception as error:  # the stages after it must not suffer
+            what = "" if isinstance(error, StageError) else f"{type(error).__name__}: "
+            result["left_out"][name] = what + " ".join(str(error).split())
         print(f"{name}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
         write(result)
 
@@ -258,7 +288,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=_ROOT / "benchmark" / "results",
         metavar="DIR",
-        help="where gpu-CARD.md goes (default: benchmark/results)",
+        help="where gpu-CARD.md and gpu-CARD.json go (default: benchmark/results)",
     )
 
 
@@ -291,22 +321,18 @@ def run(options: argparse.Namespace) -> int:
         result = {
             "machine": machine,
             "weights": options.weights.name if options.weights else "seeded random, full size",
-            **{name: {} for name in ("service", "plain", "batches", "folder", "network")},
-            "speed": "",
+            **dict.fromkeys(("torch", "speed"), ""),
+            **{name: {} for name in ("service", "plain", "batches", "choices")},
+            **{name: {} for name in ("folder", "network")},
             "left_out": {},
         }
         deadline = started + 60 * options.minutes
         sweep = _Sweep(options.gpu, Path(folder), weights.resolve(), deadline)
-        try:
-            result["torch"] = sweep.run("benchmark", "network-speed", "--version").strip()
-            _measure(
-                sweep,
-                result,
-                options.repeat,
-                lambda result: write_atomically(page, markdown(result).encode()),
-            )
-        except StageError as error:
-            print(f"benchmark gpu-sweep: {error}", file=sys.stderr)
-            return 2
+
+        def write(result: dict) -> None:
+            write_atomically(page.with_suffix(".json"), json.dumps(result).encode())
+            write_atomically(page, markdown(result).encode())
+
+        _measure(sweep, result, options.repeat, write)
     print(page.read_text())
     return 1 if result["left_out"] else 0

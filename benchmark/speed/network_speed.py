@@ -1,7 +1,8 @@
 """What each step from the plain network to the service's is worth, on slices already normalised.
 
 With --sweep instead: every type, form and batch size, against the device's own matrix rate. A
-process of its own, because the harness imports no torch: prints one JSON object.
+process of its own, because the harness imports no torch: prints one JSON object, with --sweep a
+line with all that is known whenever something has been measured.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmark.speed.plain_pipeline import load_network
+from inference import cuda
 from inference.folding import fold
 from inference.model import DOWNSAMPLING, AttentionUNet
 from inference.prediction import Predictor, choose_device, choose_dtype
@@ -88,6 +90,9 @@ def measure_steps(
     network, halved = network.to(dtype), slices.to(dtype)
     precision = str(dtype).removeprefix("torch.")
     add(f"precision {precision}", network, halved, 1, _labels_on_host)
+    if device.type == "cuda":
+        network.fuse_on_cuda()
+        add("bias, ReLU and sum in the convolutions", network, halved, 1, _labels_on_host)
 
     state_dict, metadata = load_weights(weights)
     predictor = Predictor(state_dict, metadata, device)
@@ -155,8 +160,9 @@ def sweep(
     batch_sizes: tuple[int, ...] = SWEEP_BATCH_SIZES,
     matrix: int = 8192,
     repeats: int = 5,
+    on_result: Callable[[dict], None] = lambda found: None,
 ) -> dict:
-    """Time the folded network in every type, form and batch size.
+    """Time the folded network in every type, form and batch size, each on its own.
 
     Args:
         weights: safetensors file.
@@ -165,41 +171,77 @@ def sweep(
         batch_sizes: tried until the device's memory is full.
         matrix: rows and columns of the matrix products.
         repeats: of each measurement; the median counts.
+        on_result: called with all that is known whenever something has been measured.
 
     Returns:
-        `matrix_tflops` by type; `context_mb`, of the device before anything else (None on a CPU);
-        `default_batch_size`, the service's for 2,000 MB; `gflop` (`gflop_a_slice`); and `runs`,
-        each with `dtype`, `merges_upsampling`, `searches` (cuDNN's own), `batch_size`, `ms` a
-        slice, `tflops` (of what the form itself does), `peak_mb` of the allocator, and `widths`:
-        values a pixel alive at the peak, in units of base_channels (None on a CPU).
+        `matrix_tflops` by type; `context_mb`, in use beside torch's allocator after a first pass
+        (None on a CPU); `default_batch_size`, the service's for 2,000 MB; `gflop`
+        (`gflop_a_slice`); `failed` (what could not be measured: why); and `runs`, each with
+        `dtype`, `merges_upsampling`, `fused`, `padded_head`, `searches` (cuDNN's own),
+        `batch_size`, `ms` a slice, `tflops` (of what the form itself does), `peak_mb` that the
+        allocator reserved, and `widths`: values a pixel alive at the peak, in units of
+        base_channels (None on a CPU).
     """
     on_cuda = device.type == "cuda"
-    context_mb = None
-    if on_cuda:
-        total = torch.cuda.mem_get_info(device)[1]  # makes the context
-        torch.zeros(1, device=device).add_(1)
-        torch.cuda.synchronize(device)
-        context_mb = (total - torch.cuda.mem_get_info(device)[0]) / 2**20
     state_dict, metadata = load_weights(weights)
     predictor = Predictor(state_dict, metadata, device, gpu_memory_mb=_SWEEP_MEMORY_MB)
     default_batch_size = predictor.default_batch_size(size, 1)
+    found = {
+        "matrix_tflops": {},
+        "context_mb": None,
+        "default_batch_size": default_batch_size,
+        "gflop": gflop_a_slice(metadata, size),
+        "runs": [],
+        "failed": {},
+    }
+
+    def attempt(name: str, measure: Callable[[], None]) -> bool:
+        """Whether there is memory for more; nothing that goes wrong ends the sweep."""
+        try:
+            measure()
+        except Exception as error:
+            found["failed"][name] = " ".join(str(error).split())[:200] or type(error).__name__
+            return not cuda.is_out_of_memory(error)
+        finally:
+            on_result(found)
+        return True
+
+    def read_context() -> None:
+        noise = np.random.default_rng(0).integers(-500, 500, (1, *size), np.int16)
+        predictor.predict(noise, window=(-500.0, 500.0), reduction=1)
+        torch.cuda.synchronize(device)
+        free, total = torch.cuda.mem_get_info(device)
+        found["context_mb"] = (total - free - torch.cuda.memory_reserved(device)) / 2**20
+
+    if on_cuda:
+        attempt("a first pass", read_context)
     predictor.release()
     if on_cuda:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
 
     dtypes = (torch.float16, torch.bfloat16) if on_cuda else (choose_dtype(device),)
-    matrix_tflops = {}
-    for dtype in dtypes:
+
+    def multiply(dtype: torch.dtype) -> None:
         factor = torch.randn(matrix, matrix, device=device).to(dtype)
-        seconds = _seconds(device, repeats, lambda factor=factor: factor @ factor)
-        matrix_tflops[str(dtype).removeprefix("torch.")] = 2 * matrix**3 / seconds / 1e12
-        del factor
+        seconds = _seconds(device, repeats, lambda: factor @ factor)
+        found["matrix_tflops"][_name(dtype)] = 2 * matrix**3 / seconds / 1e12
 
-    gflop = gflop_a_slice(metadata, size)
-    runs = []
+    for dtype in dtypes:
+        attempt(f"matrix product, {_name(dtype)}", lambda dtype=dtype: multiply(dtype))
 
-    def add(dtype: torch.dtype, batch_size: int, *, merges: bool, searches: bool = False) -> None:
-        network = fold(load_network(weights, torch.device("cpu"))[0], merges_upsampling=merges)
+    def add(
+        dtype: torch.dtype,
+        batch_size: int,
+        *,
+        merges: bool = True,
+        fused: bool = on_cuda,
+        padded: bool = False,
+        searches: bool = False,
+    ) -> None:
+        network = load_network(weights, torch.device("cpu"))[0]
+        network = fold(network, merges_upsampling=merges, pads_head=padded)
+        if fused:
+            network.fuse_on_cuda()
         network = network.to(device, dtype, memory_format=torch.channels_last)
         slices = torch.randn(batch_size, 1, *size, device=device).to(dtype)
         slices = slices.contiguous(memory_format=torch.channels_last)
@@ -209,19 +251,23 @@ def sweep(
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
         torch.backends.cudnn.benchmark = searches
-        seconds = _seconds(device, repeats, lambda: network(slices).argmax(dim=1)) / batch_size
-        torch.backends.cudnn.benchmark = False
+        try:
+            step = _seconds(device, repeats, lambda: network(slices).argmax(dim=1))
+        finally:
+            torch.backends.cudnn.benchmark = False
         if on_cuda:
             peak = torch.cuda.max_memory_allocated(device)
-        pixels = batch_size * size[0] * size[1]
-        runs.append(
+        seconds, pixels = step / batch_size, batch_size * size[0] * size[1]
+        found["runs"].append(
             {
-                "dtype": str(dtype).removeprefix("torch."),
+                "dtype": _name(dtype),
                 "merges_upsampling": merges,
+                "fused": fused,
+                "padded_head": padded,
                 "searches": searches,
                 "batch_size": batch_size,
                 "ms": 1000 * seconds,
-                "tflops": gflop["merged" if merges else "apart"] / seconds / 1000,
+                "tflops": found["gflop"]["merged" if merges else "apart"] / seconds / 1000,
                 "peak_mb": torch.cuda.max_memory_reserved(device) / 2**20 if on_cuda else None,
                 "widths": (peak - before) / (2 * metadata.base_channels * pixels)
                 if on_cuda
@@ -232,19 +278,26 @@ def sweep(
     for dtype in dtypes:
         for merges in (True, False):
             for batch_size in batch_sizes:
-                try:
-                    add(dtype, batch_size, merges=merges)
-                except torch.OutOfMemoryError:
+                name = f"{_name(dtype)}, {'merged' if merges else 'apart'}, batch of {batch_size}"
+                if not attempt(
+                    name,
+                    lambda dtype=dtype, size=batch_size, merges=merges: add(
+                        dtype, size, merges=merges
+                    ),
+                ):
                     break
     if on_cuda:
-        add(torch.float16, min(default_batch_size, max(batch_sizes)), merges=True, searches=True)
-    return {
-        "matrix_tflops": matrix_tflops,
-        "context_mb": context_mb,
-        "default_batch_size": default_batch_size,
-        "gflop": gflop,
-        "runs": runs,
-    }
+        for batch_size in sorted({1, min(default_batch_size, max(batch_sizes))}):
+            for option in ({"fused": False}, {"padded": True}, {"searches": True}):
+                attempt(
+                    f"{option}, batch of {batch_size}",
+                    lambda size=batch_size, option=option: add(torch.float16, size, **option),
+                )
+    return found
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -277,7 +330,12 @@ def run(options: argparse.Namespace) -> int:
     reduction = read_metadata(options.weights).matrix_reduction
     size = [-(-length // (reduction * DOWNSAMPLING)) * DOWNSAMPLING for length in options.size]
     if options.sweep:
-        print(json.dumps(sweep(options.weights, device, tuple(size))))
+        sweep(
+            options.weights,
+            device,
+            tuple(size),
+            on_result=lambda found: print(json.dumps(found), flush=True),
+        )
         return 0
     # Never zeros: some hardware multiplies them faster.
     slices = torch.randn(options.slices, 1, *size)

@@ -19,6 +19,7 @@ import nibabel
 import numpy as np
 
 from benchmark.containers.environment import describe_machine
+from benchmark.speed.gpu_page import TF32_NOTE
 from inference.files import case_name, write_atomically
 from inference.phases import LOG_VARIABLE
 from inference.weights import DEMONSTRATION_WEIGHTS
@@ -198,6 +199,8 @@ def markdown(result: dict) -> str:
         f"- The label maps agree in {100 * result['label_agreement']:.4f} % of the voxels "
         "(fp32 against the service's precision).",
     ]
+    if result["network"]["device"] != "CPU":
+        lines.append(f"- {TF32_NOTE}")
     return "\n".join(lines) + "\n"
 
 

@@ -102,8 +102,6 @@ def score_cases(
         for name, tensor in state_dict.items()
     }
     predictor = Predictor(exported, metadata, device, batch_size=batch_size)
-    if device.type == "cuda":  # the predictor limits its process to the memory free at its start
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
     scores = []
     for case in cases:
         prediction = predictor.predict(

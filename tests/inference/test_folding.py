@@ -30,11 +30,20 @@ def slices():
     return torch.nn.functional.interpolate(torch.randn(4, 1, 12, 12), size=96, mode="bicubic")
 
 
-@pytest.fixture(params=["fused kernels", "torch's own layers"])
+def as_cudnn_fuses(layer, features, total=None):
+    """Instead of `folding._cudnn_fused`: in plain torch, into memory that held NaN."""
+    result = layer(features) if total is None else layer(features) + total
+    return torch.full_like(result, float("nan")).copy_(result.relu_())
+
+
+@pytest.fixture(params=["oneDNN's kernels", "cuDNN's kernels", "torch's own layers"])
 def kernels(request, monkeypatch):
-    """With what oneDNN fuses on a CPU, and as it runs on CUDA and on other versions of torch."""
-    if request.param == "torch's own layers":
+    """With what oneDNN fuses on a CPU, cuDNN on CUDA, and without either."""
+    if request.param != "oneDNN's kernels":
         monkeypatch.setattr(folding, "_has_fused_kernels", lambda device, dtype: False)
+    if request.param == "cuDNN's kernels":
+        monkeypatch.setattr(folding, "_cudnn_fused", as_cudnn_fuses)
+    return request.param
 
 
 @torch.no_grad()
@@ -43,7 +52,10 @@ def kernels(request, monkeypatch):
 def test_fp32_is_the_plain_network(plain, slices, kernels, size, merges_upsampling):
     slices = slices[..., : size[0], : size[1]]
     expected = plain(slices.expand(-1, 3, -1, -1))
-    folded = fold(copy.deepcopy(plain), merges_upsampling=merges_upsampling)(slices)
+    folded = fold(copy.deepcopy(plain), merges_upsampling=merges_upsampling)
+    if kernels == "cuDNN's kernels":
+        folded.fuse_on_cuda()
+    folded = folded(slices)
     assert (folded - expected).norm() / expected.norm() < 1e-4
     # Border pixels, where biases and padding meet, on their own.
     for edge in (slice(None, 1), slice(-1, None)):
@@ -57,7 +69,7 @@ def test_fp32_is_the_plain_network(plain, slices, kernels, size, merges_upsampli
 @pytest.mark.parametrize(
     ("device", "dtype"), [("cuda", torch.float16), ("cuda", torch.float32), ("cpu", torch.float16)]
 )
-def test_fused_kernels_are_for_cpus_only(device, dtype):
+def test_onednn_is_for_cpus_only(device, dtype):
     assert not folding._has_fused_kernels.__wrapped__(device, dtype)
 
 
@@ -117,17 +129,47 @@ class LiveBytes(TorchDispatchMode):
 
 
 @torch.inference_mode()
-def test_memory_is_within_what_the_batch_size_is_chosen_by(monkeypatch):
+@pytest.mark.parametrize(("fused", "most"), [(False, 3.6), (True, 3.6)])
+def test_memory_is_within_what_the_batch_size_is_chosen_by(monkeypatch, fused, most):
     """Without what cuDNN adds, which only a GPU can tell."""
     monkeypatch.setattr(folding, "_has_fused_kernels", lambda device, dtype: False)
+    if fused:  # with a result of its own, as cuDNN makes it
+        monkeypatch.setattr(
+            folding,
+            "_cudnn_fused",
+            lambda layer, features, total=None: functional.relu_(
+                layer(features) if total is None else layer(features).add_(total)
+            ),
+        )
     network = fold(trained_looking_network(16)).to(
         torch.bfloat16, memory_format=torch.channels_last
     )
     with LiveBytes() as counter:
         network(torch.zeros(1, 1, 128, 128, dtype=torch.bfloat16))
     widths = counter.peak / (2 * 16 * 128 * 128)
-    assert widths == pytest.approx(3.6, abs=0.1)
+    assert widths == pytest.approx(most, abs=0.1)
     assert widths < LIVE_WIDTHS
+
+
+class Copies(TorchDispatchMode):
+    """Counts what is copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operator, types, arguments=(), options=None):
+        self.count += operator is torch.ops.aten.copy_.default
+        return operator(*arguments, **(options or {}))
+
+
+@torch.inference_mode()
+def test_nothing_is_copied_onto_itself():
+    """Into place go the four phases of four levels and four supervised maps; nothing else does."""
+    network = fold(trained_looking_network(8))
+    with Copies() as copies:
+        network(torch.zeros(1, 1, 32, 32))
+    assert copies.count == 4 * 4 + 4
 
 
 @torch.no_grad()

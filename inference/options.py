@@ -88,8 +88,8 @@ def make_parser(package: str = "inference") -> argparse.ArgumentParser:
         "--batch-size",
         type=int,
         metavar="N",
-        help="slices predicted at once (default: on CUDA what makes the least area under the memory "
-        "curve, within --gpu-memory; 1 on a CPU)",
+        help="slices predicted at once (default: on CUDA what makes the least area under the "
+        "memory curve, within --gpu-memory; 1 on a CPU)",
     )
     parser.add_argument(
         "--gpu-memory",

@@ -167,6 +167,9 @@ class Predictor:
         # in one it should in none.
         if ready.result() and self.choices.fused_kernels:
             folded.fuse_on_cuda()
+        # A thread's own, like all of CUDA's current devices: without it pinned memory and events
+        # would make a context on device 0 as well.
+        torch.cuda.set_device(self.device)
         self.network = folded.to(self.device, self.dtype, memory_format=torch.channels_last)
 
         weights_mb = self._weights_mb()

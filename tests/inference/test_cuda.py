@@ -1,6 +1,7 @@
 """The service and its predictor on a CUDA device that is not there (`fake_cuda.py`)."""
 
 import copy
+import threading
 import weakref
 
 import nibabel
@@ -301,6 +302,18 @@ def test_a_device_that_cannot_be_made_ready(network, cuda_device, monkeypatch, e
         predictor_of(network, CUDA)
     assert told in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_the_device_is_the_threads_that_uses_it(network, cuda_device, monkeypatch):
+    """CUDA's current device is a thread's own."""
+    cuda_device()
+    chosen = []
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda device: chosen.append((threading.get_ident(), device))
+    )
+    predictor_of(network, CUDA)
+    assert (threading.get_ident(), CUDA) in chosen
+    assert len({thread for thread, _ in chosen}) == 2
 
 
 def test_devices_have_their_index(cuda_device):

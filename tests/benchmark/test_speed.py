@@ -8,7 +8,8 @@ import pytest
 from benchmark.speed import speed
 
 
-def test_tables():
+@pytest.mark.parametrize("device", ["CPU", "A Card"])
+def test_tables(device):
     plain = {"wall": 20, "start": 2, "read": 4, "percentiles": 2, "predict": 8}
     service = {"wall": 4, "start": 2, "read": 1, "percentiles": 0.5, "predict": 2}
     page = speed.markdown(
@@ -22,7 +23,7 @@ def test_tables():
             },
             "label_agreement": 0.99995,
             "network": {
-                "device": "CPU",
+                "device": device,
                 "threads": 2,
                 "matrix": [256, 256],
                 "steps": [["plain", 80.0], ["half", 20.0]],
@@ -35,6 +36,7 @@ def test_tables():
     assert "| **whole process** | 20.00 | 4.00 | 5.0 |" in page
     assert "| half | 20.0 | 4.00 |" in page
     assert "99.9950 %" in page
+    assert ("TF32" in page) == (device == "A Card")  # of which the plain convolutions make use
 
 
 def arguments(*words):

@@ -69,6 +69,7 @@ def find_weights(options: argparse.Namespace) -> Path:
     on_cpu, on_cuda = (default_weights(on_cuda=on_cuda)[0] for on_cuda in (False, True))
     if on_cpu == on_cuda or options.device == "cpu":
         return on_cpu
+    _begin_device(options.device, CudaChoices.from_environment())  # before torch, as it must be
     _import_torch()
     from inference.prediction import choose_device
 

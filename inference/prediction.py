@@ -172,8 +172,6 @@ class Predictor:
         # in one it should in none.
         if ready.result() and self.choices.fused_kernels:
             folded.fuse_on_cuda()
-        # A thread's own, like all of CUDA's current devices: without it pinned memory and events
-        # would make a context on device 0 as well.
         torch.cuda.set_device(self.device)
         self.network = folded.to(self.device, self.dtype, memory_format=torch.channels_last)
 
@@ -226,6 +224,10 @@ class Predictor:
 
         on_cuda = self.device.type == "cuda"
         pinned = on_cuda and self.choices.pinned_buffers
+        if on_cuda:
+            # The current device is a thread's own: without it pinned memory would make a context
+            # on device 0 as well.
+            torch.cuda.set_device(self.device)
 
         def launch(first: int, start: int, stop: int) -> LabelsUnderWay:
             slices = to_device(voxels[first:stop], self.device, pinned=pinned)

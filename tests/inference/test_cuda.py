@@ -3,6 +3,7 @@
 import copy
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import nibabel
 import numpy as np
@@ -304,16 +305,20 @@ def test_a_device_that_cannot_be_made_ready(network, cuda_device, monkeypatch, e
     assert "\n" not in str(refused.value)
 
 
-def test_the_device_is_the_threads_that_uses_it(network, cuda_device, monkeypatch):
-    """CUDA's current device is a thread's own."""
+def test_the_device_is_the_threads_that_uses_it(network, hu, cuda_device, monkeypatch):
+    """CUDA's current device is a thread's own; the cluster's workers predict in another."""
     cuda_device()
     chosen = []
     monkeypatch.setattr(
         torch.cuda, "set_device", lambda device: chosen.append((threading.get_ident(), device))
     )
-    predictor_of(network, CUDA)
+    predictor = predictor_of(network, CUDA)
     assert (threading.get_ident(), CUDA) in chosen
-    assert len({thread for thread, _ in chosen}) == 2
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(threading.get_ident).result()
+        assert (other, CUDA) not in chosen
+        pool.submit(predictor.predict, hu[:2], window=WINDOW).result()
+    assert (other, CUDA) in chosen
 
 
 def test_devices_have_their_index(cuda_device):

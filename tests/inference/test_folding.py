@@ -9,7 +9,7 @@ from conftest import trained_looking_network
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from inference import folding
+from inference import fusion
 from inference.folding import MergedUpsampling, fold
 from inference.memory import LIVE_WIDTHS
 from inference.model import AttentionUNet
@@ -31,7 +31,7 @@ def slices():
 
 
 def as_cudnn_fuses(layer, features, total=None):
-    """Instead of `folding._cudnn_fused`: in plain torch, into memory that held NaN."""
+    """Instead of `fusion._cudnn_fused`: in plain torch, into memory that held NaN."""
     result = layer(features) if total is None else layer(features) + total
     return torch.full_like(result, float("nan")).copy_(result.relu_())
 
@@ -40,9 +40,9 @@ def as_cudnn_fuses(layer, features, total=None):
 def kernels(request, monkeypatch):
     """With what oneDNN fuses on a CPU, cuDNN on CUDA, and without either."""
     if request.param != "oneDNN's kernels":
-        monkeypatch.setattr(folding, "_has_fused_kernels", lambda device, dtype: False)
+        monkeypatch.setattr(fusion, "_has_fused_kernels", lambda device, dtype: False)
     if request.param == "cuDNN's kernels":
-        monkeypatch.setattr(folding, "_cudnn_fused", as_cudnn_fuses)
+        monkeypatch.setattr(fusion, "_cudnn_fused", as_cudnn_fuses)
     return request.param
 
 
@@ -70,13 +70,13 @@ def test_fp32_is_the_plain_network(plain, slices, kernels, size, merges_upsampli
     ("device", "dtype"), [("cuda", torch.float16), ("cuda", torch.float32), ("cpu", torch.float16)]
 )
 def test_onednn_is_for_cpus_only(device, dtype):
-    assert not folding._has_fused_kernels.__wrapped__(device, dtype)
+    assert not fusion._has_fused_kernels.__wrapped__(device, dtype)
 
 
 def test_without_the_fused_kernels_torch_keeps_to_itself(monkeypatch):
     """Another version of torch may have renamed them."""
-    monkeypatch.setattr(folding.torch.ops, "mkldnn", object())
-    assert not folding._has_fused_kernels.__wrapped__("cpu", torch.float32)
+    monkeypatch.setattr(fusion.torch.ops, "mkldnn", object())
+    assert not fusion._has_fused_kernels.__wrapped__("cpu", torch.float32)
 
 
 @torch.no_grad()
@@ -132,10 +132,10 @@ class LiveBytes(TorchDispatchMode):
 @pytest.mark.parametrize(("fused", "most"), [(False, 3.6), (True, 3.6)])
 def test_memory_is_within_what_the_batch_size_is_chosen_by(monkeypatch, fused, most):
     """Without what cuDNN adds, which only a GPU can tell."""
-    monkeypatch.setattr(folding, "_has_fused_kernels", lambda device, dtype: False)
+    monkeypatch.setattr(fusion, "_has_fused_kernels", lambda device, dtype: False)
     if fused:  # with a result of its own, as cuDNN makes it
         monkeypatch.setattr(
-            folding,
+            fusion,
             "_cudnn_fused",
             lambda layer, features, total=None: functional.relu_(
                 layer(features) if total is None else layer(features).add_(total)

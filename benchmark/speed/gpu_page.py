@@ -191,7 +191,8 @@ def markdown(result: dict) -> str:
             as text: results of `benchmark efficiency`), `peers` (name: the same, of 200 slices),
             `batches` (batch size as text: the same), `choices` (name of a choice: the same, with
             that one changed), `folder` (of `warm_rate`, and `volumes`), `network` (of
-            `network-speed --sweep`), `speed` (Markdown), `left_out` (stage: why). Empty where not measured.
+            `network-speed --sweep`), `speed` (Markdown), `left_out` (stage: why). Empty where not
+            measured.
     """
     machine = result["machine"]
     lines = [

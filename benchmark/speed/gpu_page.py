@@ -26,12 +26,14 @@ def held_after_network(run: dict) -> float | None:
     the last level that was read is held to the end of the run.
 
     Args:
-        run: one result of `benchmark efficiency`, with phases; None where no curve was read.
+        run: one result of `benchmark efficiency`; None where no curve was read or no phases, which
+            peers do not log.
     """
     samples = run["samples"]
-    if not samples["gpu_used_mb"]:
+    ends = [phase["end_s"] for phase in run["phases"] or () if phase["phase"] == "predict"]
+    if not samples["gpu_used_mb"] or not ends:
         return None
-    end = max(phase["end_s"] for phase in run["phases"] if phase["phase"] == "predict")
+    end = max(ends)
     inside = [second for second in samples["time_s"] if end < second < run["seconds"]]
     times = [end, *inside, max(end, run["seconds"])]
     levels = np.interp(times, samples["time_s"], samples["gpu_used_mb"])
@@ -186,10 +188,11 @@ def markdown(result: dict) -> str:
 
     Args:
         result: `machine` (of `describe_machine`), `torch`, `weights`, `service` and `plain` (slices
-            as text: results of `benchmark efficiency`), `batches` (batch size as text: the same),
-            `choices` (name of a choice: the same, with that one changed),
-            `folder` (of `warm_rate`, and `volumes`), `network` (of `network-speed --sweep`),
-            `speed` (Markdown), `left_out` (stage: why). Empty where not measured.
+            as text: results of `benchmark efficiency`), `peers` (name: the same, of 200 slices),
+            `batches` (batch size as text: the same), `choices` (name of a choice: the same, with
+            that one changed), `folder` (of `warm_rate`, and `volumes`), `network` (of
+            `network-speed --sweep`), `speed` (Markdown), `left_out` (stage: why). Empty where not
+            measured.
     """
     machine = result["machine"]
     lines = [
@@ -215,7 +218,7 @@ def markdown(result: dict) -> str:
         _cold_row(name, slices, _median(runs))
         for name in ("service", "plain")
         for slices, runs in result[name].items()
-    ]
+    ] + [_cold_row(name, str(MIDDLE), _median(runs)) for name, runs in result["peers"].items()]
     if cold:
         head = (
             "one cold case", "time (s)", *_MEMORY_HEAD,

@@ -127,14 +127,19 @@ class _Sweep:
         return printed.read_text()
 
     def cold(self, command: str, slices: int, repeat: int) -> list[dict]:
-        """Cold cases through `benchmark efficiency`: a result for each repetition."""
+        """Cold cases through `benchmark efficiency`: a result for each repetition.
+
+        A command that does not name the folders takes them as the service does.
+        """
+        if "{inputs}" not in command:
+            command += " --input {inputs} --output {outputs}"
         with tempfile.TemporaryDirectory(dir=self.folder) as work:
             report = Path(work) / "report"
             options = {
                 "--inputs": self.volume(slices).parent,
                 "--outputs": Path(work) / "outputs",
                 "--report": report,
-                "--command": f"{command} --input {{inputs}} --output {{outputs}}",
+                "--command": command,
                 "--gpu": self.gpu,
                 "--repeat": repeat,
                 # It ends its cases itself, so that none outlives it.
@@ -212,7 +217,13 @@ def save_random_weights(path: Path, base_channels: int = 64) -> None:
     save_weights(path, network.state_dict(), metadata)
 
 
-def _measure(sweep: _Sweep, result: dict, repeat: int, write: Callable[[dict], None]) -> None:
+def _measure(
+    sweep: _Sweep,
+    result: dict,
+    repeat: int,
+    write: Callable[[dict], None],
+    peers: dict[str, str] | None = None,
+) -> None:
     """Run every stage, what matters most first; `write` is called after each."""
 
     def cold(name: str, key: str, command: str, slices: int, runs: int) -> Callable[[], None]:
@@ -238,6 +249,8 @@ def _measure(sweep: _Sweep, result: dict, repeat: int, write: Callable[[dict], N
         stage = cold("service", str(slices), service, slices, repeat)
         stages.append((f"service, {slices} slices", 30, stage))
     stages.append((f"plain, {MIDDLE} slices", 60, cold("plain", str(MIDDLE), plain, MIDDLE, 1)))
+    for name, command in (peers or {}).items():
+        stages.append((f"peer {name}", 60, cold("peers", name, command, MIDDLE, 1)))
     stages.append(("network alone", 30, lambda: sweep.network(result)))
     stages.append(("warm folder", 30, single("folder", sweep.warm)))
     for batch in BATCH_SIZES:
@@ -268,6 +281,15 @@ def _measure(sweep: _Sweep, result: dict, repeat: int, write: Callable[[dict], N
         write(result)
 
 
+def _named_command(text: str) -> tuple[str, str]:
+    name, _, command = text.partition("=")
+    if not name or "{inputs}" not in command or "{outputs}" not in command:
+        raise argparse.ArgumentTypeError(
+            f"not NAME=COMMAND with {{inputs}} and {{outputs}} in the command: {text}"
+        )
+    return name, command
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m benchmark gpu-sweep`."""
     parser.add_argument(
@@ -282,6 +304,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--repeat", type=odd_count, default=3, metavar="K", help="of the service's cold cases"
+    )
+    parser.add_argument(
+        "--peer",
+        type=_named_command,
+        action="append",
+        default=[],
+        metavar="NAME='COMMAND'",
+        help="another predictor, measured on one cold case of 200 slices; {inputs} and {outputs} "
+        "stand for the folders (benchmark/results/peers/peers.md has nnU-Net's; may be repeated)",
     )
     parser.add_argument(
         "--report",
@@ -322,7 +353,7 @@ def run(options: argparse.Namespace) -> int:
             "machine": machine,
             "weights": options.weights.name if options.weights else "seeded random, full size",
             **dict.fromkeys(("torch", "speed"), ""),
-            **{name: {} for name in ("service", "plain", "batches", "choices")},
+            **{name: {} for name in ("service", "plain", "peers", "batches", "choices")},
             **{name: {} for name in ("folder", "network")},
             "left_out": {},
         }
@@ -333,6 +364,6 @@ def run(options: argparse.Namespace) -> int:
             write_atomically(page.with_suffix(".json"), json.dumps(result).encode())
             write_atomically(page, markdown(result).encode())
 
-        _measure(sweep, result, options.repeat, write)
+        _measure(sweep, result, options.repeat, write, dict(options.peer))
     print(page.read_text())
     return 1 if result["left_out"] else 0

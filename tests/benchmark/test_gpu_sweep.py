@@ -63,6 +63,7 @@ def result():
         "weights": "seeded random, full size",
         "service": {"200": [cold_run(s, 2000.0, 2500.0) for s in (9.0, 4.0, 1.0)]},
         "plain": {"200": [cold_run(44.0, 3000.0, 45000.0)]},
+        "peers": {"nnunet": [cold_run(40.0, 5000.0, 90000.0) | {"phases": []}]},
         "choices": {"overlap": [cold_run(4.2, 2000.0, 2600.0)]},
         "batches": {"4": [cold_run(5.0, 1500.0, 2400.0)]},
         "folder": {"volumes": 8, "volumes_per_s": 0.8, "network_share": 0.75},
@@ -96,6 +97,7 @@ def test_page(result):
     assert row in page
     assert "| bfloat16, upsampling apart, batch of 8 | 1.60 | 600 | 86 % | 1,500 | 4.2 |" in page
     assert "| float16, upsampling merged, fused, batch of 8 | 1.50 |" in page
+    assert "| nnunet, 200 slices | 40.00 | 5,000 | 4,900 | 90,000 |" in page
     assert "| as it is | 4.00 | 2,000 |" in page
     assert "| overlap off | 4.20 | 2,000 | 1,900 | 2,600 |" in page
     assert "after a first pass: 480 MB" in page
@@ -107,7 +109,7 @@ def test_page(result):
 
 
 def test_page_of_what_there_is(result):
-    for name in ("service", "plain", "batches", "choices", "folder", "network"):
+    for name in ("service", "plain", "peers", "batches", "choices", "folder", "network"):
         result[name] = {}
     page = gpu_page.markdown(result | {"speed": ""})
     assert "**Left out**" in page
@@ -181,9 +183,14 @@ class BrokenSweep:
 
 
 def test_every_stage_stands_on_its_own():
-    names = ("service", "plain", "batches", "choices", "folder", "network", "left_out")
+    names = ("service", "plain", "peers", "batches", "choices", "folder", "network", "left_out")
     result, written = {name: {} for name in names}, []
-    gpu_sweep._measure(BrokenSweep(), result, 1, lambda result: written.append(dict(result)))
+
+    def write(result):
+        written.append(dict(result))
+
+    gpu_sweep._measure(BrokenSweep(), result, 1, write, {"nnunet": "predict {inputs} {outputs}"})
+    assert result["left_out"]["peer nnunet"] == "ZeroDivisionError: by nothing"
     assert result["speed"] == "| a table |"
     assert result["network"] == {"runs": []}
     assert result["choices"] == {"overlap": ["measured"]}
@@ -230,6 +237,14 @@ def test_page_and_raw_results_are_there_from_the_first_stage_on(tmp_path, monkey
     assert "**Left out**: volumes: 0 s were left" in page
     assert json.loads((tmp_path / "r/gpu-a-card-9.json").read_text())["machine"] == machine
     assert capsys.readouterr().out.startswith("# A Card 9")
+
+
+@pytest.mark.parametrize("peer", ["nnunet", "=x {inputs} {outputs}", "nnunet=x {inputs}"])
+def test_a_peer_has_a_name_and_both_folders(peer, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["gpu-sweep", "--peer", peer])
+    assert ended.value.code == 2
+    assert "not NAME=COMMAND" in capsys.readouterr().err
 
 
 def test_warm_rate_from_the_first_label_map_on():

@@ -6,8 +6,9 @@ from torch import nn
 from torch.nn import functional
 
 from inference.folding import fold
+from inference.prediction import Predictor
 from inference.winograd import WinogradConvolution, suits
-from tests.conftest import trained_looking_network
+from tests.conftest import metadata_of, trained_looking_network
 
 
 def convolution(inputs=256, outputs=256, **options):
@@ -65,3 +66,26 @@ def test_the_folded_network_gives_the_same_logits_with_it():
     # The logits' spread is 1 (trained_looking_network), so that this is 0.01 % of it.
     torch.testing.assert_close(found, plain, rtol=0, atol=1e-4)
     assert (found.argmax(dim=1) == plain.argmax(dim=1)).double().mean() > 0.9999
+
+
+@pytest.mark.parametrize(
+    ("dtype", "host_bytes", "maps"),
+    [
+        (torch.float32, None, True),
+        (torch.float32, 2 << 30, True),
+        (torch.float32, 100 << 20, False),
+        (torch.bfloat16, None, False),
+    ],
+)
+def test_in_fp32_where_there_is_memory(dtype, host_bytes, maps):
+    network = trained_looking_network(base_channels=32)
+    predictor = Predictor(
+        network.state_dict(),
+        metadata_of(network),
+        torch.device("cpu"),
+        dtype=dtype,
+        host_bytes=host_bytes,
+    )
+    kinds = [isinstance(module, WinogradConvolution) for module in predictor.network.modules()]
+    assert any(kinds) == maps
+    predictor.release()

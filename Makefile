@@ -16,19 +16,21 @@ $(VENV)/.installed: requirements.txt requirements-cluster.txt requirements-dev.t
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
-# A browser for the test of the report page; on other than Debian, install one called chromium.
+# A Debian package for a test, with the command by which it is known; others install it by hand.
+define debian
+@command -v $(1) >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	&& apt-get -q update >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get -q install -y \
+	--no-install-recommends $(2) >/dev/null; } \
+	|| echo "$(1) is missing and needs root to be installed: apt-get install $(2)"
+endef
+
+# For the test of the report page.
 browser:
-	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
-		&& apt-get -q update >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get -q install -y \
-		--no-install-recommends chromium >/dev/null; } \
-		|| echo "chromium is missing and needs root to be installed: apt-get install chromium"
+	$(call debian,chromium,chromium)
 
 # The checker for the tests of DICOM SEG, which are skipped without it.
 dciodvfy:
-	@command -v dciodvfy >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
-		&& apt-get -q update >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get -q install -y \
-		--no-install-recommends dicom3tools >/dev/null; } \
-		|| echo "dciodvfy is missing and needs root to be installed: apt-get install dicom3tools"
+	$(call debian,dciodvfy,dicom3tools)
 
 demo: setup
 	$(PYTHON) -m benchmark demo

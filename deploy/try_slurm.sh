@@ -7,7 +7,7 @@ set -eu
 cd "$(dirname "$0")/.."
 export PYTHON="${PYTHON:-$PWD/.venv/bin/python}"
 weights=$PWD/weights/phantom-slim.safetensors
-work=$(mktemp -d /tmp/try-slurm-XXXXXX)
+work=$(mktemp -d -t try-slurm-XXXXXX)
 host=$(hostname -s)
 export SLURM_CONF=$work/slurm.conf
 daemons=()

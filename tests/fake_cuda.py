@@ -448,14 +448,14 @@ def backward(root, *_, **__):
     up, summed over what was broadcast, and of the type and on the device of what they belong to.
     """
     first = (root.grad_fn, root.output_nr)
-    waiting, seen, todo = {}, {root.grad_fn}, [root.grad_fn]
-    while todo:
-        for node, _ in todo.pop().next_functions:
+    waiting, seen, unvisited = {}, {root.grad_fn}, [root.grad_fn]
+    while unvisited:
+        for node, _ in unvisited.pop().next_functions:
             if node is not None:
                 waiting[node] = waiting.get(node, 0) + 1
                 if node not in seen:
                     seen.add(node)
-                    todo.append(node)
+                    unvisited.append(node)
     gradients = {first[0]: {first[1]: torch.ones_like(root)}}
     ready = [first[0]]
     while ready:

@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 from benchmark.challenge.team import DONE, FAILED, Evening, Fate, run_team, team_name
-from benchmark.containers.efficiency import Stopped, list_cases, odd_count, open_gpu, signals_raise
+from benchmark.containers.efficiency import list_cases, odd_count, open_gpu, signals_raise
 from benchmark.containers.engine import EngineError, docker
 from benchmark.containers.measurement import Case
 from benchmark.containers.repeats import median_run
@@ -30,6 +30,7 @@ from benchmark.judging.runs import Run, RunError, read_run
 from benchmark.messages import say
 from benchmark.scoring.protocol import PROTOCOLS
 from inference.files import case_name, find_cases, printable, write_atomically
+from inference.signals import Stopped
 
 _RESAMPLINGS = 10_000
 

@@ -31,6 +31,7 @@ from benchmark.containers.tables import failed_csv_table
 from benchmark.messages import say
 from benchmark.scoring import accuracy
 from inference.files import printable, write_atomically
+from inference.signals import Stopped
 
 DONE, FAILED, NOT_RUN, RUNNING = "done", "failed", "not run", "running"
 
@@ -202,7 +203,7 @@ def check_image(image: str, folder: Path, evening: Evening) -> str:
     words = ["--image", image, "--report", str(folder), "--large-slices", "0"]
     code = check.run(_options(check, words))
     if code > 128:
-        raise efficiency.Stopped(code - 128)
+        raise Stopped(code - 128)
     if code == 2:
         return "not made"
     return headline(json.loads((folder / CHECK_JSON).read_text()))

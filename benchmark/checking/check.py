@@ -41,7 +41,6 @@ from benchmark.checking.volumes import (
     own_subjects,
 )
 from benchmark.containers.efficiency import (
-    Stopped,
     open_gpu,
     positive,
     read_idle,
@@ -55,6 +54,7 @@ from benchmark.containers.tables import OFFICIAL_INTERVAL, by
 from benchmark.containers.targets import Folders, MemoryLimit
 from benchmark.messages import say
 from inference.files import printable, write_atomically
+from inference.signals import Stopped
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

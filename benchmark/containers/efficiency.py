@@ -40,20 +40,13 @@ from benchmark.containers.tables import OFFICIAL_INTERVAL, by, markdown_table
 from benchmark.containers.targets import Command, Container, Folders, MemoryLimit
 from benchmark.messages import say
 from inference.files import case_name, find_cases, printable, write_atomically
+from inference.signals import Stopped
 from inference.volume import VolumeError, read_header
 
 _IDLE_SAMPLES = 10
 
 _BUSY_MB = 256.0
 """Idle memory, the driver's own part left out, above which the device is taken to be in use."""
-
-
-class Stopped(KeyboardInterrupt):
-    """A signal asked the run to end."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

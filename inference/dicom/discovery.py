@@ -76,8 +76,8 @@ def find_series(source: Path, names: str = "number") -> Findings:
 
     Args:
         source: folder or file.
-        names: one of `naming.NAMES`. By "folder", names and lines tell of the patient what the
-            folders' names do; otherwise they tell nothing.
+        names: "number", "uid" or "folder", as `--names` has them. By "folder", names and lines
+            tell of the patient what the folders' names do; otherwise they tell nothing.
 
     Raises:
         OSError: the folder or zip cannot be read.

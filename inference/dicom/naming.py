@@ -10,9 +10,6 @@ from pydicom import Dataset
 from inference.dicom.series import Series
 from inference.dicom.slices import DicomFile, integer, text
 
-NAMES = ("number", "uid", "folder")
-"""How cases are named: by series number and description, by UID, or by the files' folder."""
-
 IDENTITY = (
     *("PatientName", "PatientID", "OtherPatientIDs", "OtherPatientNames", "PatientBirthName"),
     *("PatientBirthDate", "PatientMotherBirthName", "AccessionNumber"),
@@ -43,7 +40,7 @@ class Title:
         self.secret: set[str] = set()
 
     def of(self, names: str) -> str:
-        """By one of `NAMES`."""
+        """As `find_series` names cases: by "number", "uid" or "folder"."""
         if names == "uid":
             return "ct"
         if names == "folder":

@@ -1,18 +1,14 @@
 """The dry run of a submission: its runs by a stand-in engine, and each rule of its list."""
 
-import contextlib
 import json
-import os
 import sys
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
-from unittest import mock
 
 import nibabel
 import numpy as np
 import pytest
-from test_efficiency import AFFINE, StandInEngine, save
+from test_efficiency import AFFINE, StandInEngine, run_benchmark, save
 
 from benchmark.__main__ import main
 from benchmark.checking import findings as judge
@@ -38,17 +34,8 @@ NAME = "FLARE23Ts_0001"
 
 def run_check(*arguments, **environment):
     """`python -m benchmark check` in this process: exit code, what it printed, what it said."""
-    output, errors = StringIO(), StringIO()
-    with (
-        mock.patch.dict(os.environ, environment),
-        contextlib.redirect_stdout(output),
-        contextlib.redirect_stderr(errors),
-    ):
-        try:
-            code = main(["check", *map(str, arguments)])
-        except SystemExit as usage:
-            code = usage.code
-    return code, output.getvalue(), errors.getvalue()
+    done = run_benchmark("check", *arguments, **environment)
+    return done.returncode, done.stdout, done.stderr
 
 
 def findings_of(report):

@@ -53,8 +53,8 @@ class Done:
     stderr: str
 
 
-def run_efficiency(*arguments: object, **environment: str) -> Done:
-    """`python -m benchmark efficiency` in this process."""
+def run_benchmark(*arguments: object, **environment: str) -> Done:
+    """`python -m benchmark` in this process."""
     output, errors = StringIO(), StringIO()
     with (
         mock.patch.dict(os.environ, environment),
@@ -62,10 +62,15 @@ def run_efficiency(*arguments: object, **environment: str) -> Done:
         contextlib.redirect_stderr(errors),
     ):
         try:
-            code = main(["efficiency", *map(str, arguments)])
+            code = main([*map(str, arguments)])
         except SystemExit as usage:
             code = usage.code
     return Done(code, output.getvalue(), errors.getvalue())
+
+
+def run_efficiency(*arguments: object, **environment: str) -> Done:
+    """`python -m benchmark efficiency` in this process."""
+    return run_benchmark("efficiency", *arguments, **environment)
 
 
 def start_efficiency(*arguments: object, **environment: str) -> subprocess.Popen:

@@ -24,9 +24,9 @@ def main() -> int:
     parser.add_argument("--dicom", action="store_true", help="DICOM series, not NIfTI files")
     options = parser.parse_args()
     if options.dicom:
-        from tests.hostile.series import campaign as run
+        from tests.hostile.series import outcome
     else:
-        run = campaign
+        from tests.hostile.campaign import outcome
     for library in ("nibabel", "pydicom", "highdicom"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     start = time.monotonic()
@@ -36,7 +36,7 @@ def main() -> int:
             print(f"{done} files, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
-        classes = run(options.seed, options.count, Path(folder), report)
+        classes = campaign(options.seed, options.count, Path(folder), report, outcome)
     for name, outcomes in sorted(classes.items(), key=lambda entry: -len(entry[1])):
         print(f"{len(outcomes):>7}  {name}")
         if name not in (OK, REFUSED):

@@ -99,9 +99,18 @@ def _compare(source: Path, target: Path, volume: Volume, label_map: np.ndarray) 
 
 
 def campaign(
-    seed: int, count: int, folder: Path, report: Callable[[int], None] = lambda done: None
+    seed: int,
+    count: int,
+    folder: Path,
+    report: Callable[[int], None] = lambda done: None,
+    outcome: Callable[[int, int, Path], tuple[str, str]] = outcome,
 ) -> dict[str, list[tuple[int, str]]]:
     """Run files 0 to count − 1 of a seed.
+
+    Args:
+        seed, count, folder: as `outcome` takes them.
+        report: called with the number of files done.
+        outcome: of one file, or of one series.
 
     Returns:
         For each class the numbers of its files, and what was said of each.

@@ -2,7 +2,6 @@
 
 import shutil
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -177,15 +176,3 @@ def _bent(
         if np.abs(corner[:3] - (-left, -posterior, superior)).max() > 0.2:
             return f"{one.label} lies elsewhere"
     return ""
-
-
-def campaign(
-    seed: int, count: int, folder: Path, report: Callable[[int], None] = lambda done: None
-) -> dict[str, list[tuple[int, str]]]:
-    """Run series 0 to count − 1 of a seed; as `tests.hostile.campaign.campaign`."""
-    classes: dict[str, list[tuple[int, str]]] = {}
-    for number in range(count):
-        name, line = outcome(seed, number, folder)
-        classes.setdefault(name, []).append((number, line))
-        report(number + 1)
-    return classes

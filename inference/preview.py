@@ -21,6 +21,7 @@ _TEXT_PIXELS = 14
 _BODY_HU = -300.0  # above lung and air
 _TABLE_SHARE = 0.02  # of a row's pixels that may be tissue between body and table
 _MARGIN = 0.03  # around the body, as a part of it
+_BODY_PIXELS = 512  # rows and columns at most that are looked at for the body
 
 
 def _shown_slices(label_map: np.ndarray, count: int) -> np.ndarray:
@@ -61,12 +62,19 @@ def _longest_run(inside: np.ndarray) -> slice:
 
 def _body(volume: Volume, shown: np.ndarray) -> tuple[slice, slice]:
     """The rows and columns that hold the patient in the slices shown: no table, no air around."""
-    tissue = np.zeros(volume.voxels.shape[1:], bool)
+    size = volume.voxels.shape[1:]
+    row_step, column_step = (-(-length // _BODY_PIXELS) for length in size)
+    voxels = volume.voxels[:, ::row_step, ::column_step]
+    tissue = np.zeros(voxels.shape[1:], bool)
     for index in shown:
-        tissue |= volume.slope * volume.voxels[index] + volume.intercept > _BODY_HU
+        tissue |= volume.slope * voxels[index] + volume.intercept > _BODY_HU
     # Between body and table there are rows of air, or of no more than the table's padding.
     rows = _longest_run(tissue.mean(axis=1) > _TABLE_SHARE)
-    return rows, _longest_run(tissue[rows].mean(axis=0) > _TABLE_SHARE)
+    columns = _longest_run(tissue[rows].mean(axis=0) > _TABLE_SHARE)
+    return (
+        slice(rows.start * row_step, min(rows.stop * row_step, size[0])),
+        slice(columns.start * column_step, min(columns.stop * column_step, size[1])),
+    )
 
 
 def write_preview(path: Path, label_map: np.ndarray, volume: Volume, title: str) -> None:

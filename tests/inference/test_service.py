@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 import threading
+import tracemalloc
 from pathlib import Path
 
 import nibabel
@@ -22,7 +23,9 @@ from PIL import Image
 
 from inference import files
 from inference.command import main
+from inference.preview import write_preview
 from inference.service import Service
+from inference.volume import read_volume
 
 ROOT = Path(__file__).parents[2]
 
@@ -217,6 +220,20 @@ def test_preview_shows_slices_in_true_proportion(folders, run, ct):
     tile_height = round(320 * 33 * 1.25 / (40 * 1.5))
     assert sheet.size == (4 * 320, 26 + 3 * tile_height + 52)
     assert len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 100
+
+
+def test_a_preview_of_a_huge_slice_takes_little_memory(tmp_path):
+    voxels = np.full((4000, 4000, 1), -1000, np.int16)
+    voxels[1000:3000, 1500:2500] = 40
+    volume = read_volume(save_nifti(tmp_path / "a.nii", voxels, np.diag([-1.0, -1.0, 1.0, 1.0])))
+    label_map = np.zeros(volume.voxels.shape, np.uint8)
+    tracemalloc.start()
+    write_preview(tmp_path / "a.png", label_map, volume, "a")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 40 << 20  # the slice has 32 MB in the file, and 128 MB as HU
+    with Image.open(tmp_path / "a.png") as sheet:  # cropped to the body: twice as wide as high
+        assert sheet.height - 26 - 52 == pytest.approx(160, abs=2)
 
 
 @pytest.mark.parametrize(

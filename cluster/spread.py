@@ -30,9 +30,10 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskErr
 from tqdm import tqdm
 
 from cluster.worker import AHEAD, Worker
-from inference.command import make_service
+from inference.command import find_weights, make_service
 from inference.files import one_line, printable
 from inference.phases import PhaseTimer
+from inference.provenance import Provenance
 from inference.service import Case
 
 TRIES = 3
@@ -66,7 +67,7 @@ class Spread:
     """Runs cases as `Service.run` does, on the workers of the cluster joined; leaves it then.
 
     Attributes:
-        has_records: as in `Service`.
+        provenance, has_records: as in `Service`.
 
     Args:
         options: of the command line, paths absolute; `workers` is how many there are to be, and
@@ -83,6 +84,7 @@ class Spread:
         on_slices: object = None,
         on_case: Callable[[Case], None],
     ) -> None:
+        self.provenance = Provenance(lambda: find_weights(options), options.organs)
         self.has_records: Callable[[str], bool] = lambda name: True
         self._options = options
         self._timer = timer

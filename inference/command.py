@@ -248,7 +248,8 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
     Args:
         options: of `parse_arguments`.
         make: called as `make_service`; makes what runs the cases, here or elsewhere: its `run`,
-            and `stop` if it has one, are called as `Service`'s, its `has_records` is set.
+            and `stop` if it has one, are called as `Service`'s, its `has_records` is set, and its
+            `provenance` is what a manifest says.
 
     Returns:
         0 if every case is done (or was before), 1 if some failed, 2 for wrong usage, 143 if SIGTERM
@@ -274,7 +275,7 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
             options.manifest,
             keep=options.keep_existing,
             timer=timer,
-            provenance=Provenance(lambda: find_weights(options), options.organs),
+            provenance=service.provenance,
         )
     except ValueError as error:
         _say(f"error: {one_line(error)}")

@@ -55,9 +55,8 @@ _LARGE_PIECE = 0.1  # of the piece that was kept: so large a second one is no sp
 _HIGHEST_LOW_HU, _LOWEST_HIGH_HU = -50.0, 0.0
 _HIGHEST_HIGH_HU = 3071.0  # where the scale of 12 bits ends; metal never fills 1 %
 
-_SAMPLED_ABOVE = (
-    1 << 22
-)  # voxels; of larger volumes every 4th voxel along each axis tells the sides
+# Voxels; of larger volumes every 4th along each axis tells the sides.
+_SAMPLED_ABOVE = 1 << 22
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,11 @@ def only(labels: tuple[int, ...], label_map: np.ndarray) -> np.ndarray:
     return kept[label_map]
 
 
+def organ_mask_path(folder: Path, label: int) -> Path:
+    """Where the mask of a label is, such as `right_kidney.nii.gz`."""
+    return folder / f"{LABEL_NAMES[label].replace(' ', '_')}.nii.gz"
+
+
 def write_organ_masks(
     folder: Path,
     label_map: np.ndarray,
@@ -149,7 +154,7 @@ def write_organ_masks(
     labels: tuple[int, ...],
     maker: str | None = None,
 ) -> None:
-    """Write a mask of 0 and 1 for each label, whether it is there or not: `right_kidney.nii.gz`.
+    """Write a mask of 0 and 1 for each label, whether it is there or not.
 
     Args:
         folder: for the masks; made if need be.
@@ -162,8 +167,7 @@ def write_organ_masks(
     folder.mkdir(exist_ok=True)
     for label in labels:
         mask = (label_map == label).view(np.uint8)
-        name = LABEL_NAMES[label].replace(" ", "_")
-        write_label_map(folder / f"{name}.nii.gz", mask, volume, maker)
+        write_label_map(organ_mask_path(folder, label), mask, volume, maker)
 
 
 def write_label_map(

@@ -23,6 +23,7 @@ from inference.label_map import (
     is_label_map_of,
     label_map_header,
     only,
+    organ_mask_path,
     read_label_map,
     write_label_map,
     write_organ_masks,
@@ -139,6 +140,10 @@ class Service:
     def _maker(self) -> str | None:
         return self.provenance.made_by if self.provenance else None
 
+    @property
+    def _masked_labels(self) -> tuple[int, ...]:
+        return self.labels or tuple(range(1, len(LABEL_NAMES)))
+
     def stop(self, error: BaseException) -> bool:
         """Ask to end with an error as soon as the case that is being predicted is written.
 
@@ -246,7 +251,12 @@ class Service:
     def _outputs(self, case: Case) -> list[Path]:
         """What is written of a case, its preview left out."""
         outputs = [self._output_path(case)] if self.with_label_map else []
-        return outputs + ([self._segmentation_path(case)] if self.segmentation else [])
+        if self.segmentation:
+            outputs.append(self._segmentation_path(case))
+        if self.per_organ:
+            folder = self.output / case.name
+            outputs += [organ_mask_path(folder, label) for label in self._masked_labels]
+        return outputs
 
     def _damage(self, case: Case) -> str:
         """Why what is there of a case is not whole, or ""."""
@@ -355,10 +365,10 @@ class Service:
     def _write(self, case: Case) -> None:
         """Write a case's files, the label map last: where it is, all are."""
         maker = self._maker
-        labels = self.labels or tuple(range(1, len(LABEL_NAMES)))
         if self.per_organ:
-            write_organ_masks(self.output / case.name, case.label_map, case.volume, labels, maker)
-        shown = only(labels, case.label_map) if self.labels else case.label_map
+            folder, labels = self.output / case.name, self._masked_labels
+            write_organ_masks(folder, case.label_map, case.volume, labels, maker)
+        shown = only(self.labels, case.label_map) if self.labels else case.label_map
         if self.segmentation:
             output = self._segmentation_path(case)
             self.segmentation.write(output, shown, case.volume, case.path)

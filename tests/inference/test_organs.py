@@ -53,6 +53,17 @@ def test_a_mask_for_each_organ(folders, run, ct):
     assert [path.name for path in (folders[0] / "o" / "a").iterdir()] == ["spleen.nii.gz"]
 
 
+def test_a_kept_label_map_does_not_stand_for_masks_that_are_missing(folders, run, ct):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    assert run("--quiet", "--organs", "spleen,liver") == 0
+    assert run("--quiet", "--organs", "spleen,liver", "--per-organ", "--keep-existing") == 0
+    masks = [folders[1] / "a" / name for name in ("liver.nii.gz", "spleen.nii.gz")]
+    assert sorted((folders[1] / "a").iterdir()) == masks
+    made = [path.stat().st_mtime_ns for path in masks]
+    assert run("--quiet", "--organs", "spleen,liver", "--per-organ", "--keep-existing") == 0
+    assert [path.stat().st_mtime_ns for path in masks] == made
+
+
 def test_viewers_tables_only_where_asked_for(folders, run, ct):
     save_nifti(folders[0] / "a_0000.nii.gz", ct)
     assert run("--quiet") == 0

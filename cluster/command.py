@@ -63,7 +63,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         )
     options.paths = [path.absolute() for path in options.paths]
     options.output = options.output.absolute()
-    options.weights = options.weights and options.weights.absolute()
+    options.weights = [path.absolute() for path in options.weights]
     return options
 
 
@@ -123,8 +123,8 @@ def _make_room(options: argparse.Namespace) -> None:
         if not room:
             raise ValueError(f"no node of the cluster has {cpus or 1} cores for a worker")
     options.workers = options.workers or room
-    if options.weights is None:  # the same for all, and for what is said of the label maps
-        options.weights = default_weights(on_cuda=options.device == "cuda")[0].absolute()
+    if not options.weights:  # the same for all, and for what is said of the label maps
+        options.weights = [default_weights(on_cuda=options.device == "cuda")[0].absolute()]
 
 
 def main(arguments: list[str] | None = None) -> int:

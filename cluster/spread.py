@@ -30,11 +30,11 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskErr
 from tqdm import tqdm
 
 from cluster.worker import AHEAD, Worker
+from inference.case import Case
 from inference.command import find_weights, make_service
 from inference.files import one_line, printable
 from inference.phases import PhaseTimer
 from inference.provenance import Provenance
-from inference.service import Case
 
 TRIES = 3
 """How often a case is begun at most, and how often a worker that dies before it is ready."""

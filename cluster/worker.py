@@ -12,11 +12,11 @@ from queue import SimpleQueue
 
 import ray
 
+from inference.case import Case
 from inference.command import make_service
 from inference.files import case_name
 from inference.memory import memory_limit
 from inference.phases import PhaseTimer
-from inference.service import Case
 
 AHEAD = 3
 """Cases a worker has at a time: one is read, one predicted, one written."""

@@ -13,18 +13,20 @@ from types import ModuleType
 from typing import TYPE_CHECKING, TextIO
 
 from inference import driver
+from inference.case import Case
 from inference.choices import CudaChoices
 from inference.colours import write_colour_tables
 from inference.files import discard_unfinished, one_line, printable
 from inference.flags import count_in_words, in_words
 from inference.memory import PROCESS_BYTES, MemoryBudget, memory_limit, slice_bytes
 from inference.options import parse_arguments
+from inference.outputs import Outputs
 from inference.phases import LOG_VARIABLE, PhaseTimer
 from inference.provenance import Provenance
 from inference.records import Records
-from inference.service import STAGES, Case, Service
+from inference.service import STAGES, Service
 from inference.signals import Stopped, signals_raise
-from inference.weights import default_weights, read_metadata
+from inference.weights import common_metadata, default_weights, read_metadata
 
 if TYPE_CHECKING:
     from inference.dicom.segmentation import SegmentationWriter
@@ -58,26 +60,30 @@ def _begin_device(device: str, choices: CudaChoices) -> None:
     driver.begin(int(index or 0), with_context=choices.early_context)
 
 
-def find_weights(options: argparse.Namespace) -> Path:
-    """The weights' file that options ask for; torch is imported only where the device decides.
+def find_weights(options: argparse.Namespace) -> list[Path]:
+    """The weights' files that options ask for; torch is imported only where the device decides.
 
     Raises:
         ValueError: the device asked for is not there.
     """
-    if options.weights is not None:
+    if options.weights:
         return options.weights
     on_cpu, on_cuda = (default_weights(on_cuda=on_cuda)[0] for on_cuda in (False, True))
     if on_cpu == on_cuda or options.device == "cpu":
-        return on_cpu
+        return [on_cpu]
     _begin_device(options.device, CudaChoices.from_environment())  # before torch, as it must be
     _import_torch()
     from inference.prediction import choose_device
 
-    return on_cuda if choose_device(options.device).type == "cuda" else on_cpu
+    return [on_cuda if choose_device(options.device).type == "cuda" else on_cpu]
 
 
 def _make_predictor(
-    options: argparse.Namespace, timer: PhaseTimer, memory: int, provenance: Provenance
+    options: argparse.Namespace,
+    timer: PhaseTimer,
+    memory: int,
+    budget: MemoryBudget,
+    provenance: Provenance,
 ) -> "Predictor":
     """Import torch and put the network on the device.
 
@@ -97,20 +103,22 @@ def _make_predictor(
     with timer.phase("context"):
         device = choose_device(options.device)
         ready = cuda.begin(device, choose_dtype(device)) if device.type == "cuda" else None
-        weights, why = options.weights, ""
-        if weights is None:
-            weights, reason = default_weights(on_cuda=device.type == "cuda")
-            why = f" ({reason})"
+        weights, why = options.weights, ", averaged" if len(options.weights) > 1 else ""
+        if not weights:
+            weight, reason = default_weights(on_cuda=device.type == "cuda")
+            weights, why = [weight], f" ({reason})"
         predictor = Predictor(
-            *load_weights(weights),
+            [load_weights(path) for path in weights],
             device,
             batch_size=options.batch_size,
             gpu_memory_mb=options.gpu_memory,
             host_bytes=max(0, memory - PROCESS_BYTES) // 2,
+            keeps_bytes=budget.keep,
             choices=choices,
             ready=ready,
             ends_context=True,
         )
+    names = " + ".join(path.name for path in weights)
     precision = str(predictor.dtype).removeprefix("torch.")
     on_cuda = device.type == "cuda"
     provenance.device = torch.cuda.get_device_name(device) if on_cuda else "cpu"
@@ -123,9 +131,9 @@ def _make_predictor(
             if reason and driver.cuda_version() is not None:
                 reason = f"No CUDA device found, {cuda.why_no_device()}: running on "
             where = f"{reason}the CPU, {torch.get_num_threads()} threads"
-        _say(f"{where}, {precision}, {weights.name}{why}")
+        _say(f"{where}, {precision}, {names}{why}")
     if predictor.metadata.warning:
-        _say(f"warning: {weights.name}: {predictor.metadata.warning}")
+        _say(f"warning: {names}: {predictor.metadata.warning}")
     return predictor
 
 
@@ -213,21 +221,25 @@ def make_service(
         logging.getLogger(library).setLevel(logging.CRITICAL)  # a file is told by our own errors
     memory = memory_limit() if memory is None else memory
     provenance = Provenance(lambda: find_weights(options), options.organs)
+    weights = options.weights or [default_weights(on_cuda=False)[0]]
+    budget = MemoryBudget(memory - PROCESS_BYTES - _weights_bytes(weights))
     return Service(
-        output=options.output,
-        make_predictor=lambda: _make_predictor(options, timer, memory, provenance),
+        outputs=Outputs(
+            options.output,
+            provenance,
+            options.organs,
+            with_label_map=options.format != "seg",
+            per_organ=options.per_organ,
+            segmentation=_segmentation_writer(options, provenance),
+        ),
+        make_predictor=lambda: _make_predictor(options, timer, memory, budget, provenance),
         timer=timer,
-        provenance=provenance,
         keep_existing=options.keep_existing,
-        budget=MemoryBudget(memory - PROCESS_BYTES),
-        network_bytes=_network_bytes(options.weights),
-        labels=options.organs,
-        per_organ=options.per_organ,
+        budget=budget,
+        network_bytes=_network_bytes(weights),
         with_statistics=options.statistics is not None,
         with_preview=options.preview,
         with_about=options.manifest is not None,
-        with_label_map=options.format != "seg",
-        segmentation=_segmentation_writer(options, provenance),
         on_slices=on_slices,
         on_case=on_case,
     )
@@ -327,9 +339,14 @@ def _segmentation_writer(
     return SegmentationWriter(options.seg_type, provenance)
 
 
-def _network_bytes(weights: Path | None) -> Callable[[int, float], int]:
+def _weights_bytes(weights: list[Path]) -> int:
+    """What weights take on the host: their files, mapped, and twice as much in fp32."""
+    return 3 * sum(path.stat().st_size for path in weights)
+
+
+def _network_bytes(weights: list[Path]) -> Callable[[int, float], int]:
     """What the network takes on the host for a slice, by its pixels and their size in mm."""
-    metadata = read_metadata(weights or default_weights(on_cuda=False)[0])
+    metadata = common_metadata([read_metadata(path) for path in weights])
 
     def need(pixels: int, pixel_mm: float) -> int:
         reduction = metadata.reduction_at((1.0, pixel_mm, pixel_mm))

@@ -13,7 +13,6 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from inference.fusion import ConvolutionRelu, add_convolution
 from inference.model import Attention, AttentionUNet, Decoder
-from inference.winograd import WinogradConvolution, suits
 
 # On a CPU torch interpolates channels-last maps along their channels: with as few as the slim
 # network has, three times slower than row by row.
@@ -243,20 +242,11 @@ def _folded(layers: nn.Sequential) -> nn.Sequential:
     return folded
 
 
-def _use_winograd(module: nn.Module) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, nn.Conv2d) and suits(child):
-            setattr(module, name, WinogradConvolution(child))
-        else:
-            _use_winograd(child)
-
-
 @torch.no_grad()
 def fold(
     network: AttentionUNet,
     *,
     merges_upsampling: bool = True,
-    winograd: bool = False,
     pads_head: bool = False,
 ) -> FoldedUNet:
     """Turn a trained network into its inference form.
@@ -267,7 +257,6 @@ def fold(
         merges_upsampling: whether each transposed convolution and the convolution after it run as
             one (`MergedUpsampling`). Faster on every CPU and width measured
             (benchmark/results/waterfall-cpu.md).
-        winograd: whether wide 3x3 convolutions run as `WinogradConvolution`, for fp32 on a CPU.
         pads_head: compute channels nobody reads, so that their number suits matrix units.
 
     Returns:
@@ -275,6 +264,4 @@ def fold(
         classifiers, which only training needs, are not part of it.
     """
     folded = FoldedUNet(network.eval(), merges_upsampling=merges_upsampling, pads_head=pads_head)
-    if winograd:
-        _use_winograd(folded)
     return folded.requires_grad_(False)

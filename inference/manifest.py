@@ -18,7 +18,7 @@ from inference.provenance import Provenance
 from inference.volume import Volume
 
 if TYPE_CHECKING:
-    from inference.service import Case
+    from inference.case import Case
 
 _BEGIN = b'{"case": '
 """How every line of a manifest begins."""
@@ -81,8 +81,8 @@ def manifest_line(case: "Case", provenance: Provenance, seconds: dict[str, float
         "input": str(case.path),
         **{name: case.about.get(name) for name in _ABOUT},
         "made_by": provenance.made_by,
-        "weights": provenance.weights.name,
-        "weights_sha256": provenance.digest,
+        "weights": provenance.weights_names,
+        "weights_sha256": provenance.digests,
         "versions": provenance.versions,
         "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
         "volumes_ml": volumes,

@@ -77,9 +77,12 @@ def make_parser(package: str = "inference") -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights",
         type=Path,
+        nargs="+",
+        default=(),
         metavar="FILE",
-        help="trained weights, .safetensors (default: weights/submission.safetensors, else the "
-        "best in weights/ for the device)",
+        help="trained weights, .safetensors; of several the probabilities are averaged, which "
+        "takes as long as all of them (default: weights/submission.safetensors, else the best in "
+        "weights/ for the device)",
     )
     parser.add_argument(
         "--device", default="auto", metavar="auto|cuda[:N]|cpu", help="(default: %(default)s)"
@@ -170,8 +173,6 @@ def parse_arguments(
         arguments: by default the process's own.
         parser: by default `make_parser()`; another one has its options too.
     """
-    from inference.weights import WeightsError, default_weights, read_metadata
-
     parser = parser or make_parser()
     options = parser.parse_args(arguments)
 
@@ -185,13 +186,7 @@ def parse_arguments(
         parser.error("--gpu-memory must be more than 0 MB")
     if options.statistics and options.statistics.suffix not in (".csv", ".json"):
         parser.error(f"--statistics {options.statistics}: the name must end in .csv or .json")
-    try:
-        if options.weights is None:
-            default_weights(on_cuda=False)
-        else:
-            read_metadata(options.weights)
-    except (WeightsError, OSError) as error:
-        parser.error(f"--weights {options.weights or ''}: {one_line(error)}")
+    _check_weights(options, parser)
     try:
         options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -203,6 +198,23 @@ def parse_arguments(
     if shard:
         options.paths = shard_of(options.paths, *shard)
     return options
+
+
+def _check_weights(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    from inference.weights import WeightsError, common_metadata, default_weights, read_metadata
+
+    named = ""
+    try:
+        if not options.weights:
+            default_weights(on_cuda=False)
+            return
+        several = []
+        for named in options.weights:
+            several.append(read_metadata(named))
+        named = " ".join(map(str, options.weights))
+        common_metadata(several)
+    except (WeightsError, OSError) as error:
+        parser.error(printable(f"--weights {named}: {one_line(error)}"))
 
 
 def _parse_shard(options: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[int, int]:

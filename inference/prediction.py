@@ -6,16 +6,17 @@ one byte a voxel there, and only those labels come back. No volume of logits is 
 
 import ctypes
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from inference import cuda, driver
+from inference.averaging import AveragedNetworks
 from inference.choices import CudaChoices
 from inference.folding import fold
 from inference.intensity import normalise
@@ -23,15 +24,12 @@ from inference.labelling import interpolated_labels, labels_of, upsampled_labels
 from inference.memory import LIVE_WIDTHS, slice_bytes
 from inference.model import DOWNSAMPLING, AttentionUNet
 from inference.transfer import LabelsUnderWay, to_device
-from inference.weights import WeightsMetadata
+from inference.weights import WeightsMetadata, common_metadata
+from inference.winograd import map_weights, mapped_bytes
 
 # On a CPU so many slices at most are predicted at once, so that their maps fit in memory however
 # many cores there are.
 _MOST_LANES = 16
-
-# With less memory for maps wide convolutions keep to their own weights: those that Winograd's
-# algorithm maps are 300 MB more for the full-size network.
-_WINOGRAD_HOST_BYTES = 1 << 30
 
 
 def choose_device(requested: str) -> torch.device:
@@ -83,12 +81,26 @@ def _reuse_freed_memory() -> None:
     libc.mallopt(arena_max, 1)  # what one thread has freed serves the others
 
 
+def _trained_network(state_dict: dict[str, Tensor], metadata: WeightsMetadata) -> AttentionUNet:
+    with torch.device("meta"):
+        network = AttentionUNet(metadata.num_classes, metadata.base_channels, metadata.attention)
+    in_fp32 = {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in state_dict.items()
+    }
+    try:
+        network.load_state_dict(in_fp32, assign=True)
+    except RuntimeError as error:
+        raise ValueError("the weights are not those of the network their file names") from error
+    return network
+
+
 class Predictor:
     """A network on a device, ready to label volumes.
 
     Args:
-        state_dict: of `AttentionUNet`; fp16 or fp32.
-        metadata: that came with it.
+        weights: state dict of an `AttentionUNet`, fp16 or fp32, and its metadata; of several
+            networks the probabilities are averaged.
         device: CUDA or CPU.
         batch_size: slices a batch; by default as many on CUDA as make the least area under the
             memory curve (`cuda.best_batch`) of those that fit, at most 32; 1 on a CPU (where larger
@@ -100,6 +112,8 @@ class Predictor:
             default what is free.
         host_bytes: on a CPU, for the maps of the slices that are predicted at once: where it is too
             little for all lanes, slices are predicted one at a time. By default there is no limit.
+        keeps_bytes: on a CPU, asked whether so many bytes more may be kept for weights mapped
+            beforehand (`winograd`).
         dtype: by default `choose_dtype(device)`.
         choices: of the CUDA path.
         ready: what `cuda.begin` returned, if it has been called.
@@ -107,26 +121,28 @@ class Predictor:
             it; after that the process cannot use the device.
 
     Raises:
-        ValueError: the weights are of another network, `gpu_memory_mb` is too little for it, or the
+        ValueError: the weights are of another network, or of some that do not see the same slices;
+            `gpu_memory_mb` is too little for it, or the
             device cannot be used.
     """
 
     def __init__(
         self,
-        state_dict: dict[str, Tensor],
-        metadata: WeightsMetadata,
+        weights: Sequence[tuple[dict[str, Tensor], WeightsMetadata]],
         device: torch.device,
         *,
         batch_size: int | None = None,
         lanes: int | None = None,
         gpu_memory_mb: float | None = None,
         host_bytes: int | None = None,
+        keeps_bytes: Callable[[int], bool] = lambda need: True,
         dtype: torch.dtype | None = None,
         choices: CudaChoices = CudaChoices(),  # noqa: B008  (frozen)
         ready: "Future[bool] | None" = None,
         ends_context: bool = False,
     ) -> None:
-        self.metadata = metadata
+        self._each = [metadata for _, metadata in weights]
+        self.metadata = common_metadata(self._each)
         self.device = device
         self.dtype = dtype or choose_dtype(device)
         self.choices = choices
@@ -134,24 +150,14 @@ class Predictor:
         self.batch_size = batch_size
         self.host_bytes = host_bytes
 
-        with torch.device("meta"):
-            network = AttentionUNet(
-                metadata.num_classes, metadata.base_channels, metadata.attention
-            )
-        in_fp32 = {
-            name: tensor.float() if tensor.is_floating_point() else tensor
-            for name, tensor in state_dict.items()
-        }
-        try:
-            network.load_state_dict(in_fp32, assign=True)
-        except RuntimeError as error:
-            raise ValueError("the weights are not those of the network their file names") from error
+        networks = [_trained_network(*one) for one in weights]
         if device.type == "cuda":
             with cuda.told_in_one_line(device):
-                self._put_on_cuda(network, gpu_memory_mb, ready or cuda.begin(device, self.dtype))
+                self._put_on_cuda(networks, gpu_memory_mb, ready or cuda.begin(device, self.dtype))
         else:
-            roomy = host_bytes is None or host_bytes >= _WINOGRAD_HOST_BYTES
-            network = fold(network, winograd=self.dtype == torch.float32 and roomy)
+            network = self._folded(networks)
+            if self.dtype == torch.float32 and keeps_bytes(mapped_bytes(network)):
+                map_weights(network)
             self.network = network.to(self.dtype, memory_format=torch.channels_last)
             _reuse_freed_memory()
         threads = torch.get_num_threads()
@@ -162,12 +168,16 @@ class Predictor:
             initargs=(max(1, threads // self.lanes),),
         )
 
+    def _folded(self, networks: list[AttentionUNet], *, pads_head: bool = False) -> nn.Module:
+        folded = [fold(network, pads_head=pads_head) for network in networks]
+        return folded[0] if len(folded) == 1 else AveragedNetworks(folded, self._each)
+
     def _put_on_cuda(
-        self, network: AttentionUNet, gpu_memory_mb: float | None, ready: "Future[bool]"
+        self, networks: list[AttentionUNet], gpu_memory_mb: float | None, ready: "Future[bool]"
     ) -> None:
         if not self.choices.folds_meanwhile:
             ready.result()
-        folded = fold(network, pads_head=self.choices.padded_head)
+        folded = self._folded(networks, pads_head=self.choices.padded_head)
         # What cuDNN has no fused kernel for is found out layer by layer; what it computes wrongly
         # in one it should in none.
         if ready.result() and self.choices.fused_kernels:
@@ -345,5 +355,6 @@ class Predictor:
         if not self.choices.area_batch:
             return most
         properties = torch.cuda.get_device_properties(self.device)
-        seconds = cuda.slice_seconds(self.metadata, size[0] * size[1] // reduction**2, properties)
+        pixels = size[0] * size[1] // reduction**2
+        seconds = sum(cuda.slice_seconds(one, pixels, properties) for one in self._each)
         return cuda.best_batch(slice_mb, cuda.CONTEXT_MB + weights_mb, seconds, most)

@@ -2,7 +2,7 @@
 
 import hashlib
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +22,8 @@ def made_by(weights: str = "", digest: str = "", labels: tuple[int, ...] = ()) -
     """What a label map's header says of its maker, in ASCII, at most 79 characters.
 
     Args:
-        weights: their file's name without its ending; cut where there is no room for it.
-        digest: their SHA-256 in hexadecimal; its first 16 digits are taken.
+        weights: their files' names without endings; cut where there is no room for them.
+        digest: `Provenance.digest`, hexadecimal; its first 16 digits are taken.
         labels: that were asked for; () for all.
     """
     program = f"abdoseg {__version__}"
@@ -41,31 +41,50 @@ class Provenance:
     """What made the label maps of a run.
 
     Attributes:
-        find_weights: tells the weights' file; called once, when first asked for.
+        find_weights: tells the weights' files; called once, when first asked for.
         labels: that were asked for; () for all.
         device: the network runs on, in words; "" until it does.
         precision: of the network's numbers, such as bfloat16; "" until it runs.
     """
 
-    find_weights: Callable[[], Path]
+    find_weights: Callable[[], Sequence[Path]]
     labels: tuple[int, ...] = ()
     device: str = ""
     precision: str = ""
 
     @cached_property
-    def weights(self) -> Path:
-        """The weights' file."""
-        return self.find_weights()
+    def weights(self) -> tuple[Path, ...]:
+        """The weights' files; of several the probabilities are averaged."""
+        return tuple(self.find_weights())
+
+    @property
+    def weights_names(self) -> str:
+        """The files' names, joined by "+"."""
+        return "+".join(path.name for path in self.weights)
 
     @cached_property
-    def digest(self) -> str:
-        """SHA-256 of the weights' file, hexadecimal.
+    def digests(self) -> str:
+        """SHA-256 of each of the weights' files, hexadecimal, joined by "+".
 
         Raises:
-            OSError: the file cannot be read.
+            OSError: a file cannot be read.
         """
-        with self.weights.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        found = []
+        for path in self.weights:
+            with path.open("rb") as file:
+                found.append(hashlib.file_digest(file, "sha256").hexdigest())
+        return "+".join(found)
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the one weights' file, or that of `digests` where there are several.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        if len(self.weights) == 1:
+            return self.digests
+        return hashlib.sha256(self.digests.encode()).hexdigest()
 
     @cached_property
     def made_by(self) -> str:
@@ -74,7 +93,8 @@ class Provenance:
         Raises:
             OSError: the weights cannot be read.
         """
-        return made_by(self.weights.stem, self.digest, self.labels)
+        stems = "+".join(path.stem for path in self.weights)
+        return made_by(stems, self.digest, self.labels)
 
     @cached_property
     def versions(self) -> dict[str, str | None]:

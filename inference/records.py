@@ -3,11 +3,11 @@
 from functools import cached_property
 from pathlib import Path
 
+from inference.case import Case
 from inference.files import one_line
 from inference.manifest import Manifest, manifest_line
 from inference.phases import PhaseTimer
 from inference.provenance import Provenance
-from inference.service import Case
 from inference.statistics import StatisticsTable
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -177,6 +178,35 @@ def _check(metadata: WeightsMetadata) -> None:
             raise wrong(name, "a finite number")
     if metadata.intensity_std <= 0:
         raise wrong("intensity_std", "more than 0")
+
+
+def common_metadata(several: Sequence[WeightsMetadata]) -> WeightsMetadata:
+    """What holds of several networks whose probabilities are to be averaged.
+
+    Args:
+        several: at least one; of one it is its own.
+
+    Returns:
+        The first's, with the width of the widest and the warnings of all.
+
+    Raises:
+        WeightsError: they do not see the same slices.
+    """
+    first = several[0]
+    for other in several[1:]:
+        for name in ("matrix_reduction", "percentiles"):
+            ours, theirs = getattr(first, name), getattr(other, name)
+            if ours != theirs:
+                words = name.replace("_", " ")
+                raise WeightsError(
+                    f"networks of {words} {ours} and {theirs} cannot be averaged: they do not see "
+                    "the same slices"
+                )
+    return dataclasses.replace(
+        first,
+        base_channels=max(one.base_channels for one in several),
+        warning="; ".join(dict.fromkeys(one.warning for one in several if one.warning)),
+    )
 
 
 def load_weights(path: Path) -> tuple[dict[str, "Tensor"], WeightsMetadata]:

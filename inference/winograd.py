@@ -55,6 +55,26 @@ def suits(layer: nn.Conv2d) -> bool:
     )
 
 
+def mapped_bytes(network: nn.Module) -> int:
+    """Bytes that `map_weights` takes for a network's weights in fp32, beside these."""
+    values = sum(layer.weight.numel() for layer in network.modules() if _is_suited(layer))
+    return 4 * values * _TILE**2 // 9
+
+
+@torch.no_grad()
+def map_weights(network: nn.Module) -> None:
+    """Let those of a network's convolutions that `suits` run as `WinogradConvolution`."""
+    for name, child in network.named_children():
+        if _is_suited(child):
+            setattr(network, name, WinogradConvolution(child).requires_grad_(False))
+        else:
+            map_weights(child)
+
+
+def _is_suited(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d) and suits(layer)
+
+
 class WinogradConvolution(nn.Conv2d):
     """The same function as a convolution that `suits`.
 

@@ -101,7 +101,7 @@ def score_cases(
         name: tensor.detach().half() if tensor.is_floating_point() else tensor.detach()
         for name, tensor in state_dict.items()
     }
-    predictor = Predictor(exported, metadata, device, batch_size=batch_size)
+    predictor = Predictor([(exported, metadata)], device, batch_size=batch_size)
     scores = []
     for case in cases:
         prediction = predictor.predict(

@@ -95,7 +95,7 @@ def measure_steps(
         add("bias, ReLU and sum in the convolutions", network, halved, 1, _labels_on_host)
 
     state_dict, metadata = load_weights(weights)
-    predictor = Predictor(state_dict, metadata, device)
+    predictor = Predictor([(state_dict, metadata)], device)
     if device.type == "cuda":
         batch_size = min(predictor.default_batch_size(slices.shape[2:], 1), len(slices))
         add(f"batches of {batch_size}", network, halved, batch_size, _labels_on_host)
@@ -184,7 +184,7 @@ def sweep(
     """
     on_cuda = device.type == "cuda"
     state_dict, metadata = load_weights(weights)
-    predictor = Predictor(state_dict, metadata, device, gpu_memory_mb=_SWEEP_MEMORY_MB)
+    predictor = Predictor([(state_dict, metadata)], device, gpu_memory_mb=_SWEEP_MEMORY_MB)
     default_batch_size = predictor.default_batch_size(size, 1)
     found = {
         "matrix_tflops": {},

@@ -123,7 +123,7 @@ class SegmentationWriter:
 
 def _algorithm(provenance: Provenance) -> AlgorithmIdentificationSequence:
     """What made the label map."""
-    metadata = read_metadata(provenance.weights)
+    each = [read_metadata(path) for path in provenance.weights]
     return AlgorithmIdentificationSequence(
         name="abdoseg",
         family=codes.cid7162.ArtificialIntelligence,
@@ -131,10 +131,10 @@ def _algorithm(provenance: Provenance) -> AlgorithmIdentificationSequence:
         source="abdoseg",
         parameters={
             "made by": provenance.made_by,
-            "weights": provenance.weights.name.encode("ascii", "replace").decode(),
-            "weights SHA-256": provenance.digest,
-            "weights exported": metadata.date,
-            "trained by revision": metadata.revision,
+            "weights": provenance.weights_names.encode("ascii", "replace").decode(),
+            "weights SHA-256": provenance.digests,
+            "weights exported": "+".join(metadata.date for metadata in each),
+            "trained by revision": "+".join(metadata.revision for metadata in each),
         },
     )
 

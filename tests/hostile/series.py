@@ -17,7 +17,7 @@ from pydicom.uid import (
 
 from inference.dicom.discovery import find_series
 from inference.dicom.series import Series
-from inference.service import one_line
+from inference.files import one_line
 from tests.hostile.campaign import OK, REFUSED
 from tests.inference.dicom.writing import enhanced, recoded, single_slices, to_bytes
 

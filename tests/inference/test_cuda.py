@@ -46,7 +46,7 @@ def predictor_of(network, device, *, dtype=torch.float32, batch_size=None, **opt
     changes = {name: options.pop(name) for name in ("matrix_reduction",) if name in options}
     state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     return Predictor(
-        state, metadata_of(network, **changes), device,
+        [(state, metadata_of(network, **changes))], device,
         dtype=dtype, batch_size=batch_size, lanes=1, **options,
     )  # fmt: skip
 

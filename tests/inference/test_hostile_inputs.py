@@ -22,6 +22,7 @@ from inference import files, service
 from inference.files import find_cases, printable, spreadsheet_text, write_atomically
 from inference.label_map import is_label_map_of, write_label_map
 from inference.memory import MemoryBudget, memory_limit
+from inference.outputs import Outputs
 from inference.service import Service
 from inference.statistics import StatisticsTable, label_statistics
 from inference.volume import VolumeError, read_volume
@@ -356,7 +357,7 @@ def test_cases_wait_for_memory_one_after_another(folders, ct, tmp_path):
             pass
 
     folders[1].mkdir()
-    runner = Service(folders[1], Labels, service.PhaseTimer(), budget=budget)
+    runner = Service(Outputs(folders[1]), Labels, service.PhaseTimer(), budget=budget)
     assert [case.status for case in runner.run(paths)] == ["done"] * 3
     assert most == [need] * 3
     assert budget._taken == 0

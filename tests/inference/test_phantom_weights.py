@@ -21,7 +21,7 @@ def phantoms():
 
 
 def label_maps(phantoms, dtype):
-    predictor = Predictor(*load_weights(DEMONSTRATION_WEIGHTS), torch.device("cpu"), dtype=dtype)
+    predictor = Predictor([load_weights(DEMONSTRATION_WEIGHTS)], torch.device("cpu"), dtype=dtype)
     return [
         predictor.predict(phantom.volume, window=percentiles(phantom.volume))
         for phantom in phantoms

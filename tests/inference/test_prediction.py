@@ -19,7 +19,7 @@ def network():
 def predictor_of(network, *, dtype=torch.float32, batch_size=None, lanes=None, **changes):
     metadata = metadata_of(network, **changes)
     state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    return Predictor(state, metadata, CPU, dtype=dtype, batch_size=batch_size, lanes=lanes)
+    return Predictor([(state, metadata)], CPU, dtype=dtype, batch_size=batch_size, lanes=lanes)
 
 
 @torch.no_grad()

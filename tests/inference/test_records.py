@@ -271,7 +271,7 @@ def test_weights_are_found_for_the_device_without_a_name(tmp_path):
     weights = tmp_path / "w.safetensors"
     weights.write_bytes(b"weights")
     asked = []
-    provenance = Provenance(lambda: asked.append(1) or weights)
+    provenance = Provenance(lambda: asked.append(1) or [weights])
     assert not asked
     assert provenance.made_by == made_by("w", hashlib.sha256(b"weights").hexdigest())
     assert provenance.digest and asked == [1]
@@ -281,7 +281,7 @@ def test_weights_are_found_for_the_device_without_a_name(tmp_path):
 
 SERVICE = """
 import sys, time
-from inference import command, service, signals
+from inference import command, outputs, service, signals
 predict, read = service.Service._predict, service.Service._read
 def slowly(self, case, predictor):
     predict(self, case, predictor)
@@ -294,13 +294,13 @@ service.Service._predict = slowly
 if {grace}:
     signals.GRACE_SECONDS, signals.LAST_SECONDS = {grace}, {grace} + 0.3
 if {hang}:
-    write = service.write_label_map
+    write = outputs.write_label_map
     def hanging(path, *arguments):
         if path.name == "b.nii.gz":
             from inference import files
             files.os.fsync = lambda descriptor: time.sleep(600)
         write(path, *arguments)
-    service.write_label_map = hanging
+    outputs.write_label_map = hanging
 sys.exit(command.main(sys.argv[1:]))
 """
 

@@ -6,8 +6,9 @@ from torch import nn
 from torch.nn import functional
 
 from inference.folding import fold
+from inference.memory import MemoryBudget
 from inference.prediction import Predictor
-from inference.winograd import WinogradConvolution, suits
+from inference.winograd import WinogradConvolution, map_weights, mapped_bytes, suits
 from tests.conftest import metadata_of, trained_looking_network
 
 
@@ -60,8 +61,12 @@ def test_others_are_left_alone(layer):
 def test_the_folded_network_gives_the_same_logits_with_it():
     slices = torch.randn(1, 1, 192, 176)
     plain = fold(trained_looking_network(base_channels=32))(slices)
-    network = fold(trained_looking_network(base_channels=32), winograd=True)
-    assert sum(isinstance(module, WinogradConvolution) for module in network.modules()) >= 3
+    network = fold(trained_looking_network(base_channels=32))
+    need = mapped_bytes(network)
+    map_weights(network)
+    mapped = [module for module in network.modules() if isinstance(module, WinogradConvolution)]
+    assert len(mapped) >= 3
+    assert need == sum(module.mapped.nbytes for module in mapped)
     found = network(slices)
     # The logits' spread is 1 (trained_looking_network), so that this is 0.01 % of it.
     torch.testing.assert_close(found, plain, rtol=0, atol=1e-4)
@@ -69,23 +74,36 @@ def test_the_folded_network_gives_the_same_logits_with_it():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "host_bytes", "maps"),
+    ("dtype", "total", "maps"),
     [
-        (torch.float32, None, True),
         (torch.float32, 2 << 30, True),
         (torch.float32, 100 << 20, False),
-        (torch.bfloat16, None, False),
+        (torch.bfloat16, 2 << 30, False),
     ],
 )
-def test_in_fp32_where_there_is_memory(dtype, host_bytes, maps):
+def test_in_fp32_where_there_is_memory(dtype, total, maps):
     network = trained_looking_network(base_channels=32)
+    need = mapped_bytes(fold(trained_looking_network(base_channels=32)))
+    budget = MemoryBudget(total)
     predictor = Predictor(
-        network.state_dict(),
-        metadata_of(network),
+        [(network.state_dict(), metadata_of(network))],
         torch.device("cpu"),
         dtype=dtype,
-        host_bytes=host_bytes,
+        keeps_bytes=budget.keep,
     )
     kinds = [isinstance(module, WinogradConvolution) for module in predictor.network.modules()]
     assert any(kinds) == maps
+    assert budget.total == total - need * maps
     predictor.release()
+
+
+def test_what_is_kept_is_not_there_for_cases():
+    budget = MemoryBudget(900)
+    budget.take(650)
+    assert not budget.keep(300)  # a case under way has it
+    budget.give_back(650)
+    assert not budget.keep(301)  # more than a third
+    assert budget.keep(300)
+    with pytest.raises(ValueError, match="it needs about"):
+        budget.take(601)
+    budget.take(600)

@@ -220,7 +220,7 @@ def test_the_full_network_trains_and_its_export_predicts(phantoms, tmp_path, cap
     for part in ("phantoms", "MIT", "It is blind.", "no case was held out", "base_channels = 64"):
         assert part in card
     assert str(tmp_path) not in card
-    predictor = Predictor(state_dict, metadata, torch.device("cpu"))
+    predictor = Predictor([(state_dict, metadata)], torch.device("cpu"))
     label_map = predictor.predict(np.zeros((1, 32, 32), np.int16), window=(-1, 1))
     assert label_map.shape == (1, 32, 32)
 
@@ -257,7 +257,7 @@ def test_a_run_without_attention_is_scored_and_exported_without(phantoms, tmp_pa
     phantom = draw_phantom((16, 64, 64), (14.0, 7.0, 7.0), 2)
     hu = phantom.volume[4:12]
     window = tuple(np.percentile(phantom.volume, (1, 99)))
-    predictor = Predictor(state_dict, metadata, torch.device("cpu"), dtype=torch.float32)
+    predictor = Predictor([(state_dict, metadata)], torch.device("cpu"), dtype=torch.float32)
     label_map = predictor.predict(hu, window=window)
     slices = (np.clip(hu, *window) - metadata.intensity_mean) / metadata.intensity_std
     slices = torch.from_numpy(slices.astype(np.float32))[:, None].expand(-1, 3, -1, -1)

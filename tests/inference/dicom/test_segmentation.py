@@ -45,7 +45,9 @@ def made(folder, weights, kind="binary", labels=LABELS, datasets=None):
     write(folder / "series", datasets or single_slices(HU))
     (series,) = find_series(folder / "series").series
     path = folder / f"{kind}.seg.dcm"
-    SegmentationWriter(kind, Provenance(lambda: weights)).write(path, labels, series.read(), series)
+    SegmentationWriter(kind, Provenance(lambda: [weights])).write(
+        path, labels, series.read(), series
+    )
     return path, series
 
 
@@ -202,10 +204,10 @@ def test_colours_come_back_as_those_of_the_contact_sheets():
 
 def test_a_damaged_seg_is_known(seg, tmp_path, weights):
     path, series = seg
-    writer = SegmentationWriter(path.name.split(".")[0], Provenance(lambda: weights))
+    writer = SegmentationWriter(path.name.split(".")[0], Provenance(lambda: [weights]))
     assert writer.damage(path, series) == ""
     other = "labelmap" if path.name != "labelmap.seg.dcm" else "binary"
-    assert SegmentationWriter(other, Provenance(lambda: weights)).damage(path, series)
+    assert SegmentationWriter(other, Provenance(lambda: [weights])).damage(path, series)
     content, broken = path.read_bytes(), tmp_path / "b.seg.dcm"
     for part in (content[: len(content) // 2], content[:-9], b"", b"nothing"):
         broken.write_bytes(part)

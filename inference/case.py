@@ -1,0 +1,48 @@
+"""One volume on its way through the pipeline."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from inference.components import ComponentSizes
+from inference.flags import Flag
+from inference.sources import Source
+from inference.statistics import LabelStatistics
+from inference.volume import Volume
+
+
+@dataclass
+class Case:
+    """One volume on its way through the pipeline, and afterwards what became of it.
+
+    Attributes:
+        path: the volume's file, or its DICOM series.
+        name: NAME of `NAME_0000.nii.gz`.
+        status: "waiting", then "done", "kept" (its label map was there before) or "failed".
+        reason: why it failed, in one line.
+        warnings: what else went wrong and costs no label map; why one that was there is made again.
+        shape: as the file's header says it, (i, j, k), once read.
+        kept: its label map was there before; what is said of it elsewhere may be missing.
+        sizes: voxels by label, of the label map and of what was cleared.
+        flags: doubts about the label map.
+        statistics: of the label map, if asked for.
+        about: what a manifest says of the input, if asked for.
+        volume, window, label_map: what the stages hand on; dropped when the case ends.
+        memory: bytes taken of the budget.
+    """
+
+    path: Source
+    name: str
+    status: str = "waiting"
+    reason: str = ""
+    warnings: list[str] = field(default_factory=list)
+    shape: tuple[int, ...] = ()
+    kept: bool = False
+    sizes: ComponentSizes | None = None
+    flags: list[Flag] = field(default_factory=list)
+    statistics: list[LabelStatistics] = field(default_factory=list)
+    about: dict = field(default_factory=dict)
+    volume: Volume | None = None
+    window: tuple[float, ...] = ()
+    label_map: np.ndarray | None = None
+    memory: int = 0

@@ -1,0 +1,117 @@
+"""What is written of each case, and where: its label map, and what else was asked for."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from inference.case import Case
+from inference.files import file_identity, one_line, printable
+from inference.label_map import (
+    is_label_map_of,
+    only,
+    organ_mask_path,
+    write_label_map,
+    write_organ_masks,
+)
+from inference.labels import LABEL_NAMES
+from inference.provenance import Provenance
+from inference.sources import source_header, why_not_a_source
+
+if TYPE_CHECKING:
+    from inference.dicom.segmentation import SegmentationWriter
+
+
+@dataclass
+class Outputs:
+    """The files of each case.
+
+    Attributes:
+        folder: of all of them.
+        provenance: what makes the label maps, as their headers say it; None: the program alone.
+        labels: that label maps show; () for all.
+        with_label_map: write the label map itself, `NAME.nii.gz`.
+        per_organ: write a mask of each label into a folder `NAME` as well.
+        segmentation: writes and knows again `NAME.seg.dcm`, if there is to be one.
+    """
+
+    folder: Path
+    provenance: Provenance | None = None
+    labels: tuple[int, ...] = ()
+    with_label_map: bool = True
+    per_organ: bool = False
+    segmentation: "SegmentationWriter | None" = None
+
+    def label_map(self, name: str) -> Path:
+        """Where a case's label map lies."""
+        return self.folder / f"{name}.nii.gz"
+
+    def preview(self, name: str) -> Path:
+        """Where a case's contact sheet lies."""
+        return self.folder / f"{name}.png"
+
+    def of(self, name: str) -> list[Path]:
+        """All files of a case, its preview left out."""
+        paths = [self.label_map(name)] if self.with_label_map else []
+        if self.segmentation:
+            paths.append(self._segmentation(name))
+        if self.per_organ:
+            paths += [organ_mask_path(self.folder / name, label) for label in self._masked_labels]
+        return paths
+
+    def why_not(self, case: Case, inputs: set[tuple[int, int]]) -> str:
+        """What can be said against a case before it is read, or "".
+
+        Args:
+            case: to be segmented.
+            inputs: `file_identity` of every file that the run reads.
+        """
+        if reason := why_not_a_source(case.path):
+            return reason
+        longest = os.pathconf(self.folder, "PC_NAME_MAX") if self.folder.is_dir() else 255
+        for output in self.of(case.name):
+            if len(os.fsencode(output.name)) > longest:
+                return f"its label map's name would have more than {longest} bytes"
+            if file_identity(output) in inputs:
+                return f"its label map would replace an input, {printable(output.name)}"
+        return ""
+
+    def damage(self, case: Case) -> str:
+        """Why what is there of a case is not whole, or not of this input by this maker, or ""."""
+        try:
+            header = source_header(case.path)
+        except (ValueError, OSError) as error:
+            return one_line(error)
+        damage = ""
+        if self.with_label_map:
+            damage = is_label_map_of(self.label_map(case.name), header, self._maker)
+        if not damage and self.segmentation:
+            damage = self.segmentation.damage(self._segmentation(case.name), case.path)
+        return damage
+
+    def write(self, case: Case) -> None:
+        """Write a case's files, the label map last: where it is, all are.
+
+        Raises:
+            OSError: one cannot be written.
+        """
+        if self.per_organ:
+            folder, labels = self.folder / case.name, self._masked_labels
+            write_organ_masks(folder, case.label_map, case.volume, labels, self._maker)
+        shown = only(self.labels, case.label_map) if self.labels else case.label_map
+        if self.segmentation:
+            output = self._segmentation(case.name)
+            self.segmentation.write(output, shown, case.volume, case.path)
+        if self.with_label_map:
+            write_label_map(self.label_map(case.name), shown, case.volume, self._maker)
+
+    def _segmentation(self, name: str) -> Path:
+        return self.folder / f"{name}.seg.dcm"
+
+    @property
+    def _maker(self) -> str | None:
+        return self.provenance.made_by if self.provenance else None
+
+    @property
+    def _masked_labels(self) -> tuple[int, ...]:
+        return self.labels or tuple(range(1, len(LABEL_NAMES)))

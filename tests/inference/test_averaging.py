@@ -1,0 +1,158 @@
+"""Several weights at once, against the plain networks' probabilities averaged in fp32."""
+
+import hashlib
+import json
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from conftest import metadata_of, save_nifti, trained_looking_network
+
+from inference.command import main
+from inference.prediction import Predictor
+from inference.provenance import made_by
+from inference.weights import WeightsError, common_metadata, save_weights
+
+CPU = torch.device("cpu")
+STATISTICS = [(20.0, 150.0), (80.0, 60.0), (-40.0, 210.0)]
+"""Mean and standard deviation, HU, by which each network's slices are normalised."""
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return [trained_looking_network(width, seed=seed) for seed, width in enumerate((8, 4, 12))]
+
+
+def weights_of(networks, **changes):
+    return [
+        (
+            {name: tensor.clone() for name, tensor in network.state_dict().items()},
+            metadata_of(network, intensity_mean=mean, intensity_std=std, **changes),
+        )
+        for network, (mean, std) in zip(networks, STATISTICS, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def hu():
+    rng = np.random.default_rng(2)
+    coarse = torch.from_numpy(rng.normal(0, 300, (1, 1, 4, 6, 5)))
+    fine = torch.nn.functional.interpolate(coarse, size=(5, 48, 64), mode="trilinear")
+    return fine[0, 0].numpy().round().astype(np.int16)
+
+
+@torch.no_grad()
+def plain_average(networks, hu, window):
+    """The mean of the probabilities, (slices, classes, rows, columns)."""
+    total = 0
+    for network, (mean, std) in zip(networks, STATISTICS, strict=True):
+        z = (np.clip(hu, *window).astype(np.float32) - mean) / std
+        slices = torch.from_numpy(z.astype(np.float32))[:, None].expand(-1, 3, -1, -1)
+        total = total + network(slices).softmax(1)
+    return total / len(networks)
+
+
+def test_labels_are_those_of_the_mean_probabilities(networks, hu):
+    window = (-400, 500)
+    predictor = Predictor(weights_of(networks), CPU, dtype=torch.float32)
+    labels = predictor.predict(hu, window=window)
+    expected = plain_average(networks, hu, window).argmax(1).numpy()
+    assert (labels == expected).mean() >= 0.9999
+    # They are no single network's, nor those of the logits' mean.
+    for weights in weights_of(networks):
+        alone = Predictor([weights], CPU, dtype=torch.float32).predict(hu, window=window)
+        assert (alone == expected).mean() < 0.95
+
+
+def test_of_slices_that_are_reduced_probabilities_are_upsampled(networks, hu):
+    window = (-400, 500)
+    weights = weights_of(networks, matrix_reduction=2)
+    labels = Predictor(weights, CPU, dtype=torch.float32).predict(hu, window=window)
+    padded = np.pad(hu, ((0, 0), (0, 16), (0, 0)), mode="edge")  # to a multiple of 32
+    clipped = torch.from_numpy(np.clip(padded, *window).astype(np.float32))[:, None]
+    reduced = torch.nn.functional.avg_pool2d(clipped, 2)[:, 0].numpy()
+    mean = plain_average(networks, reduced, window)
+    upsampled = torch.nn.functional.interpolate(mean, scale_factor=2, mode="bilinear")
+    assert (labels == upsampled.argmax(1)[:, :48].numpy()).mean() >= 0.9999
+
+
+def test_one_network_twice_is_that_network(networks, hu):
+    (weights, *_) = weights_of(networks)
+    once = Predictor([weights], CPU, dtype=torch.float32).predict(hu, window=(-400, 500))
+    twice = Predictor([weights] * 2, CPU, dtype=torch.float32).predict(hu, window=(-400, 500))
+    np.testing.assert_array_equal(once, twice)
+
+
+def test_on_cuda_too(networks, cuda_device, hu):
+    window = (-400, 500)
+    cuda_device()
+    device = torch.device("cuda", 0)
+    predictor = Predictor(weights_of(networks), device, dtype=torch.float32, batch_size=2)
+    labels = predictor.predict(hu, window=window)
+    assert (labels == plain_average(networks, hu, window).argmax(1).numpy()).mean() >= 0.9999
+
+
+def test_networks_that_see_other_slices_are_refused(networks):
+    several = [metadata_of(network) for network in networks]
+    widest = common_metadata(several)
+    assert widest.base_channels == 12
+    other = metadata_of(networks[0], matrix_reduction=2)
+    with pytest.raises(WeightsError, match="matrix reduction 1 and 2 cannot be averaged"):
+        common_metadata([several[0], other])
+
+
+@pytest.fixture
+def files(networks, tmp_path):
+    paths = []
+    for number, (state, metadata) in enumerate(weights_of(networks)):
+        paths.append(tmp_path / f"fold-{number}.safetensors")
+        save_weights(paths[-1], state, metadata)
+    return paths
+
+
+def test_label_map_and_manifest_name_all_weights(files, folders, ct, tmp_path, capsys):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    manifest = tmp_path / "m.jsonl"
+    arguments = ["--input", str(folders[0]), "--output", str(folders[1]), "--device", "cpu"]
+    arguments += ["--manifest", str(manifest), "--weights", *map(str, files)]
+    assert main(arguments) == 0
+    said = capsys.readouterr().err
+    assert "fold-0.safetensors + fold-1.safetensors + fold-2.safetensors, averaged" in said
+
+    digests = "+".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)
+    line = json.loads(manifest.read_text())
+    assert line["weights"] == "fold-0.safetensors+fold-1.safetensors+fold-2.safetensors"
+    assert line["weights_sha256"] == digests
+    maker = made_by("fold-0+fold-1+fold-2", hashlib.sha256(digests.encode()).hexdigest())
+    header = nibabel.load(folders[1] / "a.nii.gz").header
+    assert header["descrip"].item().decode() == maker == line["made_by"]
+
+    # By other weights it is made again, by the same it is kept.
+    assert main([*arguments, "--keep-existing"]) == 0
+    assert "a: kept" in capsys.readouterr().err
+    assert main([*arguments[:-1], "--keep-existing"]) == 0
+    assert "a: done" in capsys.readouterr().err
+
+
+def test_the_one_that_cannot_be_used_is_named(files, folders, ct, networks, tmp_path, capsys):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    arguments = [
+        "--input",
+        str(folders[0]),
+        "--output",
+        str(folders[1]),
+        "--weights",
+        str(files[0]),
+    ]
+    other = tmp_path / "other.safetensors"
+    (state, metadata), *_ = weights_of(networks, matrix_reduction=2)
+    save_weights(other, state, metadata)
+    for name, reason in (
+        (tmp_path / "none.safetensors", "none.safetensors: no such file"),
+        (other, "other.safetensors: networks of matrix reduction 1 and 2 cannot be averaged"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            main([*arguments, str(name)])
+        assert exit_.value.code == 2
+        assert reason in capsys.readouterr().err

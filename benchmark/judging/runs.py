@@ -166,11 +166,17 @@ def tolerated_area(measurement: dict, tolerance_mb: float) -> float:
     return flare_area(samples, interval, tolerance_mb)
 
 
-def case_of(name: str) -> str:
-    """The case's name, from NAME, NAME.nii.gz or NAME_0000.nii.gz, as the tables have them."""
+def case_of(name: str, *, is_input: bool) -> str:
+    """The case's name, from a file's name as the tables have it.
+
+    Args:
+        name: NAME_0000.nii.gz of an input, NAME.nii.gz of a label map; either with `.nii`, or bare.
+        is_input: an efficiency table names inputs, whose `_0000` is no part of the case's name; a
+            label map's may be.
+    """
     for suffix in SUFFIXES:
         name = name.removesuffix(suffix)
-    return name.removesuffix("_0000")
+    return name.removesuffix("_0000") if is_input else name
 
 
 def read_run(folder: Path) -> Run:
@@ -193,13 +199,13 @@ def read_run(folder: Path) -> Run:
             efficiency={
                 case: {column: _middle(rows)[column] for column in JSON_KEYS}
                 for table in tables
-                for case, rows in _read_csv(table).items()
+                for case, rows in _read_csv(table, of_inputs=True).items()
             },
             measurements=_read_measurements(folder / "efficiency"),
             accuracy={
                 case: rows[-1]
                 for table in folder.glob(PER_CASE_CSV)
-                for case, rows in _read_csv(table).items()
+                for case, rows in _read_csv(table, of_inputs=False).items()
             },
             environment=_read_object(environment) if environment.is_file() else {},
             **_read_scoring(folder / "accuracy.json"),
@@ -227,11 +233,11 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     return runs
 
 
-def _read_csv(path: Path) -> dict[str, list[dict[str, float | None]]]:
+def _read_csv(path: Path, *, of_inputs: bool) -> dict[str, list[dict[str, float | None]]]:
     rows = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
-            case = case_of(row.pop("Name"))
+            case = case_of(row.pop("Name"), is_input=of_inputs)
             values = {column: _number(text) for column, text in row.items()}
             rows.setdefault(case, []).append(values)
     return rows
@@ -242,7 +248,7 @@ def _read_measurements(folder: Path) -> dict[str, list[dict]]:
     for path in sorted(folder.glob("*.json")):
         content = _read_object(path)
         _insist_on_a_measurement(content)
-        measurements.setdefault(case_of(content["case"]), []).append(content)
+        measurements.setdefault(content["case"], []).append(content)
     return measurements
 
 
@@ -250,7 +256,7 @@ def _read_scoring(path: Path) -> dict[str, object]:
     """What a scoring says beside its numbers: `in_reference` and `partial` of a `Run`."""
     content = _read_object(path) if path.is_file() else {}
     in_reference = {
-        case_of(case["name"]): case["in_reference"]
+        case_of(case["name"], is_input=False): case["in_reference"]
         for case in content.get("cases", [])
         if "in_reference" in case
     }

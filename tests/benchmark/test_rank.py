@@ -307,7 +307,10 @@ def test_folders_that_are_no_run(tmp_path):
 
 
 def test_names(tmp_path):
-    assert {case_of(name) for name in ("x", "x_0000", "x.nii.gz", "x_0000.nii")} == {"x"}
+    inputs = ("x", "x_0000", "x.nii.gz", "x_0000.nii")
+    assert {case_of(name, is_input=True) for name in inputs} == {"x"}
+    assert case_of("phantom_0000_0000.nii.gz", is_input=True) == "phantom_0000"
+    assert case_of("phantom_0000.nii.gz", is_input=False) == "phantom_0000"
     row = {"x": (1, 1, 1, 1)}
     folders = [
         write_run(tmp_path / "one", "team", row),

@@ -11,6 +11,7 @@ import stat
 import sys
 from pathlib import Path
 
+from inference import __version__
 from inference.files import (
     SUFFIXES,
     file_identity,
@@ -150,6 +151,7 @@ def make_parser(package: str = "inference") -> argparse.ArgumentParser:
         "folder",
     )
     parser.add_argument("--quiet", action="store_true", help="print errors only")
+    parser.add_argument("--version", action="version", version=f"abdoseg {__version__}")
     return parser
 
 

@@ -21,7 +21,7 @@ import pytest
 from conftest import ORIENTATIONS, RAS_AFFINE, SHARED, reoriented, save_nifti
 from PIL import Image
 
-from inference import files
+from inference import __version__, files
 from inference.command import main
 from inference.preview import write_preview
 from inference.service import Service
@@ -389,6 +389,8 @@ def test_help_needs_no_package_and_a_missing_one_is_one_line(tmp_path):
     ended = in_a_new_process("sh", str(ROOT / "predict.sh"), "--help", PYTHON=str(bare))
     assert ended.returncode == 0, ended.stderr
     assert "--keep-existing" in ended.stdout
+    ended = in_a_new_process("sh", str(ROOT / "predict.sh"), "--version", PYTHON=str(bare))
+    assert (ended.returncode, ended.stdout) == (0, f"abdoseg {__version__}\n")
     ended = in_a_new_process("sh", str(ROOT / "predict.sh"), PYTHON=str(bare))
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()

@@ -119,6 +119,14 @@ def run(folders, weights_file):
     return run
 
 
+@pytest.hookimpl(tryfirst=True)  # before the tests of `-m "not slow"` are chosen
+def pytest_collection_modifyitems(items):
+    """Mark what runs on fake CUDA as slow: torch's fake tensors alone take two seconds to load."""
+    for item in items:
+        if "cuda_device" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def cuda_device(monkeypatch):
     """Call it for a `FakeCuda` on which everything runs that says cuda:0, until the test ends."""

@@ -64,6 +64,7 @@ def whole_volume_nsd(reference, prediction, spacing, tolerance):
     return surface_distance.compute_surface_dice_at_tolerance(found, tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs the shared golden scores")
 def test_every_golden_number_agrees_with_the_official_script(tmp_path):
     report = tmp_path / "report"
@@ -280,6 +281,7 @@ def folders(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_failed_cases_cost_only_their_own_row(folders, capsys):
     report = folders / "report"
     code = score_folders(folders, "--report", str(report), "--workers", "1")
@@ -345,6 +347,7 @@ def table_of(report):
     return {row[0]: row[1:] for row in cells}
 
 
+@pytest.mark.slow
 def test_scores_say_how_many_references_have_the_structure(tmp_path):
     labels = np.zeros((8, 8, 8), np.uint8)
     labels[2:5, 2:5, 2:5] = 1
@@ -381,6 +384,7 @@ def partly_labelled(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_partly_labelled_references_score_what_was_annotated(partly_labelled, capsys):
     cases = {"a": {"annotated_labels": [1]}, "b": {"annotated_labels": [3, 14], "slices": "stack"}}
     (partly_labelled / "cases.json").write_text(json.dumps(cases))
@@ -472,6 +476,7 @@ def some_die(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_costs_its_case(some_die):
     report = some_die / "report"
     assert score_folders(some_die, "--report", str(report), "--workers", "2") == 1
@@ -484,6 +489,7 @@ def test_a_worker_that_dies_costs_its_case(some_die):
     assert failures["breaks.nii"] == "RuntimeError: no luck"
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_workers_and_keeps_the_rows(some_die):
     for folder in ("reference", "prediction"):
         (some_die / folder / "dies.nii").rename(some_die / folder / "waits.nii")

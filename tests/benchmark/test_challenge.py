@@ -214,6 +214,7 @@ def test_images_that_are_here_are_never_replaced(hall):
     assert not hall.orders("load")
 
 
+@pytest.mark.slow
 def test_what_an_engine_refuses_is_the_teams_if_the_engine_is_well(hall):
     hall.enter("odd.tar.gz", tags=["odd:latest", "odd2:latest"])
     stub = hall.engine.folder / "bin/docker"

@@ -321,6 +321,7 @@ def test_what_a_log_says_becomes_advice(printed, word):
     assert symptoms.advice(trial("crashed", "exit code 1", printed="Killed by a bear")) is None
 
 
+@pytest.mark.slow
 def test_the_phantoms_are_what_they_are_called(tmp_path, monkeypatch):
     small = {
         "typical": ((10, 48, 64), (5.0, 6.0, 6.0)),

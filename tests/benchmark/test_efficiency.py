@@ -287,6 +287,7 @@ def test_a_signal_ends_everything_and_resume_goes_on(tmp_path, number):
     assert list(read_table(tmp_path / "run")) == ["a_0000.nii.gz", "b_0000.nii.gz"]
 
 
+@pytest.mark.slow
 def test_resume_with_another_command_is_refused_and_removes_nothing(tmp_path):
     arguments = [
         *("--inputs", make_inputs(tmp_path / "in", "x"), "--outputs", tmp_path / "out"),
@@ -300,6 +301,7 @@ def test_resume_with_another_command_is_refused_and_removes_nothing(tmp_path):
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["", "{", "[1]", "{}", '{"samples": 3}', "null", "[" * 100_000])
 def test_a_damaged_result_is_measured_again(tmp_path, damage):
     arguments = [
@@ -315,6 +317,7 @@ def test_a_damaged_result_is_measured_again(tmp_path, damage):
     assert read_case(tmp_path / "run", "x")["status"] == "ok"
 
 
+@pytest.mark.slow
 def test_a_name_that_no_plot_can_show_costs_nothing(tmp_path):
     done = run_efficiency(
         *("--inputs", make_inputs(tmp_path / "in", r"x$\foo$"), "--outputs", tmp_path / "out"),
@@ -324,6 +327,7 @@ def test_a_name_that_no_plot_can_show_costs_nothing(tmp_path):
     assert (tmp_path / r"run/efficiency/x$\foo$.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_plot_that_fails_costs_the_plot(tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("no pens")
@@ -374,6 +378,7 @@ def test_of_an_even_number_of_old_runs_all_tables_take_the_same():
     assert least_and_most(runs, "max_ram_mb") == (1, 4)
 
 
+@pytest.mark.slow
 def test_a_warm_up_is_discarded(tmp_path):
     count = tmp_path / "count"
     done = run_efficiency(
@@ -396,6 +401,7 @@ def test_a_warm_up_is_discarded(tmp_path):
     assert "another warm_up" in again.stderr  # cold and warm runs are not mixed
 
 
+@pytest.mark.slow
 def test_a_run_too_short_to_be_read_has_no_ram_rather_than_none(tmp_path):
     done = run_efficiency(
         *("--inputs", make_inputs(tmp_path / "in", "x"), "--outputs", tmp_path / "out"),
@@ -408,6 +414,7 @@ def test_a_run_too_short_to_be_read_has_no_ram_rather_than_none(tmp_path):
     assert ", RAM" not in done.stderr
 
 
+@pytest.mark.slow
 def test_without_a_warm_up_the_first_run_is_named(tmp_path):
     run_efficiency(
         *("--inputs", make_inputs(tmp_path / "in", "x", "y"), "--outputs", tmp_path / "out"),
@@ -417,6 +424,7 @@ def test_without_a_warm_up_the_first_run_is_named(tmp_path):
     assert "a run of x was the first here" in (tmp_path / "run/efficiency.md").read_text()
 
 
+@pytest.mark.slow
 def test_another_team_leaves_nothing_of_the_one_before(tmp_path):
     places = [
         *("--inputs", make_inputs(tmp_path / "in", "x"), "--outputs", tmp_path / "out"),
@@ -433,6 +441,7 @@ def test_another_team_leaves_nothing_of_the_one_before(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_phases_are_told_from_the_start_of_the_case(tmp_path):
     writer = tmp_path / "write.py"
     writer.write_text(
@@ -528,6 +537,7 @@ def test_the_command_line_is_the_organisers():
     ]
 
 
+@pytest.mark.slow
 def test_torch_is_never_imported():
     program = "import sys, benchmark.containers.efficiency; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0

@@ -159,6 +159,7 @@ def test_names_are_text_in_every_page(tmp_path, capsys):
     assert r"x&lt;img src=y&gt;\|\`z\`" in pages
 
 
+@pytest.mark.slow
 def test_what_a_label_map_is_called_is_text_in_its_remarks(tmp_path):
     for name in ("a.nii.gz", "<img src=y>.nii.gz"):
         save(tmp_path / "truth" / name, np.ones((4, 4, 4), np.uint8))

@@ -279,6 +279,7 @@ def test_random_weights_are_the_full_network(tmp_path):
     assert load_weights(tmp_path / "a")[1].base_channels == 8
 
 
+@pytest.mark.slow
 def test_operations_of_the_full_network():
     """284.39 GMAC are with the classifiers of training, 4·16·15·9·512² = 2.265 GMAC of them."""
     metadata = metadata_of(trained_looking_network(), base_channels=64)
@@ -289,6 +290,7 @@ def test_operations_of_the_full_network():
     assert gflop["apart"] - gflop["merged"] == pytest.approx(2 * 51, rel=0.01)
 
 
+@pytest.mark.slow
 def test_network_sweep_on_a_cpu(weights_file):
     printed = []
     swept = network_speed.sweep(

@@ -147,6 +147,7 @@ def test_a_log_keeps_its_first_bytes(tmp_path, length, kept):
     assert (b"[cut here" in content) == (length > kept)
 
 
+@pytest.mark.slow
 def test_a_container_that_speaks_like_the_engine_costs_its_own_row(tmp_path):
     engine = StandInEngine(tmp_path / "engine")
     engine.make_image("liar", "echo 'docker: Error response from daemon: no.'; exit 125\n")
@@ -238,7 +239,9 @@ def test_a_killed_harness_leaves_a_container_that_the_next_removes(tmp_path):
     [
         (lambda path, image: bytearray(40 << 30), "takes more than 1,024 MB"),
         (lambda path, image: os._exit(9), "ended the reader"),
-        (lambda path, image: time.sleep(1000), "took more than 1 s"),
+        pytest.param(
+            lambda path, image: time.sleep(1000), "took more than 1 s", marks=pytest.mark.slow
+        ),
         (lambda path, image: {}["a"], "reading it failed: KeyError"),
     ],
 )

@@ -177,6 +177,7 @@ def test_page_holds_no_address_and_may_open_none(two_teams):
     assert not re.search(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=", text.split("<main>")[0])
 
 
+@pytest.mark.slow
 def test_browser_draws_and_sorts(two_teams, chromium):
     dom = Dom(chromium(two_teams, "#sort=time&sort-desc=&metric=gpu", "--dump-dom"))
     assert dom.column("cases", "Case") == [
@@ -208,6 +209,7 @@ def test_browser_draws_and_sorts(two_teams, chromium):
     assert "alert" not in str([a for _, a in dom.elements if "src" in a])
 
 
+@pytest.mark.slow
 def test_browser_keeps_numbers_in_step_with_the_files(two_teams, chromium):
     dom = Dom(chromium(two_teams, "#sort=case&kind=nsd", "--dump-dom"))
     scores = {
@@ -224,6 +226,7 @@ def test_browser_keeps_numbers_in_step_with_the_files(two_teams, chromium):
     assert dom.column("organ-table", "abdoseg")[0] == shown
 
 
+@pytest.mark.slow
 def test_single_run_without_gpu_shows_ram_and_phases(tmp_path, chromium):
     run = write_run(tmp_path / "run", "cpu", {"only": 100}, gpu=False, scores=False)
     page = tmp_path / "page.html"
@@ -239,6 +242,7 @@ def test_single_run_without_gpu_shows_ram_and_phases(tmp_path, chromium):
     assert "NVML: no driver" in page.read_text()
 
 
+@pytest.mark.slow
 def test_scores_alone_make_a_page(tmp_path, chromium):
     run = write_run(tmp_path / "run", "t", {"a": 20, "b": 30})
     for path in [

@@ -59,6 +59,7 @@ class SlowMeter:
         return 0.0, 1.0
 
 
+@pytest.mark.slow
 def test_a_slow_reading_costs_ticks_but_no_drift():
     interval = 0.01
     sampler = Sampler(None, interval)

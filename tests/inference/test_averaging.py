@@ -53,6 +53,7 @@ def plain_average(networks, hu, window):
     return total / len(networks)
 
 
+@pytest.mark.slow
 def test_labels_are_those_of_the_mean_probabilities(networks, hu):
     window = (-400, 500)
     predictor = Predictor(weights_of(networks), CPU, dtype=torch.float32)
@@ -111,6 +112,7 @@ def files(networks, tmp_path):
     return paths
 
 
+@pytest.mark.slow
 def test_label_map_and_manifest_name_all_weights(files, folders, ct, tmp_path, capsys):
     save_nifti(folders[0] / "a_0000.nii.gz", ct)
     manifest = tmp_path / "m.jsonl"

@@ -24,6 +24,7 @@ def at_first_case(monkeypatch):
     return install
 
 
+@pytest.mark.slow
 def test_files_that_vanish_grow_and_arrive(folders, run, ct, at_first_case, capsys):
     inputs, outputs = folders
     # The next case is read ahead while the first is predicted, so what changes is behind it.

@@ -55,6 +55,7 @@ def test_the_demonstration_is_small_and_says_what_it_is():
     assert DEMONSTRATION_WEIGHTS.stat().st_size <= 2_000_000
 
 
+@pytest.mark.slow
 def test_one_line_says_which_weights_and_why(ct, tmp_path, capsys):
     path = save_nifti(tmp_path / "a_0000.nii.gz", ct)
     places = ["--input", str(path), "--output", str(tmp_path / "outputs"), "--device", "cpu"]
@@ -68,6 +69,7 @@ def test_one_line_says_which_weights_and_why(ct, tmp_path, capsys):
     assert line.endswith(DEMONSTRATION)
 
 
+@pytest.mark.slow
 def test_wrong_usage_is_told_without_torch(tmp_path):
     """Also with the default weights, which are not opened before the device is known."""
     program = (

@@ -186,6 +186,7 @@ def test_the_closing_line_counts():
     assert line == "3 of 4 label maps have flags to look at: empty 1, border 2"
 
 
+@pytest.mark.slow
 def test_a_doubt_is_said_aloud_without_being_asked_for(folders, run, ct, capsys):
     inputs, _ = folders
     save_nifti(inputs / "shifted_0000.nii.gz", np.clip(ct, -1000, None) + 1024)

@@ -46,6 +46,7 @@ def kernels(request, monkeypatch):
     return request.param
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("merges_upsampling", [True, False])
 @pytest.mark.parametrize("size", [(96, 96), (16, 16), (32, 80)])
@@ -128,6 +129,7 @@ class LiveBytes(TorchDispatchMode):
         self.live -= self.seen.pop(key, 0)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize(("fused", "most"), [(False, 3.6), (True, 3.6)])
 def test_memory_is_within_what_the_batch_size_is_chosen_by(monkeypatch, fused, most):
@@ -172,6 +174,7 @@ def test_nothing_is_copied_onto_itself():
     assert copies.count == 4 * 4 + 4
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", AGREEMENT)
 def test_labels_agree(plain, slices, dtype):

@@ -315,6 +315,7 @@ def test_a_case_that_cannot_fit_is_refused_before_it_is_unpacked(
     assert [path.name for path in folders[1].iterdir()] == ["b.nii.gz"]
 
 
+@pytest.mark.slow
 def test_a_slice_that_the_network_cannot_hold_is_refused(folders, run, monkeypatch, capsys):
     bomb(folders[0] / "a_0000.nii.gz", (12000, 12000, 1), 275 << 20)
     monkeypatch.setattr("inference.command.memory_limit", lambda: 3_000_000_000)
@@ -322,6 +323,7 @@ def test_a_slice_that_the_network_cannot_hold_is_refused(folders, run, monkeypat
     assert "GB of memory" in errors_of(capsys)[0]
 
 
+@pytest.mark.slow
 def test_no_more_is_unpacked_than_the_header_says(tmp_path):
     path = bomb(tmp_path / "a.nii.gz", (20, 20, 5), 64 << 20)
     script = (
@@ -366,6 +368,7 @@ def test_cases_wait_for_memory_one_after_another(folders, ct, tmp_path):
 # 6: previews and statistics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "pixdim"), [((3, 3000, 2), 1.0), ((3000, 3, 2), 1.0), ((20, 20, 3), 1e30)]
 )
@@ -380,6 +383,7 @@ def test_a_preview_has_a_size_that_is_bounded(folders, run, shape, pixdim):
         assert picture.height < 2100
 
 
+@pytest.mark.slow
 def test_a_preview_that_fails_costs_no_case(folders, run, ct, capsys):
     save_nifti(folders[0] / "a_0000.nii.gz", ct)
     (folders[1] / "a.png").mkdir(parents=True)
@@ -399,6 +403,7 @@ def test_a_table_that_cannot_be_written_is_told_at_once(folders, run, ct, monkey
     assert "--statistics" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["csv", "json"])
 def test_keeping_label_maps_keeps_their_rows(folders, run, ct, tmp_path, ending):
     table = tmp_path / f"table.{ending}"
@@ -478,6 +483,7 @@ def damaged_label_maps(good, other):
     yield "text", b"mine"
 
 
+@pytest.mark.slow
 def test_only_whole_label_maps_of_the_volume_count_as_done(folders, run, ct, tmp_path, capsys):
     inputs, outputs = folders
     source = save_nifti(inputs / "a_0000.nii.gz", ct)

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-import torchvision
 from conftest import trained_looking_network
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -70,6 +69,8 @@ def test_width_that_cannot_be_divided_is_refused():
 
 @pytest.mark.slow
 def test_encoder_is_torchvisions_vgg13_bn():
+    import torchvision  # a second and a half, which the quick tests need not wait for
+
     torch.manual_seed(0)
     reference = torchvision.models.vgg13_bn().features[:34].eval()
     network = AttentionUNet().eval()
@@ -125,6 +126,7 @@ def test_training_mode_returns_the_supervised_logits_too():
     assert network(torch.randn(2, 3, 32, 48)).shape == (2, 5, 32, 48)
 
 
+@pytest.mark.slow
 def test_full_network_takes_a_training_step_and_predicts():
     torch.manual_seed(0)
     network = AttentionUNet()

@@ -25,6 +25,7 @@ def test_only_the_organs_asked_for(folders, run, ct):
     assert np.unique(chosen).tolist() == [0, first, last] != np.unique(everything).tolist()
 
 
+@pytest.mark.slow
 def test_label_maps_of_other_organs_are_made_again(folders, run, ct, capsys):
     save_nifti(folders[0] / "a_0000.nii.gz", ct)
     assert run("--quiet", "--organs", "liver") == 0
@@ -35,6 +36,7 @@ def test_label_maps_of_other_organs_are_made_again(folders, run, ct, capsys):
     assert len(np.unique(labels_of(folders[1] / "a.nii.gz"))) > 2
 
 
+@pytest.mark.slow
 def test_a_mask_for_each_organ(folders, run, ct):
     save_nifti(folders[0] / "a_0000.nii.gz", ct)
     assert run("--quiet", "--per-organ") == 0
@@ -53,6 +55,7 @@ def test_a_mask_for_each_organ(folders, run, ct):
     assert [path.name for path in (folders[0] / "o" / "a").iterdir()] == ["spleen.nii.gz"]
 
 
+@pytest.mark.slow
 def test_a_kept_label_map_does_not_stand_for_masks_that_are_missing(folders, run, ct):
     save_nifti(folders[0] / "a_0000.nii.gz", ct)
     assert run("--quiet", "--organs", "spleen,liver") == 0
@@ -64,6 +67,7 @@ def test_a_kept_label_map_does_not_stand_for_masks_that_are_missing(folders, run
     assert [path.stat().st_mtime_ns for path in masks] == made
 
 
+@pytest.mark.slow
 def test_viewers_tables_only_where_asked_for(folders, run, ct):
     save_nifti(folders[0] / "a_0000.nii.gz", ct)
     assert run("--quiet") == 0

@@ -48,6 +48,7 @@ def test_labels_are_the_plain_networks(network, hu, batch_size):
     assert len(np.unique(expected)) >= 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_slices_in_several_threads_keep_their_places(network, hu, batch_size):
     predictor = predictor_of(network, batch_size=batch_size, lanes=3)

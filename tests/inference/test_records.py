@@ -83,6 +83,7 @@ def test_one_place_says_the_version():
 # What --keep-existing believes
 
 
+@pytest.mark.slow
 def test_label_maps_of_other_weights_or_versions_are_made_again(
     folders, run, ct, other_weights, predicted, monkeypatch, capsys
 ):
@@ -103,6 +104,7 @@ def test_label_maps_of_other_weights_or_versions_are_made_again(
     assert "not by abdoseg 9.0.0 random" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_label_map_with_something_behind_it_is_not_whole(folders, run, ct, predicted, capsys):
     save_nifti(folders[0] / "a_0000.nii.gz", ct)
     path = folders[1] / "a.nii.gz"
@@ -162,6 +164,7 @@ def test_a_manifest_says_what_made_each_label_map(folders, run, ct, tmp_path, we
     assert [entry.name for entry in outputs.iterdir()] == ["a.nii.gz"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_manifest_is_taken_up(folders, run, ct, tmp_path, predicted, capsys):
     inputs, _ = folders
     for name in "abc":
@@ -190,6 +193,7 @@ def test_an_interrupted_manifest_is_taken_up(folders, run, ct, tmp_path, predict
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_a_label_map_of_some_organs_does_not_stand_for_all(folders, run, ct, tmp_path, predicted):
     save_nifti(folders[0] / "a_0000.nii.gz", ct)
     log = tmp_path / "m.jsonl"

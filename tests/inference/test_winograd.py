@@ -57,6 +57,7 @@ def test_others_are_left_alone(layer):
     assert suits(convolution())
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_the_folded_network_gives_the_same_logits_with_it():
     slices = torch.randn(1, 1, 192, 176)
@@ -73,6 +74,7 @@ def test_the_folded_network_gives_the_same_logits_with_it():
     assert (found.argmax(dim=1) == plain.argmax(dim=1)).double().mean() > 0.9999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "total", "maps"),
     [

@@ -98,6 +98,7 @@ def test_organs_lie_where_they_lie_in_patients(anatomies, seed):
     assert at["spleen"][posterior] > at["stomach"][posterior]
 
 
+@pytest.mark.slow
 def test_tumors_lie_within_liver_kidneys_or_pancreas(anatomies):
     hosts = [NUMBERS[name] for name in ("liver", "right kidney", "left kidney", "pancreas")]
     for anatomy in anatomies.values():
@@ -159,12 +160,14 @@ def test_every_other_voxel_of_a_finer_grid_is_the_coarser_one():
     assert (coarse == fine).mean() > 0.9995  # crumbs apart, which each grid drops for itself
 
 
+@pytest.mark.slow
 def test_shorter_volume_is_a_crop_around_the_centre(anatomies):
     crop = anatomy_of(1, (30, 120, 120))
     whole = anatomies[1][27:57, 40:160, 40:160]
     assert (crop == whole).mean() > 0.9999
 
 
+@pytest.mark.slow
 def test_longer_volume_reaches_lungs_and_pelvis():
     anatomy = anatomy_of(3, (160, 60, 60), (8.0, 8.0, 8.0))
     lung, pelvis = (np.argwhere(anatomy == NUMBERS[name])[:, 0] for name in ("lung", "pelvis"))
@@ -194,6 +197,7 @@ def test_mean_hu_of_each_label_lies_in_its_range(anatomies, phase):
         assert low - slack < values.mean() < high + slack, structure.name
 
 
+@pytest.mark.slow
 def test_air_is_air_and_hu_stay_in_the_range_of_ct(anatomies):
     volume = render(anatomies[0], SPACING, np.random.default_rng(0), "delayed")
     assert volume.dtype == np.int16

@@ -231,6 +231,7 @@ def test_slices_depend_on_seed_and_position_alone(tmp_path):
     assert any(not np.array_equal(other[p].hu, forwards[p].hu) for p in range(20))
 
 
+@pytest.mark.slow
 def test_rare_organs_are_favoured_as_asked(tmp_path):
     write_case(tmp_path, "a")  # 6 slices: label 1 in two, label 7 in one
     cases = cached_cases(tmp_path, tmp_path / "cache")

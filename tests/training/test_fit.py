@@ -81,6 +81,7 @@ def test_a_run_that_was_stopped_goes_on_exactly(phantoms, tmp_path):
         assert torch.equal(weights, saved(broken)["weights"][name]), name
 
 
+@pytest.mark.slow
 def test_another_run_is_not_continued(phantoms, tmp_path, capsys):
     numbers = ("--recipe", "paper", "--steps", 1, "--held-out-fraction", 0)
     assert fit(phantoms, tmp_path, *numbers) == 0
@@ -89,6 +90,7 @@ def test_another_run_is_not_continued(phantoms, tmp_path, capsys):
     assert fit(phantoms, tmp_path, "--recipe", "paper", "--steps", 1, "--held-out", "p0") == 1
 
 
+@pytest.mark.slow
 def test_a_run_from_before_a_number_was_known_is_continued(phantoms, tmp_path):
     numbers = ("--recipe", "paper", "--held-out-fraction", 0)
     assert fit(phantoms, tmp_path, *numbers, "--steps", 1) == 0
@@ -170,6 +172,7 @@ def test_two_processes_get_the_weights_of_one(phantoms, tmp_path):
         torch.testing.assert_close(weights[1][name], alone, rtol=0, atol=2e-2 * learned, msg=name)
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_divided_is_refused(phantoms, tmp_path):
     from training.fit import fit as fit_cases
     from training.processes import Processes

@@ -119,6 +119,7 @@ def batch_of(values: np.ndarray, count: int) -> Batch:
     return collate([part] * count, 16)
 
 
+@pytest.mark.slow
 def test_windows_are_drawn_for_a_part_of_the_slices():
     values = np.tile(np.linspace(-1000, 1000, 32), (32, 1))
     rngs = [np.random.default_rng(seed) for seed in range(64)]

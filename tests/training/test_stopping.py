@@ -121,6 +121,7 @@ def test_data_is_checked_before_patients_are_drawn(data, tmp_path, monkeypatch, 
     assert "nobody" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_first_step_is_told_and_its_time(data, tmp_path, capsys):
     assert fit(data, tmp_path / "run", "--held-out-fraction", 0, "--steps", 2) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -153,6 +154,7 @@ def test_steps_between_two_lines_are_told_every_half_minute(monkeypatch):
     assert told[1][1] == ["step 14/100000  loss 1.0000  12.0 s a step  14 days left"]
 
 
+@pytest.mark.slow
 def test_a_first_step_of_minutes_is_told_while_it_goes_on(monkeypatch, capsys):
     monkeypatch.setattr("training.progress.LONGEST_SILENCE_S", 0.05)
     monkeypatch.setattr("training.progress._TOO_LONG_S", 1.0)
@@ -171,6 +173,7 @@ def test_a_first_step_of_minutes_is_told_while_it_goes_on(monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_steps_below_those_done_are_refused_and_equal_ones_explained(data, tmp_path, capsys):
     common = ("--held-out-fraction", 0)
     assert fit(data, tmp_path, *common, "--steps", 3) == 0
@@ -184,6 +187,7 @@ def test_steps_below_those_done_are_refused_and_equal_ones_explained(data, tmp_p
     assert "has done all its 3 steps: --steps above 3" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_is_all_warm_up_is_told(data, tmp_path, capsys):
     options = ("--held-out-fraction", 0, "--learning-rate", 0.1, "--warmup-steps", 10)
     assert fit(data, tmp_path, *options, "--steps", 2) == 0
@@ -192,6 +196,7 @@ def test_a_run_that_is_all_warm_up_is_told(data, tmp_path, capsys):
     assert "warm-up" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_other_steps_on_a_cosine_tell_what_becomes_of_the_learning_rate(data, tmp_path, capsys):
     options = ("--held-out-fraction", 0, "--learning-rate", 0.1, "--schedule", "cosine")
     assert fit(data, tmp_path, *options, "--steps", 2) == 0
@@ -201,6 +206,7 @@ def test_other_steps_on_a_cosine_tell_what_becomes_of_the_learning_rate(data, tm
     assert f"{expected}, not 0.0e+00" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_fails_while_scoring_costs_no_step_and_is_scored_next_time(
     data, tmp_path, monkeypatch
 ):
@@ -251,6 +257,7 @@ def test_auto_is_bf16_only_where_the_device_has_it(monkeypatch, capability, expe
     assert choose_precision("auto", torch.device("cuda", 0)) == expected
 
 
+@pytest.mark.slow
 def test_a_run_with_pseudo_labels_asks_its_average(data, tmp_path, monkeypatch):
     from training import fit as module
 

@@ -104,6 +104,7 @@ def test_kidneys_and_stomach_have_insides_of_the_same_label(patients):
             assert set(np.unique(LABELS[anatomy.structures[grown]])) == {label}
 
 
+@pytest.mark.slow
 def test_a_slice_depends_on_its_generator_alone(balls, patients):
     synthesise = Synthesis([balls, *patients], (1, 2), matrix=128, pixel_mm=3.2)
     first, again, other = (synthesise(np.random.default_rng(seed)) for seed in (7, 7, 8))
@@ -116,6 +117,7 @@ def test_a_slice_depends_on_its_generator_alone(balls, patients):
     assert first.annotated.all()
 
 
+@pytest.mark.slow
 def test_slices_look_like_ct_and_show_every_label(patients):
     """Over many slices: attenuations of the kind that radiology's tables give, and no mirroring."""
     synthesise = Synthesis(patients, (2,), matrix=192, pixel_mm=2.2)
@@ -160,6 +162,7 @@ def test_lesions_grow_in_their_hosts(balls):
     assert 10 <= grown <= 30  # half of the slices
 
 
+@pytest.mark.slow
 def test_deformation_keeps_areas_on_average(balls):
     """Enlargements are as often shrinkings: the liver's mean area is near that of the anatomy."""
     label_map = LABELS[balls.structures]
@@ -270,6 +273,7 @@ def test_the_shared_template_has_every_organ():
         assert volume == pytest.approx(voxels * 27, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_map_says_what_a_file_s_numbers_are_and_which_labels_it_does_not_tell_apart(tmp_path):
     """The balls in numbers of their own, at half their size: the map puts both right."""
     path, mapping = tmp_path / "balls.nii.gz", tmp_path / "mine.json"

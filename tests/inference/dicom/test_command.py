@@ -71,12 +71,14 @@ def test_label_maps_segmentations_statistics_and_previews(folders, run, series, 
         assert word not in said, word
 
 
+@pytest.mark.slow
 def test_only_a_segmentation(folders, run, series):
     _, outputs = folders
     assert run("--quiet", "--format", "seg") == 1
     assert names_of(outputs, ".nii.gz") == [] and len(names_of(outputs, ".seg.dcm")) == 2
 
 
+@pytest.mark.slow
 def test_only_the_organs_asked_for(folders, run, series):
     _, outputs = folders
     assert run("--quiet", "--format", "both", "--organs", "liver,spleen") == 1
@@ -100,6 +102,7 @@ def stamps(outputs):
     return {path.name: path.stat().st_mtime_ns for path in outputs.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["none", "label map gone", "segmentation cut", "nothing there"])
 def test_what_is_whole_is_kept(folders, run, series, damage, capsys):
     _, outputs = folders

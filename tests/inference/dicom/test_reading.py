@@ -292,6 +292,7 @@ def test_damaged_compressed_pixels_cost_their_series_alone(tmp_path):
     same(good.read(), nifti_of(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_decoder_that_crashes_is_started_anew():
     decoder = Decoder()
     options = {"rows": 2, "columns": 2, "transfer_syntax": JPEG2000Lossless}

@@ -15,10 +15,10 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from harness import ROOT, StandInEngine, make_inputs, save, wait_for
 
 from benchmark.__main__ import main
 from benchmark.containers.archive import ArchiveError, inspect_archive
-from tests.benchmark.test_efficiency import ROOT, StandInEngine, make_inputs, save, wait_for
 
 CASES = ("x", "y")
 GOOD = "for f in inputs/*_0000.nii.gz; do n=$(basename $f _0000.nii.gz); cp REFERENCE/$n.nii.gz " \

@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from test_efficiency import AFFINE, StandInEngine, run_benchmark, save
+from harness import AFFINE, StandInEngine, run_benchmark, save
 
 from benchmark.__main__ import main
 from benchmark.checking import findings as judge

@@ -10,7 +10,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from test_efficiency import ROOT, make_inputs, read_case, read_table, run_efficiency, save
+from harness import ROOT, make_inputs, read_case, read_table, run_efficiency, save
 from test_report import write_run
 
 from benchmark.__main__ import main

@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 import psutil
 import pytest
-from test_efficiency import (
+from harness import (
     StandInEngine,
     make_inputs,
     read_case,

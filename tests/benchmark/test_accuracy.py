@@ -1,3 +1,5 @@
+"""The accuracy run over folders: rows, tables, partly labelled references, cases that fail."""
+
 import csv
 import json
 import multiprocessing
@@ -5,34 +7,23 @@ import os
 import signal
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import pytest
-import surface_distance
+from label_maps import blobs, save
 from PIL import Image
 
 from benchmark.__main__ import main
 from benchmark.scoring import accuracy
-from benchmark.scoring.label_map import as_labels
-from benchmark.scoring.protocol import COLUMNS, PROTOCOLS
-from benchmark.scoring.scores import score_case, score_label_maps, surface_area, surface_dice
+from benchmark.scoring.protocol import COLUMNS
+from benchmark.scoring.scores import score_case
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Please import.*scipy.ndimage:DeprecationWarning"  # inside the surface-distance package
 )
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden_scores"
-SPACING = (0.8, 1.1, 2.5)
-
-
-def save(path, labels, affine=None, dtype=np.uint8):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    affine = np.diag([-0.8, -1.1, 2.5, 1]) if affine is None else affine
-    nibabel.save(nibabel.Nifti1Image(labels.astype(dtype), affine), path)
-    return path
 
 
 def score_folders(root, *more):
@@ -43,25 +34,6 @@ def score_folders(root, *more):
             *("--prediction", str(root / "prediction"), *more),
         ]
     )
-
-
-def blobs(seed, shape=(40, 36, 24), noise=0.0):
-    """A label map of 14 overlapping boxes, some at the array's borders, and stray voxels."""
-    rng = np.random.default_rng(seed)
-    labels = np.zeros(shape, np.uint8)
-    for label in rng.permutation(np.arange(1, 15)):
-        start = [rng.integers(-3, size - 3) for size in shape]
-        stop = [first + rng.integers(4, 15) for first in start]
-        box = tuple(slice(max(a, 0), b) for a, b in zip(start, stop, strict=True))
-        labels[box] = label
-    stray = rng.random(shape) < noise
-    labels[stray] = rng.integers(0, 15, stray.sum())
-    return labels
-
-
-def whole_volume_nsd(reference, prediction, spacing, tolerance):
-    found = surface_distance.compute_surface_distances(reference, prediction, spacing)
-    return surface_distance.compute_surface_dice_at_tolerance(found, tolerance)
 
 
 @pytest.mark.slow
@@ -81,186 +53,6 @@ def test_every_golden_number_agrees_with_the_official_script(tmp_path):
         }
     scores = (GOLDEN / "official/scores.txt").read_text()
     assert (report / "accuracy_official.txt").read_text() == scores
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(12))
-def test_cropping_changes_nothing(seed):
-    rng = np.random.default_rng(seed)
-    shape = tuple(rng.integers(12, 40, 3))
-    spacing = tuple(rng.choice([0.5, 0.7, 1.0, 2.0, 2.5], 3))
-    reference = np.zeros(shape, bool)
-    corner = [rng.integers(0, size - 4) for size in shape]
-    reference[tuple(slice(a, a + rng.integers(1, 9)) for a in corner)] = True
-    prediction = np.roll(reference, rng.integers(-2, 3, 3), axis=(0, 1, 2))
-    prediction |= rng.random(shape) < 0.01
-    reference[0, rng.integers(shape[1]), -1] = seed % 2
-    for tolerance in (1, 2, 3, 5, 7):  # often a whole number of voxels: distances equal to it
-        expected = whole_volume_nsd(reference, prediction, spacing, tolerance)
-        assert surface_dice(reference, prediction, spacing, tolerance) == pytest.approx(
-            expected, abs=1e-12
-        )
-        expected = whole_volume_nsd(prediction, reference, spacing, tolerance)
-        assert surface_dice(prediction, reference, spacing, tolerance) == pytest.approx(
-            expected, abs=1e-12
-        )
-
-
-def test_surface_dice_beyond_the_tolerance_is_zero():
-    reference, prediction = np.zeros((2, 60, 8, 8), bool)
-    reference[2:5, 2:5, 2:5] = prediction[50:53, 2:5, 2:5] = True
-    assert surface_dice(reference, prediction, (1, 1, 1), 5) == 0
-
-
-def test_surface_area_tends_to_that_of_a_box():
-    # 30 x 20 x 10 mm; the package's cells cut the edges, which are a small part of so large a box.
-    box = np.ones((60, 20, 5), bool)
-    area = surface_area(box, (0.5, 1.0, 2.0))
-    assert area == pytest.approx(2 * (30 * 20 + 30 * 10 + 20 * 10), rel=0.06)
-    found = surface_distance.compute_surface_distances(box, box, (0.5, 1.0, 2.0))
-    assert area == pytest.approx(found["surfel_areas_gt"].sum(), rel=1e-12)
-
-
-def by_the_rules(reference, prediction, spacing, protocol):
-    """The challenge's rules over whole volumes, label by label, with nothing cropped."""
-    expected = {}
-    for label, tolerance in protocol.tolerances_mm.items():
-        ours, theirs = reference == label, prediction == label
-        if not ours.any() or not theirs.any():
-            expected[label] = (float(ours.any() == theirs.any()),) * 2
-            continue
-        if label in (5, 6, 10):
-            slices = np.flatnonzero(ours.any(axis=(0, 1)))
-            ours, theirs = (mask[:, :, slices[0] : slices[-1]] for mask in (ours, theirs))
-        dsc = 2 * (ours & theirs).sum() / (ours.sum() + theirs.sum())
-        nsd = 0.0
-        if dsc >= protocol.nsd_floor and theirs.any():
-            nsd = whole_volume_nsd(ours, theirs, spacing, tolerance)
-        expected[label] = (round(float(dsc), 4), round(float(nsd), 4))
-    return expected
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
-@pytest.mark.parametrize("noise", [0.0, 0.002])
-def test_label_maps_score_as_the_rules_say(protocol, noise):
-    shift_seen = set()
-    for seed in range(6):
-        reference = blobs(seed)
-        prediction = np.roll(reference, (seed % 3, -1, seed % 2), axis=(0, 1, 2))
-        prediction[np.random.default_rng(seed).random(prediction.shape) < noise] = 0
-        prediction[prediction == seed] = 0
-        reference[reference == seed + 3] = 0
-        scores = score_label_maps(reference, prediction.astype(np.int16), SPACING, protocol)
-        expected = by_the_rules(reference, prediction, SPACING, protocol)
-        assert {label: (scores.dsc[label], scores.nsd[label]) for label in scores.dsc} == expected
-        shift_seen |= {nsd for _, nsd in expected.values()}
-    assert len(shift_seen) > 20  # the cases are not all 0 or 1
-
-
-def test_nsd_is_zero_below_the_floor_only():
-    reference, prediction = np.zeros((2, 40, 12, 12), np.uint8)
-    reference[2:22, 3:9, 3:9] = 1
-    prediction[19:39, 3:9, 3:9] = 1  # overlap 3 of 20: DSC 0.15
-    low = PROTOCOLS["flare23"]
-    assert score_label_maps(reference, prediction, (1, 1, 1), low).dsc[1] == 0.15
-    assert score_label_maps(reference, prediction, (1, 1, 1), low).nsd[1] == 0
-    published = replace(low, nsd_floor=0.1)
-    assert score_label_maps(reference, prediction, (1, 1, 1), published).nsd[1] > 0.3
-    # Disjoint, but one voxel apart: FLARE 2022 has no floor.
-    prediction[:22] = 0
-    old = score_label_maps(reference, prediction, (1, 1, 1), PROTOCOLS["flare22"])
-    assert (old.dsc[1], old.nsd[1] > 0.1) == (0, True)
-
-
-def test_aorta_counts_on_the_references_slices_but_the_last():
-    reference, prediction = np.zeros((2, 16, 16, 20), np.uint8)
-    reference[4:10, 4:10, 5:12] = 5
-    prediction[4:10, 4:10, 5:11] = 5  # all slices but the last
-    prediction[4:10, 4:10, 14:20] = 5  # and false ones beyond
-    assert score_label_maps(reference, prediction, SPACING).dsc[5] == 1
-    reference[reference > 0] = prediction[prediction > 0] = 1  # the liver counts on all slices
-    scores = score_label_maps(reference, prediction, SPACING)
-    assert scores.dsc[1] == round(2 * 6 / (7 + 12), 4)
-
-
-@pytest.mark.parametrize("label", [5, 6, 10])
-def test_one_slice_reference_is_scored_on_that_slice(label):
-    reference, prediction = np.zeros((2, 16, 16, 20), np.uint8)
-    reference[4:10, 4:10, 7] = label
-    prediction[4:10, 4:8, 3:9] = label
-    scores = score_label_maps(reference, prediction, SPACING)
-    assert scores.dsc[label] == round(2 * 24 / (36 + 24), 4)
-    assert 0 < scores.nsd[label] <= 1
-    assert len(scores.warnings) == 1
-    assert "one labelled slice" in scores.warnings[0]
-
-
-def test_empty_masks():
-    empty, one = np.zeros((2, 8, 8, 8), np.uint8)
-    one[2:5, 2:5, 2:5] = 3
-    assert set(score_label_maps(empty, empty, SPACING).nsd.values()) == {1.0}
-    for pair in ((empty, one), (one, empty)):
-        scores = score_label_maps(*pair, SPACING)
-        assert (scores.dsc[3], scores.nsd[3], scores.dsc[4]) == (0, 0, 1)
-
-
-def test_shapes_must_agree():
-    with pytest.raises(ValueError, match="shapes differ"):
-        score_label_maps(np.zeros((2, 3, 4), np.uint8), np.zeros((2, 3, 5), np.uint8), SPACING)
-
-
-@pytest.mark.parametrize(
-    ("values", "expected", "said"),
-    [
-        (np.array([0.0, 3.0, 14.0]), [0, 3, 14], None),
-        (np.array([0.2, 3.7, 14.0]), [0, 3, 14], "2 voxels hold fractions"),
-        (np.array([np.nan, np.inf, 5.0]), [0, 0, 5], "2 voxels are NaN or infinite"),
-        (np.array([15, 14, 255], np.uint8), [0, 14, 0], "2 voxels hold labels outside 0 to 14"),
-        (np.array([257, -1, 2], np.int16), [0, 0, 2], "(-1, 257)"),
-    ],
-)
-def test_odd_values_are_taken_and_said(values, expected, said):
-    labels, warnings = as_labels(values)
-    assert labels.tolist() == expected
-    assert labels.dtype == np.uint8
-    assert [said in warning for warning in warnings] == ([True] if said else [])
-
-
-def test_float_file_scores_as_its_integers_do(tmp_path):
-    labels = blobs(1)
-    reference = save(tmp_path / "r/a.nii.gz", labels)
-    moved = np.roll(labels, 1, axis=0)
-    plain = score_case(reference, save(tmp_path / "p/a.nii.gz", moved))
-    floats = score_case(reference, save(tmp_path / "p/b.nii.gz", moved, dtype=np.float32))
-    assert (floats.dsc, floats.nsd, floats.warnings) == (plain.dsc, plain.nsd, [])
-    assert plain.failure is None
-    assert 0.5 < np.mean(list(plain.dsc.values())) < 1
-
-
-def test_another_affine_is_warned_of_and_scored(tmp_path):
-    labels = blobs(2)
-    reference = save(tmp_path / "r/a.nii.gz", labels)
-    affine = np.diag([-0.8, -1.1, 2.5, 1])
-    affine[0, 3] = 3
-    scores = score_case(reference, save(tmp_path / "p/a.nii.gz", labels, affine))
-    assert set(scores.dsc.values()) == {1.0}
-    assert scores.warnings == ["prediction: its affine is up to 3 mm away from the reference's"]
-    affine[0, 3] = 0.01
-    near = score_case(reference, save(tmp_path / "p/b.nii.gz", labels, affine))
-    assert near.warnings == []
-
-
-def test_spacing_is_the_references(tmp_path):
-    labels = blobs(3)
-    moved = np.roll(labels, 1, axis=2)
-    fine, coarse = np.diag([-1, -1, 1, 1]), np.diag([-1, -1, 20, 1])
-    same = save(tmp_path / "p/a.nii.gz", moved, fine)
-    near = score_case(save(tmp_path / "r/a.nii.gz", labels, fine), same)
-    far = score_case(save(tmp_path / "r/b.nii.gz", labels, coarse), same)
-    assert near.dsc == far.dsc
-    assert near.nsd[12] == 1  # one slice of 1 mm is within the duodenum's 7 mm; of 20 mm not
-    assert far.nsd[12] < 1
 
 
 @pytest.fixture

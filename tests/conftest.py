@@ -100,6 +100,11 @@ def reoriented(array: np.ndarray, affine: np.ndarray, orientation: np.ndarray):
     return turned, affine @ nibabel.orientations.inv_ornt_aff(transform, array.shape)
 
 
+def errors_of(capsys) -> list[str]:
+    """The lines in which the service tells errors."""
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+
+
 @pytest.fixture
 def folders(tmp_path) -> tuple[Path, Path]:
     """A folder of inputs, and where outputs will be."""

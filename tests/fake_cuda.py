@@ -6,6 +6,9 @@ on their values. What goes up and down and makes the host wait is counted, memor
 written holds NaN, a copy that need not be waited for has not happened until it is, and the
 driver's calls answer as those of a card would: a device without its index is refused where torch
 refuses it.
+
+It is long because it is one device: what a kernel takes, what memory holds and what the driver says
+change together.
 """
 
 import threading

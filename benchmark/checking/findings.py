@@ -2,6 +2,8 @@
 
 Failed is what costs cases in the challenge, or is not what it asks for. Warned is what costs
 points by degree, costs nothing there but elsewhere, or could not be looked at.
+
+It is long because it is the whole list: a function for each line of it, with its words.
 """
 
 from collections.abc import Iterable, Sequence

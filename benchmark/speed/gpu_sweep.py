@@ -9,7 +9,8 @@ The full-size network (seeded random weights unless a file is given) segments sy
 `python -m benchmark network-speed --sweep`; a warm folder by the service's own phase log. This
 process itself never touches the device. Every stage stands on its own: whatever goes wrong costs
 that stage, and the page and the raw results beside it are written after each. What the time no
-longer allows is left out, and the page says so.
+longer allows is left out, and the page says so. It is long because the stages share one clock, one
+folder of volumes and one result.
 """
 
 import argparse

@@ -1,34 +1,23 @@
 """Inputs, outputs and surroundings that would do harm: nothing is lost, every fault is one line."""
 
 import contextlib
-import csv
-import gzip
 import json
 import os
-import signal
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import RAS_AFFINE, metadata_of, save_nifti, trained_looking_network
+from conftest import RAS_AFFINE, errors_of, metadata_of, save_nifti, trained_looking_network
 
-from inference import files, service
-from inference.files import find_cases, printable, spreadsheet_text, write_atomically
+from inference import files
+from inference.files import find_cases, write_atomically
 from inference.label_map import is_label_map_of, write_label_map
-from inference.memory import MemoryBudget, memory_limit
-from inference.outputs import Outputs
 from inference.service import Service
-from inference.statistics import StatisticsTable, label_statistics
 from inference.volume import VolumeError, read_volume
 from inference.weights import WeightsError, load_weights, read_metadata, save_weights
-
-ROOT = Path(__file__).parents[2]
 
 
 def wrong_usage(run, *arguments):
@@ -37,11 +26,7 @@ def wrong_usage(run, *arguments):
     return stopped.value.code == 2
 
 
-def errors_of(capsys):
-    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-
-
-# 1: inputs
+# inputs
 
 
 @pytest.mark.parametrize("how", ["same folder", "linked folder", "hard link", "symbolic link"])
@@ -79,7 +64,7 @@ def test_statistics_do_not_replace_an_input(folders, run, ct, tmp_path):
     assert wrong_usage(run, "--statistics", str(tmp_path / "table.csv"))
 
 
-# 2: temporary files
+# temporary files
 
 
 def test_two_writers_of_one_name_leave_one_whole_file(tmp_path):
@@ -125,7 +110,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     assert order == ["fsync", "rename"]
 
 
-# 3, 13: headers
+# headers
 
 
 def with_header(path, ct, **fields):
@@ -177,195 +162,7 @@ def test_a_name_that_is_too_long_fails_before_predicting(folders, run, ct, monke
     assert "more than 255 bytes" in errors_of(capsys)[0]
 
 
-# 4, 9: streams and signals
-
-SHELL_RUN = "{python} -m inference --input {inputs} --output {outputs} --weights {weights} \
---device cpu"
-
-
-def shell(folders, weights_file, redirections, **more):
-    command = SHELL_RUN.format(
-        python=sys.executable, inputs=folders[0], outputs=folders[1], weights=weights_file
-    )
-    return subprocess.run(
-        ["bash", "-c", f"{command} {redirections}"], cwd=ROOT, timeout=120, check=False, **more
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "redirections",
-    ["2>&-", "2>&- >&-", "2>/dev/full >/dev/full", "2>&1 | true; exit ${PIPESTATUS[0]}"],
-)
-def test_lost_streams_cost_no_case(folders, weights_file, ct, redirections):
-    for name in "abc":
-        save_nifti(folders[0] / f"{name}_0000.nii.gz", ct)
-    assert shell(folders, weights_file, redirections).returncode == 0
-    assert sorted(path.name for path in folders[1].iterdir()) == [f"{n}.nii.gz" for n in "abc"]
-    for path in folders[1].iterdir():
-        assert nibabel.load(path).shape == ct.shape
-        np.asanyarray(nibabel.load(path).dataobj)
-
-
-SLOW_SERVICE = """
-import sys, time
-from inference import command, service, signals
-predict = service.Service._predict
-def slowly(self, case, predictor):
-    predict(self, case, predictor)
-    if case.name == "b":
-        print("waiting", flush=True)
-        time.sleep(600)
-service.Service._predict = slowly
-signals.GRACE_SECONDS = 0.5
-sys.exit(command.main(sys.argv[1:]))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_it_after_what_is_being_written(folders, weights_file, ct, number, code):
-    for name in "abc":
-        save_nifti(folders[0] / f"{name}_0000.nii.gz", ct)
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW_SERVICE, "--input", str(folders[0]), "--output",
-         str(folders[1]), "--weights", str(weights_file), "--device", "cpu"],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout.readline() == "waiting\n"
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == code, errors
-    assert "are whole" in errors.splitlines()[-1]
-    assert [path.name for path in folders[1].iterdir()] == ["a.nii.gz"]
-    assert nibabel.load(folders[1] / "a.nii.gz").shape == ct.shape
-
-
-@pytest.mark.slow
-def test_ctrl_c_while_importing_shows_no_traceback(folders, weights_file, ct):
-    save_nifti(folders[0] / "a_0000.nii.gz", ct)
-    for delay in (0.0, 0.1, 0.3):
-        process = subprocess.Popen(
-            ["sh", "predict.sh", "--input", str(folders[0]), "--output", str(folders[1]),
-             "--weights", str(weights_file), "--device", "cpu"],
-            cwd=ROOT, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHON": sys.executable},
-        )  # fmt: skip
-        while not catches(process.pid, signal.SIGTERM):  # before that it is Python that starts
-            assert process.poll() is None
-        time.sleep(delay)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-        assert "Traceback" not in errors
-        assert process.returncode in (130, 0)
-
-
-def catches(pid, number):
-    status = Path(f"/proc/{pid}/status").read_text()
-    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
-    return int(caught.split()[1], 16) >> (number - 1) & 1
-
-
-# 5: memory
-
-
-def test_the_memory_limit_is_that_of_the_group(tmp_path):
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert memory_limit(tmp_path) == machine
-    (tmp_path / "proc/self").mkdir(parents=True)
-    unified = tmp_path / "sys/fs/cgroup/a/b"
-    unified.mkdir(parents=True)
-    (tmp_path / "proc/self/cgroup").write_text("0::/a/b\n")
-    (unified / "memory.max").write_text("max\n")
-    assert memory_limit(tmp_path) == machine
-    (unified.parent / "memory.max").write_text("3000000000\n")
-    assert memory_limit(tmp_path) == 3_000_000_000
-    (unified / "memory.max").write_text("2000000000\n")
-    assert memory_limit(tmp_path) == 2_000_000_000
-
-    (tmp_path / "proc/self/cgroup").write_text("5:cpu,cpuacct:/x\n4:memory:/docker/1\n")
-    (tmp_path / "sys/fs/cgroup/memory").mkdir()
-    (tmp_path / "sys/fs/cgroup/memory/memory.limit_in_bytes").write_text("1000000000\n")
-    assert memory_limit(tmp_path) == 1_000_000_000
-
-
-def bomb(path, claimed, unpacked):
-    """A file whose header claims a shape, and which unpacks to so many bytes of zeros."""
-    header = nibabel.Nifti1Header()
-    header.set_data_dtype(np.int16)
-    header["dim"][:4] = [3, *claimed]
-    header["magic"], header["vox_offset"] = header.single_magic, 352
-    header.set_sform(RAS_AFFINE, 1)
-    with gzip.open(path, "wb", compresslevel=9) as file:
-        file.write(header.binaryblock + bytes(4))
-        for _ in range(unpacked // (1 << 20)):
-            file.write(bytes(1 << 20))
-    return path
-
-
-def test_a_case_that_cannot_fit_is_refused_before_it_is_unpacked(
-    folders, run, ct, monkeypatch, capsys
-):
-    bomb(folders[0] / "a_0000.nii.gz", (12000, 12000, 900), 1 << 20)
-    save_nifti(folders[0] / "b_0000.nii.gz", ct)
-    monkeypatch.setattr("inference.command.memory_limit", lambda: 3_000_000_000)
-    assert run("--quiet") == 1
-    (line,) = errors_of(capsys)
-    assert "a_0000.nii.gz" in line and "GB of memory" in line
-    assert [path.name for path in folders[1].iterdir()] == ["b.nii.gz"]
-
-
-@pytest.mark.slow
-def test_a_slice_that_the_network_cannot_hold_is_refused(folders, run, monkeypatch, capsys):
-    bomb(folders[0] / "a_0000.nii.gz", (12000, 12000, 1), 275 << 20)
-    monkeypatch.setattr("inference.command.memory_limit", lambda: 3_000_000_000)
-    assert run("--quiet") == 1
-    assert "GB of memory" in errors_of(capsys)[0]
-
-
-@pytest.mark.slow
-def test_no_more_is_unpacked_than_the_header_says(tmp_path):
-    path = bomb(tmp_path / "a.nii.gz", (20, 20, 5), 64 << 20)
-    script = (
-        "import resource, sys; from pathlib import Path; from inference.volume import read_volume\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "assert read_volume(Path(sys.argv[1])).voxels.shape == (5, 20, 20)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert int(done.stdout) < 20 << 10  # kB; what the file unpacks to is 64 MB
-
-
-def test_cases_wait_for_memory_one_after_another(folders, ct, tmp_path):
-    paths = [save_nifti(folders[0] / f"{name}_0000.nii", ct) for name in "abc"]
-    need = 2 * ct.size + paths[0].stat().st_size  # the voxels and the file they come from
-    budget = MemoryBudget(need + 10)
-    most = []
-
-    class Labels:
-        metadata = metadata_of(trained_looking_network())
-
-        def predict(self, voxels, **_):
-            most.append(budget._taken)
-            return np.zeros(voxels.shape, np.uint8)
-
-        def release(self):
-            pass
-
-    folders[1].mkdir()
-    runner = Service(Outputs(folders[1]), Labels, service.PhaseTimer(), budget=budget)
-    assert [case.status for case in runner.run(paths)] == ["done"] * 3
-    assert most == [need] * 3
-    assert budget._taken == 0
-
-
-# 6: previews and statistics
+# previews and statistics
 
 
 @pytest.mark.slow
@@ -393,85 +190,7 @@ def test_a_preview_that_fails_costs_no_case(folders, run, ct, capsys):
     assert nibabel.load(folders[1] / "a.nii.gz").shape == ct.shape
 
 
-# 7: tables
-
-
-def test_a_table_that_cannot_be_written_is_told_at_once(folders, run, ct, monkeypatch, capsys):
-    save_nifti(folders[0] / "a_0000.nii.gz", ct)
-    monkeypatch.setattr(Service, "run", lambda *_: pytest.fail("cases were begun"))
-    assert run("--statistics", str(folders[0] / "nowhere" / "table.csv")) == 2
-    assert "--statistics" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("ending", ["csv", "json"])
-def test_keeping_label_maps_keeps_their_rows(folders, run, ct, tmp_path, ending):
-    table = tmp_path / f"table.{ending}"
-    save_nifti(folders[0] / "a_0000.nii.gz", ct)
-    options = ("--statistics", str(table), "--quiet", "--keep-existing")
-    assert run(*options) == 0
-    first = table.read_text()
-    assert run(*options) == 0
-    assert table.read_text() == first
-    save_nifti(folders[0] / "b_0000.nii.gz", ct)
-    assert run(*options) == 0
-    with table.open(newline="") as file:
-        rows = json.load(file) if ending == "json" else list(csv.DictReader(file))
-    assert [row["case"] for row in rows] == ["a"] * 14 + ["b"] * 14
-
-
-def test_a_foreign_table_is_not_added_to(folders, run, ct, tmp_path, capsys):
-    save_nifti(folders[0] / "a_0000.nii.gz", ct)
-    table = tmp_path / "table.csv"
-    table.write_text("name,age\nx,3\n")
-    assert run("--statistics", str(table), "--keep-existing") == 2
-    assert "not a table of label statistics" in capsys.readouterr().err
-    assert table.read_text() == "name,age\nx,3\n"
-
-
-def test_tables_hold_no_nan_and_no_formula(tmp_path):
-    path = save_nifti(tmp_path / "a.nii", np.full((4, 4, 4), np.nan, np.float32))
-    volume = read_volume(path)
-    statistics = label_statistics("=1+2", np.ones((4, 4, 4), np.uint8), volume)
-    for ending in ("csv", "json"):
-        table = StatisticsTable(tmp_path / f"t.{ending}")
-        table.add(statistics)
-        table.write()
-    with (tmp_path / "t.csv").open(newline="") as file:
-        assert next(csv.DictReader(file))["case"] == "'=1+2"
-
-    def refuse(name):
-        raise AssertionError(name)
-
-    rows = json.loads((tmp_path / "t.json").read_text(), parse_constant=refuse)
-    assert rows[0]["mean_hu"] is None
-
-
-@pytest.mark.parametrize("name", ["a\nb", "a\x1b[2Jb", "a\rb", os.fsdecode(b"a\xffb")])
-def test_names_reach_a_terminal_as_one_harmless_line(folders, run, ct, name, capsys):
-    save_nifti(folders[0] / f"{name}_0000.nii.gz", ct)
-    (folders[0] / f"{name}x.nii.gz").write_text("no volume")
-    assert run() == 1
-    captured = capsys.readouterr()
-    text = captured.out + captured.err
-    assert all(character.isprintable() or character == "\n" for character in text)
-    assert len(errors_of_text(captured.err)) == 1
-    assert (folders[1] / f"{name}.nii.gz").is_file()
-
-
-def errors_of_text(text):
-    return [line for line in text.splitlines() if line.startswith("error: ")]
-
-
-def test_shown_names():
-    assert printable("a\tb\x07") == "a\\tb\\x07"
-    assert printable("Äpfel 腹") == "Äpfel 腹"
-    for text in ("=a", "+a", "-a", "@a"):
-        assert spreadsheet_text(text) == f"'{text}"
-    assert spreadsheet_text("case-1") == "case-1"
-
-
-# 8: what counts as done
+# what counts as done
 
 
 def damaged_label_maps(good, other):
@@ -512,7 +231,7 @@ def test_a_folder_in_the_place_of_a_label_map_is_not_done(folders, run, ct, caps
     assert "Is a directory" in errors_of(capsys)[0]
 
 
-# 10: the phase log
+# the phase log
 
 
 def test_a_phase_log_that_cannot_be_written_is_a_warning(folders, run, ct, monkeypatch, capsys):
@@ -523,7 +242,7 @@ def test_a_phase_log_that_cannot_be_written_is_a_warning(folders, run, ct, monke
     assert len(warnings) == 1
 
 
-# 11: what is called like a volume and is none
+# what is called like a volume and is none
 
 
 def test_nothing_called_like_a_volume_is_passed_over(folders, run, ct, capsys):
@@ -546,7 +265,7 @@ def test_nothing_called_like_a_volume_is_passed_over(folders, run, ct, capsys):
     assert [path.name for path in find_cases(inputs)] == ["good_0000.nii.gz"]
 
 
-# 12: wrong usage without a traceback
+# wrong usage without a traceback
 
 
 def test_inputs_that_are_no_files(tmp_path, run, capsys):

@@ -1,4 +1,7 @@
-"""Proof of what made each label map: headers, manifests, and what --keep-existing believes."""
+"""Proof of what made each label map: headers, manifests, and what --keep-existing believes.
+
+Long because it is one way, which each test breaks elsewhere: written, cut off, believed or not.
+"""
 
 import hashlib
 import json

@@ -1,0 +1,115 @@
+"""Volumes that do not fit, and files that unpack to more than they say."""
+
+import gzip
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from conftest import RAS_AFFINE, errors_of, metadata_of, save_nifti, trained_looking_network
+
+from inference import service
+from inference.memory import MemoryBudget, memory_limit
+from inference.outputs import Outputs
+from inference.service import Service
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_memory_limit_is_that_of_the_group(tmp_path):
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert memory_limit(tmp_path) == machine
+    (tmp_path / "proc/self").mkdir(parents=True)
+    unified = tmp_path / "sys/fs/cgroup/a/b"
+    unified.mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/a/b\n")
+    (unified / "memory.max").write_text("max\n")
+    assert memory_limit(tmp_path) == machine
+    (unified.parent / "memory.max").write_text("3000000000\n")
+    assert memory_limit(tmp_path) == 3_000_000_000
+    (unified / "memory.max").write_text("2000000000\n")
+    assert memory_limit(tmp_path) == 2_000_000_000
+
+    (tmp_path / "proc/self/cgroup").write_text("5:cpu,cpuacct:/x\n4:memory:/docker/1\n")
+    (tmp_path / "sys/fs/cgroup/memory").mkdir()
+    (tmp_path / "sys/fs/cgroup/memory/memory.limit_in_bytes").write_text("1000000000\n")
+    assert memory_limit(tmp_path) == 1_000_000_000
+
+
+def bomb(path, claimed, unpacked):
+    """A file whose header claims a shape, and which unpacks to so many bytes of zeros."""
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    header["dim"][:4] = [3, *claimed]
+    header["magic"], header["vox_offset"] = header.single_magic, 352
+    header.set_sform(RAS_AFFINE, 1)
+    with gzip.open(path, "wb", compresslevel=9) as file:
+        file.write(header.binaryblock + bytes(4))
+        for _ in range(unpacked // (1 << 20)):
+            file.write(bytes(1 << 20))
+    return path
+
+
+def test_a_case_that_cannot_fit_is_refused_before_it_is_unpacked(
+    folders, run, ct, monkeypatch, capsys
+):
+    bomb(folders[0] / "a_0000.nii.gz", (12000, 12000, 900), 1 << 20)
+    save_nifti(folders[0] / "b_0000.nii.gz", ct)
+    monkeypatch.setattr("inference.command.memory_limit", lambda: 3_000_000_000)
+    assert run("--quiet") == 1
+    (line,) = errors_of(capsys)
+    assert "a_0000.nii.gz" in line and "GB of memory" in line
+    assert [path.name for path in folders[1].iterdir()] == ["b.nii.gz"]
+
+
+@pytest.mark.slow
+def test_a_slice_that_the_network_cannot_hold_is_refused(folders, run, monkeypatch, capsys):
+    bomb(folders[0] / "a_0000.nii.gz", (12000, 12000, 1), 275 << 20)
+    monkeypatch.setattr("inference.command.memory_limit", lambda: 3_000_000_000)
+    assert run("--quiet") == 1
+    assert "GB of memory" in errors_of(capsys)[0]
+
+
+@pytest.mark.slow
+def test_no_more_is_unpacked_than_the_header_says(tmp_path):
+    path = bomb(tmp_path / "a.nii.gz", (20, 20, 5), 64 << 20)
+    script = (
+        "import resource, sys; from pathlib import Path; from inference.volume import read_volume\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "assert read_volume(Path(sys.argv[1])).voxels.shape == (5, 20, 20)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) < 20 << 10  # kB; what the file unpacks to is 64 MB
+
+
+def test_cases_wait_for_memory_one_after_another(folders, ct, tmp_path):
+    paths = [save_nifti(folders[0] / f"{name}_0000.nii", ct) for name in "abc"]
+    need = 2 * ct.size + paths[0].stat().st_size  # the voxels and the file they come from
+    budget = MemoryBudget(need + 10)
+    most = []
+
+    class Labels:
+        metadata = metadata_of(trained_looking_network())
+
+        def predict(self, voxels, **_):
+            most.append(budget._taken)
+            return np.zeros(voxels.shape, np.uint8)
+
+        def release(self):
+            pass
+
+    folders[1].mkdir()
+    runner = Service(Outputs(folders[1]), Labels, service.PhaseTimer(), budget=budget)
+    assert [case.status for case in runner.run(paths)] == ["done"] * 3
+    assert most == [need] * 3
+    assert budget._taken == 0

@@ -1,0 +1,94 @@
+"""Others' numbers for structures: the shipped maps, and nnU-Net's `dataset.json`."""
+
+import json
+
+import pytest
+
+from inference.labels import LABEL_NAMES
+from training.label_mapping import DataError, load_label_mapping, nnunet_label_mapping
+
+# As the data sets' own papers and label files have them.
+AMOS = [
+    *("spleen", "right kidney", "left kidney", "gallbladder", "esophagus", "liver", "stomach"),
+    *("aorta", "inferior vena cava", "pancreas", "right adrenal gland", "left adrenal gland"),
+    *("duodenum", "bladder", "prostate"),
+]
+
+BTCV = [
+    *("spleen", "right kidney", "left kidney", "gallbladder", "esophagus", "liver", "stomach"),
+    *("aorta", "inferior vena cava", "portal and splenic vein", "pancreas"),
+    *("right adrenal gland", "left adrenal gland"),
+]
+
+
+@pytest.mark.parametrize(("name", "theirs"), [("amos", AMOS), ("btcv", BTCV)])
+def test_shipped_label_maps(name, theirs):
+    mapping = load_label_mapping(name)
+    expected = {
+        number: LABEL_NAMES.index(structure)
+        for number, structure in enumerate(theirs, 1)
+        if structure in LABEL_NAMES
+    }
+    assert mapping.labels == expected
+    assert set(mapping.annotated_labels) == set(expected.values())
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"background": 0, "Liver": 6, "kidney_left": 3, "arota": 8, "bladder": 14, "postcava": 9},
+        {"0": "background", "6": "liver", "3": "left kidney", "8": "Aorta", "14": "bladder",
+         "9": "inferior_vena_cava"},
+    ],
+)  # fmt: skip
+def test_nnunet_names_its_numbers(tmp_path, labels):
+    """Both forms of dataset.json; numbers of AMOS, whose shipped map knows the same."""
+    (tmp_path / "dataset.json").write_text(json.dumps({"name": "mine", "labels": labels}))
+    mapping = nnunet_label_mapping(tmp_path)
+    assert mapping.labels == {6: 1, 3: 13, 8: 5, 9: 6}
+    amos = load_label_mapping("amos").labels
+    assert all(amos[theirs] == ours for theirs, ours in mapping.labels.items())
+    assert mapping.annotated_labels == (1, 5, 6, 13)
+    assert mapping.ignored == ("bladder",)
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        *((spelling, 13) for spelling in ("kidney_l", "LKidney", "lkidney", "LeftKidney")),
+        *((spelling, 7) for spelling in ("adrenal_gland_right", "Adrenal R", "RAG")),
+        *((spelling, 6) for spelling in ("IVC", "Postcava", "vena_cava", "inferior vena cava")),
+        *((spelling, 10) for spelling in ("oesophagus", "Esophagus")),
+        *((spelling, 14) for spelling in ("Tumour", "lesion", "cancer")),
+        *((spelling, None) for spelling in ("kidney", "adrenal gland", "liver vessel", "colon")),
+    ],
+)
+def test_names_are_known_in_many_spellings(tmp_path, name, label):
+    labels = {"background": 0, "spleen": 1, name: 2}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    mapping = nnunet_label_mapping(tmp_path)
+    assert mapping.labels == ({1: 3, 2: label} if label else {1: 3})
+    assert mapping.ignored == (() if label else (name,))
+
+
+def test_two_numbers_of_one_structure_are_both_ours(tmp_path):
+    labels = {"0": "background", "1": "liver", "2": "tumor", "3": "tumor"}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    assert nnunet_label_mapping(tmp_path).labels == {1: 1, 2: 14, 3: 14}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "not nnU-Net's"),
+        ('{"labels": {"liver": [1, 2]}}', "regions"),
+        ('{"labels": {"femur": 1}}', "none of femur"),
+        ('{"labels": {"liver": 1, "ignore": 2}}', "labelled ignore"),
+        ('{"labels": {"liver": 1}, "file_ending": ".png"}', "convert"),
+    ],
+)
+def test_a_dataset_json_that_cannot_be_used(tmp_path, content, reason):
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(DataError, match=reason):
+        nnunet_label_mapping(tmp_path)
+    assert nnunet_label_mapping(tmp_path.parent) is None

@@ -1,8 +1,12 @@
-"""Lines about a run, which must not cost the run: a terminal may be closed, a disk full."""
+"""Lines about a run, which must not cost the run (a terminal may be closed), and of wrong usage."""
 
 import os
 import sys
 from typing import TextIO
+
+
+class UsageError(ValueError):
+    """What was asked cannot be done; the message says what to do, in one line."""
 
 
 def say(line: str, stream: TextIO | None = None) -> None:

@@ -18,16 +18,18 @@ from collections import Counter
 from pathlib import Path
 
 from benchmark.challenge.team import DONE, FAILED, Evening, Fate, run_team, team_name
-from benchmark.containers.efficiency import list_cases, odd_count, open_gpu, signals_raise
+from benchmark.containers.cases import Case, list_cases
+from benchmark.containers.device import open_gpu
 from benchmark.containers.engine import EngineError, docker
-from benchmark.containers.measurement import Case
 from benchmark.containers.repeats import median_run
-from benchmark.containers.run_folder import UsageError, write_json
+from benchmark.containers.run_folder import write_json
+from benchmark.containers.runner import signals_raise
 from benchmark.judging.rank import cautions, rank_runs, summary_rows, titles_of, write_ranking
 from benchmark.judging.ranking import RULES, Ranking, Rules
 from benchmark.judging.report import render
 from benchmark.judging.runs import Run, RunError, read_run
-from benchmark.messages import say
+from benchmark.messages import UsageError, say
+from benchmark.options import odd_count
 from benchmark.scoring.protocol import PROTOCOLS
 from inference.files import case_name, find_cases, printable, write_atomically
 from inference.signals import Stopped

@@ -24,11 +24,11 @@ from benchmark.containers.archive import (
     inspect_archive,
     remove_image,
 )
+from benchmark.containers.cases import Case
 from benchmark.containers.engine import EngineError, docker, image_id, load_archive
-from benchmark.containers.measurement import Case
-from benchmark.containers.run_folder import EFFICIENCY_SUFFIX, UsageError, write_json
+from benchmark.containers.run_folder import EFFICIENCY_SUFFIX, write_json
 from benchmark.containers.tables import failed_csv_table
-from benchmark.messages import say
+from benchmark.messages import UsageError, say
 from benchmark.scoring import accuracy
 from inference.files import printable, write_atomically
 from inference.signals import Stopped

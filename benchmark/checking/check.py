@@ -40,19 +40,16 @@ from benchmark.checking.volumes import (
     draw_subjects,
     own_subjects,
 )
-from benchmark.containers.efficiency import (
-    open_gpu,
-    positive,
-    read_idle,
-    signals_raise,
-)
+from benchmark.containers.device import open_gpu, read_idle
 from benchmark.containers.engine import EngineError, image_id, remove_abandoned
 from benchmark.containers.environment import describe_machine
 from benchmark.containers.gpu import Gpu
-from benchmark.containers.run_folder import UsageError, write_json
+from benchmark.containers.run_folder import write_json
+from benchmark.containers.runner import signals_raise
 from benchmark.containers.tables import OFFICIAL_INTERVAL, by
 from benchmark.containers.targets import Folders, MemoryLimit
-from benchmark.messages import say
+from benchmark.messages import UsageError, say
+from benchmark.options import positive
 from inference.files import printable, write_atomically
 from inference.signals import Stopped
 

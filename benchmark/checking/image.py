@@ -13,11 +13,11 @@ from benchmark.containers.engine import (
     image_id,
     load_images,
 )
-from benchmark.containers.run_folder import UsageError
 from benchmark.containers.runner import run_case
 from benchmark.containers.sampler import Sampler
 from benchmark.containers.tables import OFFICIAL_INTERVAL
 from benchmark.containers.targets import Container, Folders, MemoryLimit
+from benchmark.messages import UsageError
 
 WARN_ARCHIVE_GB = 10.0
 """GB (10**9 bytes) of an archive above which it is warned of. Not a rule of the challenge."""

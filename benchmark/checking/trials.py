@@ -10,8 +10,9 @@ from pathlib import Path
 
 from benchmark.checking.volumes import Subject
 from benchmark.containers.areas import flare_area
+from benchmark.containers.device import Idle
 from benchmark.containers.gpu import Gpu
-from benchmark.containers.measurement import Idle, take_output
+from benchmark.containers.measurement import take_output
 from benchmark.containers.output_check import OutputCheck
 from benchmark.containers.runner import Outcome, log_tail, run_case
 from benchmark.containers.sampler import Sampler, Samples

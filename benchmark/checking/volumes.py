@@ -8,8 +8,7 @@ import nibabel
 import numpy as np
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from benchmark.containers.efficiency import list_cases
-from benchmark.containers.measurement import Case
+from benchmark.containers.cases import Case, list_cases
 from synthetic.phantom import draw_phantom, write_nifti
 
 LARGE_SLICES = 852

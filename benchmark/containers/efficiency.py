@@ -11,18 +11,14 @@ One container start per case, alone in its inputs folder. The files of a run fol
 """
 
 import argparse
-import contextlib
-import math
 import re
 import shlex
-import signal
-import statistics
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
+from benchmark.containers.cases import list_cases
 from benchmark.containers.curves import draw_curves
+from benchmark.containers.device import open_gpu, read_idle
 from benchmark.containers.engine import (
     EngineError,
     docker,
@@ -31,22 +27,17 @@ from benchmark.containers.engine import (
     remove_abandoned,
 )
 from benchmark.containers.environment import describe_machine
-from benchmark.containers.gpu import Gpu, GpuUnavailable
-from benchmark.containers.measurement import Case, Idle, file_stem, measure_case, peaks_and_areas
+from benchmark.containers.gpu import Gpu
+from benchmark.containers.measurement import file_stem, measure_case, peaks_and_areas
 from benchmark.containers.repeats import PENALTY, median_run
-from benchmark.containers.run_folder import UsageError, earlier_results, write_json, write_tables
-from benchmark.containers.runner import STOP_SIGNALS
+from benchmark.containers.run_folder import earlier_results, write_json, write_tables
+from benchmark.containers.runner import signals_raise
 from benchmark.containers.tables import OFFICIAL_INTERVAL, by, markdown_table
 from benchmark.containers.targets import Command, Container, Folders, MemoryLimit
-from benchmark.messages import say
-from inference.files import case_name, find_cases, printable, write_atomically
+from benchmark.messages import UsageError, say
+from benchmark.options import not_negative, odd_count, positive
+from inference.files import printable, write_atomically
 from inference.signals import Stopped
-from inference.volume import VolumeError, read_header
-
-_IDLE_SAMPLES = 10
-
-_BUSY_MB = 256.0
-"""Idle memory, the driver's own part left out, above which the device is taken to be in use."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,14 +93,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--time-tolerance",
-        type=_not_negative,
+        type=not_negative,
         default=15.0,
         metavar="S",
         help="seconds that cost nothing (default: 15, as in 2023; 2022: 0)",
     )
     parser.add_argument(
         "--memory-tolerance",
-        type=_not_negative,
+        type=not_negative,
         default=4096.0,
         metavar="MB",
         help="GPU memory that costs nothing (default: 4096, as in 2023; 2022: 2048)",
@@ -232,53 +223,6 @@ def _draw(path: Path, result: dict, runs: list[dict], gpu_note: str | None) -> N
         say(f"{printable(path.name)}: not drawn: {printable(error)}")
 
 
-def list_cases(inputs: Path, unreadable: dict[str, str] | None = None) -> list[Case]:
-    """The cases of a folder of CTs.
-
-    Args:
-        inputs: the folder.
-        unreadable: gets the name of each file that is no NIfTI file, and why.
-
-    Raises:
-        UsageError: it is no folder, or holds no case, two of one name, or, without `unreadable`,
-            what is no NIfTI file.
-    """
-    if not inputs.is_dir():
-        raise UsageError(f"--inputs {inputs} is not a folder")
-    cases: dict[str, Case] = {}
-    for image in find_cases(inputs):
-        name = case_name(image)
-        if name in cases:
-            raise UsageError(f"{cases[name].image.name} and {image.name} are both case {name}")
-        try:
-            cases[name] = Case(name, image, tuple(read_header(image).get_data_shape()))
-        except (VolumeError, OSError) as error:
-            if unreadable is None:
-                raise UsageError(f"{image} is not a NIfTI file: {error}") from error
-            unreadable[image.name] = f"not a NIfTI file: {error}"
-    if unreadable and not cases:
-        raise UsageError(f"--inputs {inputs} holds no file that can be read: {unreadable}")
-    if not cases:
-        raise UsageError(f"--inputs {inputs} holds no .nii.gz file")
-    return list(cases.values())
-
-
-def open_gpu(index: int) -> tuple[Gpu | None, str | None]:
-    """The device to measure, or why there is none, which is said.
-
-    Raises:
-        UsageError: there are devices, but not this one.
-    """
-    try:
-        return Gpu(index), None
-    except GpuUnavailable as error:
-        note = f"{error}; `--gpus` is left out"
-        say(f"GPU columns stay empty: {note}")
-        return None, note
-    except IndexError as error:
-        raise UsageError(f"--gpu {index}: {error}") from error
-
-
 def _find_target(
     arguments: argparse.Namespace, gpu: Gpu | None
 ) -> tuple[Container | Command, str, dict]:
@@ -333,26 +277,6 @@ def _find_target(
     return target, team, identity
 
 
-def read_idle(gpu: Gpu | None, interval: float) -> Idle:
-    """Sample the device before the first case, and warn where it is in use."""
-    if gpu is None:
-        return Idle(None, ())
-    readings = []
-    for _ in range(_IDLE_SAMPLES):
-        readings.append(gpu.memory_mb())
-        time.sleep(interval)
-    idle_mb = statistics.fmean(used for used, _ in readings)
-    processes = gpu.processes_mb() or {}
-    own_mb = idle_mb - (readings[-1][1] or 0.0)
-    if processes or own_mb > _BUSY_MB:
-        say(
-            f"warning: GPU {gpu.index} is not idle: {idle_mb:,.0f} MB are taken"
-            + (f" (processes {', '.join(map(str, processes))})" if processes else "")
-            + ", which the official area counts in every sample"
-        )
-    return Idle(idle_mb, tuple(processes))
-
-
 def _progress_line(number: int, count: int, run: dict, kept: bool) -> str:
     parts = [f"[{number}/{count}] {run['case']} ({by(run['image_size'])}): {run['seconds']:.2f} s"]
     if run["peak_gpu_mb"] is not None:
@@ -363,47 +287,3 @@ def _progress_line(number: int, count: int, run: dict, kept: bool) -> str:
     if kept:
         parts.append("from the earlier run")
     return ", ".join(parts)
-
-
-@contextlib.contextmanager
-def signals_raise() -> Iterator[None]:
-    """Turn Ctrl-C, SIGTERM and a closed terminal into `Stopped`; what is ignored stays so."""
-
-    def stop(number: int, _frame: object) -> None:
-        raise Stopped(number)
-
-    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    for number, handler in handlers.items():
-        if handler != signal.SIG_IGN:
-            signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-def positive(text: str) -> float:
-    """Read an option that is a number above 0."""
-    value = float(text)
-    if not (value > 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"a number above 0 is needed, not {text}")
-    return value
-
-
-def _not_negative(text: str) -> float:
-    value = float(text)
-    if not (value >= 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"a number of 0 or more is needed, not {text}")
-    return value
-
-
-def odd_count(text: str) -> int:
-    """Read a number of repetitions: odd, so that one of them is the middle."""
-    value = int(text)
-    if value < 1 or value % 2 == 0:
-        raise argparse.ArgumentTypeError(
-            f"an odd number such as 1, 3 or 5 is needed, so that one run is in the middle, not "
-            f"{text}"
-        )
-    return value

@@ -5,14 +5,16 @@ import contextlib
 import json
 import math
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from benchmark.containers.apart import check_output_apart
 from benchmark.containers.areas import flare_area, true_area
+from benchmark.containers.cases import Case
 from benchmark.containers.collecting import RefusedError, collect, open_left_file
+from benchmark.containers.device import Idle
 from benchmark.containers.gpu import Gpu
 from benchmark.containers.output_check import OutputCheck, missing_output
 from benchmark.containers.repeats import PENALTY
@@ -23,34 +25,6 @@ from benchmark.messages import say
 
 _MOST_HEADER_BYTES = 16 << 20
 """Of a label map beside its voxels, and of a phase log."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """One input volume.
-
-    Attributes:
-        name: of the case, without `_0000`.
-        image: the volume's file.
-        size: its shape on disk.
-    """
-
-    name: str
-    image: Path
-    size: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Idle:
-    """The device before the first case.
-
-    Attributes:
-        gpu_mb: mean of total − free; None without a device.
-        processes: ids of the compute processes already there.
-    """
-
-    gpu_mb: float | None
-    processes: tuple[int, ...]
 
 
 def measure_case(

@@ -4,9 +4,10 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmark.containers.measurement import Case, file_stem
+from benchmark.containers.cases import Case
+from benchmark.containers.measurement import file_stem
 from benchmark.containers.tables import csv_table, markdown_page
-from benchmark.messages import say
+from benchmark.messages import UsageError, say
 from inference.files import write_atomically
 
 EFFICIENCY_SUFFIX = "_Efficiency.csv"
@@ -22,10 +23,6 @@ SCORE_FILES = (
 
 RESULT_FIELDS = {"case", "status", "seconds", "repeat", "interval_s", "image_size", "output"}
 """Without which a file is no result of a case."""
-
-
-class UsageError(ValueError):
-    """What was asked cannot be done; the message says what to do, in one line."""
 
 
 def earlier_results(

@@ -24,6 +24,7 @@ from benchmark.containers.orphans import orphans_ended
 from benchmark.containers.sampler import Sampler, SamplerCost, Samples
 from benchmark.containers.targets import Command, Container, Folders
 from inference.files import printable
+from inference.signals import Stopped
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -181,6 +182,24 @@ def _wait(
         return "deadline"
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def signals_raise() -> Iterator[None]:
+    """Turn Ctrl-C, SIGTERM and a closed terminal into `Stopped`; what is ignored stays so."""
+
+    def stop(number: int, _frame: object) -> None:
+        raise Stopped(number)
+
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    for number, handler in handlers.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -28,9 +28,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmark.containers.efficiency import odd_count
 from benchmark.containers.environment import describe_machine
 from benchmark.containers.gpu import Gpu, GpuUnavailable
+from benchmark.options import odd_count
 from benchmark.speed.gpu_page import BATCH_SIZES, LONG, MIDDLE, SHORT, SIZE, markdown, warm_rate
 from inference.choices import CHOICES_VARIABLE, CudaChoices
 from inference.files import write_atomically

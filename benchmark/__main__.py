@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmark",
         description="Measure a segmentation container as the FLARE challenge's organisers do.",
-        epilog="Each command has its own --help.",
+        epilog="Each command has its own --help, with an example: python -m benchmark check --help",
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module_name, help_line, example) in COMMANDS.items():

@@ -12,7 +12,8 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m training",
         description="Train the network, and export weights for the container.",
         epilog="Without a command, fit is meant. Exit codes: 0 done, 1 failed, 2 wrong usage, "
-        "143 stopped by SIGTERM (130 by Ctrl-C) with a checkpoint saved.",
+        "143 stopped by SIGTERM (130 by Ctrl-C) with a checkpoint saved. Example: "
+        "python -m training fit --data CTS --recipe slim --output runs/slim",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

@@ -35,7 +35,7 @@ from training.anatomies import (
     phantom_anatomies,
     read_anatomy,
 )
-from training.slabs import sample_slab
+from training.deformation import deformed_slab
 from training.slices import Slice, annotated_only
 from training.textures import blurred, doubled, scanner, smooth_noise
 
@@ -253,7 +253,7 @@ def draw_slice(
         and bone or soft tissue.
     """
     coarse_mm, size = 2 * pixel_mm, matrix // 2
-    structures, beyond = sample_slab(anatomy, rng, size, coarse_mm)
+    structures, beyond = deformed_slab(anatomy, rng, size, coarse_mm)
     if beyond is not None:
         _add_wall(structures, beyond, rng, coarse_mm)
     hosts = _add_lesions(structures, rng, coarse_mm)

@@ -18,7 +18,7 @@ def _choose_level(anatomy: Anatomy, rng: np.random.Generator) -> float:
     return rng.uniform(0, anatomy.structures.shape[0] - 1)
 
 
-def sample_slab(
+def deformed_slab(
     anatomy: Anatomy, rng: np.random.Generator, size: int, pixel_mm: float
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Cut a deformed slab of the anatomy: nearest structures, and distances from the hull.

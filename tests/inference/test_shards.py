@@ -93,6 +93,7 @@ def test_no_shard(text, environment, words):
         parse_shard(text, environment)
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_its_part_and_an_empty_one_is_done(
     folders, run, ct, tmp_path, capsys
 ):

@@ -128,6 +128,7 @@ def test_same_seed_same_phantom_and_other_seed_another():
     assert phases == set(PHASES)
 
 
+@pytest.mark.slow
 def test_label_map_is_the_anatomy_without_surroundings():
     drawn = draw_phantom((30, 80, 80), (8.0, 5.0, 5.0), seed=9, phase="arterial")
     anatomy = anatomy_from_phantom_seed(9, (30, 80, 80), (8.0, 5.0, 5.0))

@@ -119,7 +119,7 @@ def test_slices_are_sorted_by_position_alone(tmp_path):
         ImplicitVRLittleEndian,
         ExplicitVRBigEndian,
         DeflatedExplicitVRLittleEndian,
-        RLELossless,
+        pytest.param(RLELossless, marks=pytest.mark.slow),
         JPEGLossless,
         JPEGLosslessSV1,
         JPEGLSLossless,

@@ -1,6 +1,7 @@
 """Small networks and volumes that the tests share."""
 
 import contextlib
+import gc
 import itertools
 import signal
 from pathlib import Path
@@ -122,6 +123,11 @@ def run(folders, weights_file):
         return main([*places, "--weights", str(weights_file), "--device", "cpu", *arguments])
 
     return run
+
+
+def pytest_collection_finish():
+    """Keep the garbage collector from looking through torch's objects again and again."""
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)  # before the tests of `-m "not slow"` are chosen

@@ -209,6 +209,7 @@ def test_partly_labelled_references_score_what_was_annotated(partly_labelled, ca
     assert "annotated labels only" in (partly_labelled / "page.html").read_text()
 
 
+@pytest.mark.slow
 def test_labels_are_scored_alone_in_every_case(partly_labelled):
     report = partly_labelled / "report"
     assert score_folders(partly_labelled, "--labels", "1,3", "--report", str(report)) == 0

@@ -158,6 +158,7 @@ def test_an_archive_with_another_image_says_which_name_is_needed(tmp_path):
     assert "team:latest" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_engine_that_refuses_is_not_the_teams_failure(tmp_path):
     engine = StandInEngine(tmp_path / "engine")
     engine.make_image("team", CONTAINER_SCRIPT)

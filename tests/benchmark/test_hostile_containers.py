@@ -265,6 +265,7 @@ def test_a_full_disk_does_not_make_a_container_wait():
     assert not writer.is_alive()
 
 
+@pytest.mark.slow
 def test_an_engine_that_warns_before_it_refuses_stops_the_run(tmp_path):
     engine = StandInEngine(tmp_path / "engine")
     engine.make_image("team", "true\n")

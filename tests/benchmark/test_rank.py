@@ -155,6 +155,7 @@ def test_a_team_that_failed_everywhere_is_ranked_last(tmp_path, capsys):
     assert content["values"]["dsc"][0] == [0, 0]
 
 
+@pytest.mark.slow
 def test_probability_of_a_coin_toss():
     """Of n cases in which two teams win half each, resampling gives either the same chance."""
     cases = [str(number) for number in range(101)]

@@ -66,6 +66,7 @@ def test_labels_are_those_of_the_mean_probabilities(networks, hu):
         assert (alone == expected).mean() < 0.95
 
 
+@pytest.mark.slow
 def test_of_slices_that_are_reduced_probabilities_are_upsampled(networks, hu):
     window = (-400, 500)
     weights = weights_of(networks, matrix_reduction=2)
@@ -78,6 +79,7 @@ def test_of_slices_that_are_reduced_probabilities_are_upsampled(networks, hu):
     assert (labels == upsampled.argmax(1)[:, :48].numpy()).mean() >= 0.9999
 
 
+@pytest.mark.slow
 def test_one_network_twice_is_that_network(networks, hu):
     (weights, *_) = weights_of(networks)
     once = Predictor([weights], CPU, dtype=torch.float32).predict(hu, window=(-400, 500))

@@ -165,6 +165,7 @@ class Copies(TorchDispatchMode):
         return operator(*arguments, **(options or {}))
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_nothing_is_copied_onto_itself():
     """Into place go the four phases of four levels and four supervised maps; nothing else does."""

@@ -13,6 +13,7 @@ def labels_of(path):
     return np.asanyarray(nibabel.load(path).dataobj)
 
 
+@pytest.mark.slow
 def test_only_the_organs_asked_for(folders, run, ct):
     save_nifti(folders[0] / "a_0000.nii.gz", ct)
     assert run("--quiet") == 0

@@ -86,6 +86,7 @@ def test_bad_cases_fail_alone_each_with_one_line(folders, run, ct, capsys):
     assert [path.name for path in outputs.iterdir()] == ["good.nii.gz"]
 
 
+@pytest.mark.slow
 def test_bad_cases_do_not_use_up_the_read_ahead(folders, run, ct, tmp_path, monkeypatch):
     """What follows bad cases is being read before the case ahead of them is predicted."""
     inputs, outputs = folders
@@ -116,6 +117,7 @@ def test_bad_cases_do_not_use_up_the_read_ahead(folders, run, ct, tmp_path, monk
     assert sorted(path.name for path in outputs.iterdir()) == [f"{n}.nii.gz" for n in "ade"]
 
 
+@pytest.mark.slow
 def test_a_stream_may_wait_for_what_becomes_of_a_case(folders, run, ct, monkeypatch):
     """Every case ends before the next is known, also one that cannot be read."""
     inputs, outputs = folders
@@ -173,6 +175,7 @@ def test_nothing_half_written_stays(folders, run, ct, monkeypatch, capsys):
     assert list(outputs.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_existing_label_maps_are_kept_when_asked(folders, run, ct):
     inputs, outputs = folders
     save_nifti(inputs / "a_0000.nii.gz", ct)
@@ -189,6 +192,7 @@ def test_existing_label_maps_are_kept_when_asked(folders, run, ct):
     assert not (stored(outputs / "a.nii.gz") == 3).all()
 
 
+@pytest.mark.slow
 def test_statistics(folders, run, ct, tmp_path):
     inputs, outputs = folders
     image = nibabel.Nifti1Image(ct, RAS_AFFINE)
@@ -222,6 +226,7 @@ def test_preview_shows_slices_in_true_proportion(folders, run, ct):
     assert len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 100
 
 
+@pytest.mark.slow
 def test_a_preview_of_a_huge_slice_takes_little_memory(tmp_path):
     voxels = np.full((4000, 4000, 1), -1000, np.int16)
     voxels[1000:3000, 1500:2500] = 40
@@ -362,6 +367,7 @@ def test_a_terminal_sees_a_bar(folders, weights_file, ct):
     assert b"[1/1] a: done" in seen
 
 
+@pytest.mark.slow
 def test_predict_sh_is_posix_and_hands_on_the_exit_code():
     assert in_a_new_process("dash", "-n", "predict.sh").returncode == 0
     ended = in_a_new_process("sh", str(ROOT / "predict.sh"), "--input", "nowhere")
@@ -397,6 +403,7 @@ def test_help_needs_no_package_and_a_missing_one_is_one_line(tmp_path):
     assert "package" in line and "make setup" in line
 
 
+@pytest.mark.slow
 def test_help_and_wrong_usage_do_not_wait_for_torch():
     for arguments, code in ((["--help"], 0), (["--input", "nowhere"], 2)):
         ended = in_a_new_process(sys.executable, "-X", "importtime", "-m", "inference", *arguments)

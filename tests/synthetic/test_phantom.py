@@ -230,6 +230,7 @@ def test_wrong_arguments_are_named(arguments, words):
         draw_phantom(**{"shape": (2, 8, 8), "spacing": (5.0, 40.0, 40.0)} | arguments)
 
 
+@pytest.mark.slow
 def test_command_writes_lps_nifti_that_round_trips(tmp_path, capsys):
     command = ["--output", str(tmp_path), "--cases", "2", "--seed", "7", "--slices", "6"]
     command += ["--size", "40", "--spacing", "10", "9", "8", "--phase", "arterial"]

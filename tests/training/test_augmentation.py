@@ -62,6 +62,7 @@ def test_without_augmentation_it_is_what_inference_does():
     assert np.array_equal(labels[0], part.labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", [1, 2, 4])
 def test_images_and_labels_stay_aligned(reduction):
     recipe = Recipe(

@@ -324,6 +324,7 @@ def test_a_folder_that_is_no_run_cannot_be_exported(tmp_path, capsys):
     assert "no run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_runs_are_compared_by_a_number(tmp_path, capsys):
     """The table against numbers worked out by hand."""
     dsc = {("none", 1): (0.2, 0.6), ("none", 2): (0.4, 0.8), ("relu-sigmoid", 1): (0.1, 0.5)}

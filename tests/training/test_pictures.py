@@ -74,6 +74,7 @@ def test_an_overlay_is_cropped_to_the_body_and_names_sides_and_labels(tmp_path, 
     assert Image.open(path).width > 200
 
 
+@pytest.mark.slow
 def test_curves_of_one_scoring_are_not_empty(tmp_path):
     """A single point drawn as a line leaves the picture white."""
     (tmp_path / "metrics.csv").write_text("step,loss,learning_rate\n50,1.5,0.001\n")

@@ -91,6 +91,7 @@ def test_only_the_organs_asked_for(folders, run, series):
     assert len(found.SegmentSequence) > 2
 
 
+@pytest.mark.slow
 def test_shards_share_the_series(folders, run, series):
     _, outputs = folders
     for shard, made in (("0/3", None), ("1/3", None), ("2/3", 2)):

@@ -113,6 +113,7 @@ def test_slices_are_sorted_by_position_alone(tmp_path):
     same(only(tmp_path / "s").read(), nifti_of(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "syntax",
     [

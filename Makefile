@@ -1,6 +1,6 @@
 # make demo   segments a synthetic CT and leaves pictures and a table in demo/
 # make test   lint and every test
-# make quick  lint and the tests that are not marked slow, in half a minute
+# make quick  lint and the tests that are not marked slow, in some 20 seconds
 # make docker the container image, abdoseg:latest
 
 VENV := .venv

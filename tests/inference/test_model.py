@@ -45,6 +45,7 @@ def gflop(network, size=512):
     return counter.get_total_flops() / 1e9
 
 
+@pytest.mark.slow
 def test_cost_of_a_slice_is_the_papers(full_network):
     training = gflop(full_network.train())
     assert training == pytest.approx(568.78, abs=0.005)

@@ -147,6 +147,7 @@ def test_a_stream_may_wait_for_what_becomes_of_a_case(folders, run, ct, monkeypa
     assert sorted(path.name for path in outputs.iterdir()) == ["a.nii.gz", "c.nii.gz"]
 
 
+@pytest.mark.slow
 def test_table_and_progress(folders, run, ct, capsys):
     inputs, _ = folders
     bad_inputs(inputs, ct)

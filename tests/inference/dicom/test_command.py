@@ -126,6 +126,7 @@ def test_what_is_whole_is_kept(folders, run, series, damage, capsys):
     assert len(stamps(outputs)) == 4
 
 
+@pytest.mark.slow
 def test_a_zip_or_a_file_may_be_named(folders, run, series, tmp_path):
     inputs, outputs = folders
     packed = tmp_path / "series.zip"

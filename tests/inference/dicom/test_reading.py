@@ -133,6 +133,7 @@ def test_transfer_syntaxes(tmp_path, syntax):
     same(only(tmp_path / "s").read(), nifti_of(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("syntax", [None, RLELossless], ids=["native", "RLE"])
 def test_a_file_of_many_frames(tmp_path, syntax):
     dataset = enhanced(HU, order=[3, 0, 5, 1, 4, 2])
@@ -280,6 +281,7 @@ def test_positions_rounded_by_a_scanner_are_read(tmp_path):
     np.testing.assert_array_equal(in_hu(only(tmp_path / "s").read()), HU)
 
 
+@pytest.mark.slow
 def test_damaged_compressed_pixels_cost_their_series_alone(tmp_path):
     slices = [recoded(one, JPEGLosslessSV1, tmp_path) for one in single_slices(HU)]
     content = bytearray(slices[2].PixelData)

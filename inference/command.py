@@ -1,7 +1,6 @@
 """Command line of the service: `python -m inference`."""
 
 import argparse
-import contextlib
 import logging
 import os
 import sys
@@ -10,21 +9,22 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from inference import driver
 from inference.case import Case
 from inference.choices import CudaChoices
 from inference.colours import write_colour_tables
-from inference.files import discard_unfinished, one_line, printable
-from inference.flags import count_in_words, in_words
+from inference.files import discard_unfinished, one_line
+from inference.flags import count_in_words
 from inference.memory import PROCESS_BYTES, MemoryBudget, memory_limit, slice_bytes
 from inference.options import parse_arguments
 from inference.outputs import Outputs
 from inference.phases import LOG_VARIABLE, PhaseTimer
+from inference.progress import Progress, closing_table, say
 from inference.provenance import Provenance
 from inference.records import Records
-from inference.service import STAGES, Service
+from inference.service import Service
 from inference.signals import Stopped, signals_raise
 from inference.weights import common_metadata, default_weights, read_metadata
 
@@ -73,7 +73,7 @@ def find_weights(options: argparse.Namespace) -> list[Path]:
         return [on_cpu]
     _begin_device(options.device, CudaChoices.from_environment())  # before torch, as it must be
     _import_torch()
-    from inference.prediction import choose_device
+    from inference.device import choose_device
 
     return [on_cuda if choose_device(options.device).type == "cuda" else on_cpu]
 
@@ -98,7 +98,8 @@ def _make_predictor(
         import torch
 
         from inference import cuda
-        from inference.prediction import Predictor, choose_device, choose_dtype
+        from inference.device import choose_device, choose_dtype
+        from inference.prediction import Predictor
         from inference.weights import load_weights
     with timer.phase("context"):
         device = choose_device(options.device)
@@ -131,71 +132,10 @@ def _make_predictor(
             if reason and driver.cuda_version() is not None:
                 reason = f"No CUDA device found, {cuda.why_no_device()}: running on "
             where = f"{reason}the CPU, {torch.get_num_threads()} threads"
-        _say(f"{where}, {precision}, {names}{why}")
+        say(f"{where}, {precision}, {names}{why}")
     if predictor.metadata.warning:
-        _say(f"warning: {names}: {predictor.metadata.warning}")
+        say(f"warning: {names}: {predictor.metadata.warning}")
     return predictor
-
-
-def _say(line: str, stream: TextIO | None = None) -> None:
-    """Print a line; a terminal, pipe or disk that is gone or full must not cost a case."""
-    with contextlib.suppress(OSError, ValueError):
-        print(printable(line), file=stream or sys.stderr, flush=True)
-
-
-class _Progress:
-    """A bar per case when standard error is a terminal, a line per case otherwise."""
-
-    def __init__(self, total: int, *, quiet: bool) -> None:
-        self.total = total
-        self.quiet = quiet
-        self.ended = 0
-        self.bar = None
-
-    def on_slices(self, case: Case, count: int) -> None:
-        if self.quiet or not sys.stderr.isatty():
-            return
-        if self.bar is None:
-            from tqdm import tqdm
-
-            slices = len(case.volume.voxels)
-            self.bar = tqdm(total=slices, desc=printable(case.name), unit="slice", leave=False)
-        with contextlib.suppress(OSError, ValueError):
-            self.bar.update(count)
-        if self.bar.n >= self.bar.total:
-            self.bar.close()
-            self.bar = None
-
-    def on_case(self, case: Case) -> None:
-        self.ended += 1
-        for warning in case.warnings:
-            _say(f"warning: {case.path}: {warning}")
-        if case.status == "failed":
-            _say(f"error: {case.path}: {case.reason}")
-        elif not self.quiet:
-            _say(f"[{self.ended}/{self.total}] {case.name}: {case.status}")
-            if case.flags:
-                _say(f"look at {case.name}: {in_words(case.flags)}")
-
-
-def _table(cases: list[Case], timer: PhaseTimer) -> str:
-    """The closing table: case, shape, seconds per stage, status."""
-    rows = [("case", "shape", *STAGES, "status")]
-    for case in cases:
-        seconds = timer.seconds(case.name) if case.status != "kept" else {}
-        rows.append(
-            (
-                printable(case.name),
-                "×".join(map(str, case.shape)) or "-",
-                *(f"{seconds[stage]:.2f}" if stage in seconds else "-" for stage in STAGES),
-                case.status,
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
 
 
 def make_service(
@@ -269,17 +209,17 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
     """
     start = time.monotonic()
     log = os.environ.get(LOG_VARIABLE)
-    timer = PhaseTimer(Path(log) if log else None, warn=lambda text: _say(f"warning: {text}"))
+    timer = PhaseTimer(Path(log) if log else None, warn=lambda text: say(f"warning: {text}"))
     if not options.quiet:
         for line in options.left_out:
-            _say(f"left out: {line}")
-    progress = _Progress(len(options.paths), quiet=options.quiet)
+            say(f"left out: {line}")
+    progress = Progress(len(options.paths), quiet=options.quiet)
     service = make(options, timer, on_slices=progress.on_slices, on_case=lambda case: end(case))
     try:
         if options.colours:
             write_colour_tables(options.output)
     except OSError as error:
-        _say(f"error: --colours: {one_line(error)}")
+        say(f"error: --colours: {one_line(error)}")
         return 2
     try:
         records = Records(
@@ -290,7 +230,7 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
             provenance=service.provenance,
         )
     except ValueError as error:
-        _say(f"error: {one_line(error)}")
+        say(f"error: {one_line(error)}")
         return 2
     service.has_records = records.has
 
@@ -303,7 +243,7 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
         with signals_raise(getattr(service, "stop", None)):
             cases = service.run(options.paths)
     except (ValueError, OSError) as error:
-        _say(f"error: {one_line(error)}")
+        say(f"error: {one_line(error)}")
         return 2
     except Stopped as signalled:
         stopped = signalled
@@ -311,20 +251,20 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
     try:
         records.close()
     except ValueError as error:
-        _say(f"error: {one_line(error)}")
+        say(f"error: {one_line(error)}")
         return 1 if stopped is None else 128 + stopped.number
     if stopped:
-        _say(f"stopped by {stopped}: the label maps written so far are whole")
+        say(f"stopped by {stopped}: the label maps written so far are whole")
         return 128 + stopped.number
     failed = sum(case.status == "failed" for case in cases)
     if not options.quiet:
         elapsed = time.monotonic() - start
-        for line in _table(cases, timer).splitlines():
-            _say(line, sys.stdout)
+        for line in closing_table(cases, timer).splitlines():
+            say(line, sys.stdout)
         done = f"{len(cases) - failed} of {len(cases)} cases in {elapsed:.1f} s"
         if flagged := count_in_words(case.flags for case in cases if case.status != "failed"):
-            _say(flagged, sys.stdout)
-        _say(f"{done}: {options.output}", sys.stdout)
+            say(flagged, sys.stdout)
+        say(f"{done}: {options.output}", sys.stdout)
     return 1 if failed else 0
 
 

@@ -213,8 +213,8 @@ def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
 
 
 def _score(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from inference.device import choose_device
     from inference.labels import LABEL_NAMES, ORGANS
-    from inference.prediction import choose_device
     from inference.weights import WeightsError, load_weights
     from training.cache import cache_cases
     from training.evaluation import mean_by_label, score_cases, write_left_out

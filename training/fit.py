@@ -22,8 +22,8 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from inference.device import choose_dtype
 from inference.model import DOWNSAMPLING, AttentionUNet
-from inference.prediction import choose_dtype
 from training.augmentation import Intensities, prepare
 from training.cases import Case
 from training.checkpoint import State

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import distributed
 
-from inference.prediction import choose_device
+from inference.device import choose_device
 
 Result = TypeVar("Result")
 

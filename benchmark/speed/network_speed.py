@@ -19,9 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmark.speed.plain_pipeline import load_network
 from inference import cuda
+from inference.device import choose_device, choose_dtype
 from inference.folding import fold
 from inference.model import DOWNSAMPLING, AttentionUNet
-from inference.prediction import Predictor, choose_device, choose_dtype
+from inference.prediction import Predictor
 from inference.weights import WeightsMetadata, load_weights, read_metadata
 
 SWEEP_BATCH_SIZES = (1, 2, 4, 8, 16, 32)

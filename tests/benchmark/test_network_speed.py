@@ -6,7 +6,7 @@ from conftest import metadata_of, trained_looking_network
 from test_sampler import nvml_stub  # noqa: F401  (a fixture)
 
 from benchmark.speed import network_speed
-from inference.prediction import choose_device
+from inference.device import choose_device
 
 
 @pytest.mark.slow

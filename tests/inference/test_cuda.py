@@ -1,4 +1,7 @@
-"""The service and its predictor on a CUDA device that is not there (`fake_cuda.py`)."""
+"""The service and its predictor on a CUDA device that is not there (`fake_cuda.py`).
+
+Long because it is one device and one way onto it: labels, memory, batches, then the whole service.
+"""
 
 import copy
 import threading
@@ -15,9 +18,10 @@ from fake_cuda import aten
 from inference import cuda, driver
 from inference.choices import CHOICES_VARIABLE, CudaChoices
 from inference.command import main
+from inference.device import choose_device
 from inference.folding import fold
 from inference.model import AttentionUNet
-from inference.prediction import Predictor, choose_device
+from inference.prediction import Predictor
 from inference.weights import save_weights
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")

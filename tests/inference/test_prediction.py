@@ -5,8 +5,9 @@ import pytest
 import torch
 from conftest import metadata_of, trained_looking_network
 
+from inference.device import choose_device
 from inference.labelling import upsampled_labels
-from inference.prediction import Predictor, choose_device
+from inference.prediction import Predictor
 
 CPU = torch.device("cpu")
 

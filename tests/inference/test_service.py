@@ -1,16 +1,11 @@
 """The command line from files to files: orientations, failures, exit codes, what is left behind."""
 
-import contextlib
 import csv
 import errno
 import json
 import os
-import pty
 import re
 import shutil
-import subprocess
-import sys
-import termios
 import threading
 import tracemalloc
 from pathlib import Path
@@ -21,7 +16,7 @@ import pytest
 from conftest import ORIENTATIONS, RAS_AFFINE, SHARED, reoriented, save_nifti
 from PIL import Image
 
-from inference import __version__, files
+from inference import files
 from inference.command import main
 from inference.preview import write_preview
 from inference.service import Service
@@ -287,130 +282,6 @@ def test_phase_log(folders, run, ct, tmp_path, monkeypatch):
     assert by_name["imports"]["case"] is None
     assert by_name["context"]["end"] <= by_name["predict"]["start"]
     assert by_name["predict"]["end"] <= by_name["write"]["start"]
-
-
-def in_a_new_process(*arguments, **environment):
-    return subprocess.run(
-        arguments,
-        cwd=ROOT,
-        env={**os.environ, "PYTHON": sys.executable, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-@pytest.mark.slow
-def test_predict_sh_and_what_it_imports(folders, weights_file, ct, tmp_path):
-    inputs, outputs = folders
-    save_nifti(inputs / "a_0000.nii.gz", ct)
-    spy = tmp_path / "python"
-    spy.write_text(f'#!/bin/sh\nexec "{sys.executable}" -v "$@"\n')
-    spy.chmod(0o755)
-    ended = in_a_new_process(
-        "sh", "predict.sh", "--input", str(inputs), "--output", str(outputs),
-        "--weights", str(weights_file), PYTHON=str(spy),
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    assert stored(outputs / "a.nii.gz").shape == ct.shape
-    assert re.search(r"^1 of 1 cases in .* s: .*outputs$", ended.stdout.splitlines()[-1])
-    if "NVIDIA" not in ended.stderr:
-        assert ended.stderr.count("No CUDA device found: running on the CPU") == 1
-    modules = {
-        line.split("'")[1] for line in ended.stderr.splitlines() if line.startswith("import '")
-    }
-    assert "torch.nn.functional" in modules
-    assert "torch._meta_registrations" not in modules
-    imported = {module.split(".")[0] for module in modules}
-    assert {"inference", "torch", "nibabel"} <= imported
-    # Not scipy, pynvml and tqdm: nibabel and torch import them where they are installed.
-    others = {"torchvision", "skimage", "matplotlib", "benchmark", "training", "psutil"}
-    assert not imported & (others | {"pytest", "PIL", "pydicom", "highdicom", "gdcm"})
-    assert not any(module.startswith("inference.dicom") for module in modules)
-
-
-@pytest.mark.slow
-def test_what_is_left_out_of_torch_can_be_imported_afterwards():
-    script = """if True:
-        import sys
-        from inference.command import _import_torch
-        _import_torch()
-        import torch
-        assert "torch._meta_registrations" not in sys.modules
-        from torch import _meta_registrations
-        # Of an operator whose shape rule is written in Python.
-        image = torch.empty(1, 1, 9, 9, device="meta")
-        print(torch.nn.functional.conv2d(image, image[..., :3, :3]).shape)
-        _import_torch()
-        assert torch._meta_registrations is _meta_registrations
-    """
-    ended = in_a_new_process(sys.executable, "-c", script)
-    assert ended.stdout == "torch.Size([1, 1, 7, 7])\n", ended.stderr
-
-
-@pytest.mark.slow
-def test_a_terminal_sees_a_bar(folders, weights_file, ct):
-    inputs, outputs = folders
-    save_nifti(inputs / "a_0000.nii.gz", ct)
-    shown, terminal = pty.openpty()
-    termios.tcsetwinsize(terminal, (24, 80))
-    command = [sys.executable, "-m", "inference", "--device", "cpu"]
-    command += ["--input", str(inputs), "--output", str(outputs), "--weights", str(weights_file)]
-    ended = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=terminal)
-    os.close(terminal)
-    seen = b""
-    with contextlib.suppress(OSError):  # how a terminal says that nobody is left to write to it
-        while part := os.read(shown, 4096):
-            seen += part
-    os.close(shown)
-    assert ended.wait() == 0
-    assert b"/21 [" in seen  # slices done of slices
-    assert b"[1/1] a: done" in seen
-
-
-@pytest.mark.slow
-def test_predict_sh_is_posix_and_hands_on_the_exit_code():
-    assert in_a_new_process("dash", "-n", "predict.sh").returncode == 0
-    ended = in_a_new_process("sh", str(ROOT / "predict.sh"), "--input", "nowhere")
-    assert ended.returncode == 2
-
-
-@pytest.mark.slow
-def test_relative_paths_count_from_the_callers_folder(folders, weights_file, ct, tmp_path):
-    save_nifti(folders[0] / "a_0000.nii.gz", ct)
-    (tmp_path / "inference").mkdir()  # what the caller's folder holds is not imported
-    (tmp_path / "inference" / "__init__.py").write_text("raise SystemExit(99)")
-    ended = subprocess.run(
-        ["sh", str(ROOT / "predict.sh"), "--input", "inputs", "--output", "outputs",
-         "--weights", os.path.relpath(weights_file, tmp_path), "--device", "cpu"],
-        cwd=tmp_path, env={**os.environ, "PYTHON": sys.executable}, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 0
-    assert stored(folders[1] / "a.nii.gz").shape == ct.shape
-
-
-def test_help_needs_no_package_and_a_missing_one_is_one_line(tmp_path):
-    bare = tmp_path / "python"
-    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')  # without site-packages
-    bare.chmod(0o755)
-    ended = in_a_new_process("sh", str(ROOT / "predict.sh"), "--help", PYTHON=str(bare))
-    assert ended.returncode == 0, ended.stderr
-    assert "--keep-existing" in ended.stdout
-    ended = in_a_new_process("sh", str(ROOT / "predict.sh"), "--version", PYTHON=str(bare))
-    assert (ended.returncode, ended.stdout) == (0, f"abdoseg {__version__}\n")
-    ended = in_a_new_process("sh", str(ROOT / "predict.sh"), PYTHON=str(bare))
-    assert ended.returncode == 2
-    (line,) = ended.stderr.splitlines()
-    assert "package" in line and "make setup" in line
-
-
-@pytest.mark.slow
-def test_help_and_wrong_usage_do_not_wait_for_torch():
-    for arguments, code in ((["--help"], 0), (["--input", "nowhere"], 2)):
-        ended = in_a_new_process(sys.executable, "-X", "importtime", "-m", "inference", *arguments)
-        assert ended.returncode == code
-        assert "inference.volume" in ended.stderr
-        assert " torch" not in ended.stderr
 
 
 @pytest.mark.slow

@@ -1,0 +1,41 @@
+"""Which device the network runs on, and in which precision there."""
+
+from pathlib import Path
+
+import torch
+
+from inference import cuda
+
+
+def choose_device(requested: str) -> torch.device:
+    """The device to run on: `auto` is the first CUDA device if there is one, else the CPU.
+
+    Returns:
+        The device; of CUDA always with its index, which half of torch's functions insist on.
+
+    Raises:
+        ValueError: a CUDA device was asked for that is not there.
+    """
+    if requested == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    device = torch.device(requested)
+    if device.type == "cpu":
+        return device
+    device, count = torch.device("cuda", device.index or 0), torch.cuda.device_count()
+    if device.index >= count:
+        reason = f": {cuda.why_no_device()}" if count == 0 else ""
+        raise ValueError(f"no CUDA device {requested}: torch sees {count}{reason}")
+    return device
+
+
+def choose_dtype(device: torch.device) -> torch.dtype:
+    """Half precision where the device is faster with it.
+
+    fp16 on CUDA. On a CPU bfloat16 if it has AMX tiles (measured on a Xeon with AMX: 2.2 times
+    faster than fp32 at base_channels 8, 3.8 times at 64; with AVX-512 alone slower), else fp32.
+    """
+    if device.type == "cuda":
+        return torch.float16
+    cpuinfo = Path("/proc/cpuinfo")
+    has_amx = cpuinfo.exists() and " amx_bf16" in cpuinfo.read_text()
+    return torch.bfloat16 if has_amx else torch.float32

@@ -276,10 +276,10 @@ def model_card(
         lines.append(f"- Never shown in training, so never predicted rightly: {', '.join(unseen)}.")
     if weak:
         lines.append(f"- Held-out DSC below {WEAK_DSC}: {', '.join(weak)}.")
-    if len({score.case for score in scores}) < 10:
+    if 0 < len({score.case for score in scores}) < 10:
         lines.append(
-            f"- The scores are of {len({score.case for score in scores})} cases: they say little "
-            "of other scanners, phases and diseases."
+            f"- The held-out scores are of {len({score.case for score in scores})} cases: they say "
+            "little of other scanners, phases and diseases."
         )
     lines += [f"- {note}" for note in notes]
     lines += [

@@ -1,4 +1,4 @@
-"""Trained weights in safetensors files: fp16 tensors, and in the header all that running needs."""
+"""Trained weights in safetensors files: tensors, and in the header all that running needs."""
 
 import dataclasses
 import json
@@ -31,6 +31,7 @@ COARSEST_PIXEL_MM = 3.0
 """Slices are not reduced to pixels larger than this; small organs would be lost."""
 
 _METADATA_KEY = "abdoseg"
+_STATISTICS = ("running_mean", "running_var")
 _WIDEST = 512  # base_channels; the paper's network has 64
 
 
@@ -210,7 +211,7 @@ def common_metadata(several: Sequence[WeightsMetadata]) -> WeightsMetadata:
 
 
 def load_weights(path: Path) -> tuple[dict[str, "Tensor"], WeightsMetadata]:
-    """Load a state dict of `AttentionUNet` (fp16, on the CPU, mapped from the file) and metadata.
+    """Load a state dict of `AttentionUNet`, `as_stored`, mapped from the file, and its metadata.
 
     Raises:
         WeightsError: as `read_metadata`, or a tensor holds what is no number.
@@ -228,19 +229,29 @@ def load_weights(path: Path) -> tuple[dict[str, "Tensor"], WeightsMetadata]:
     return state_dict, metadata
 
 
+def as_stored(name: str, tensor: "Tensor") -> "Tensor":
+    """A tensor of a state dict as a weights' file holds it.
+
+    Returns:
+        fp16; batch normalisation's statistics fp32, for a variance may be more than fp16 holds.
+    """
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor.float() if name.endswith(_STATISTICS) else tensor.half()
+
+
 def save_weights(path: Path, state_dict: dict[str, "Tensor"], metadata: WeightsMetadata) -> None:
-    """Save the state dict of an `AttentionUNet` as fp16, with its metadata.
+    """Save the state dict of an `AttentionUNet` as `as_stored` says, with its metadata.
 
     Raises:
         OSError: the file cannot be written.
     """
     from safetensors.numpy import save  # only training saves
 
-    tensors = {}
-    for name, tensor in state_dict.items():
-        tensors[name] = (
-            (tensor.half() if tensor.is_floating_point() else tensor).cpu().contiguous().numpy()
-        )
+    tensors = {
+        name: as_stored(name, tensor).cpu().contiguous().numpy()
+        for name, tensor in state_dict.items()
+    }
     fields = dataclasses.asdict(metadata)
     if not metadata.warning:  # versions that did not know of warnings read the file as well
         del fields["warning"]

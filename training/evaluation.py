@@ -21,7 +21,7 @@ from inference.components import keep_largest_components
 from inference.files import write_atomically
 from inference.labels import LABEL_NAMES, ORGANS
 from inference.prediction import Predictor
-from inference.weights import WeightsMetadata
+from inference.weights import WeightsMetadata, as_stored
 from training.cases import Case
 from training.slices import annotated_mask, annotated_only
 
@@ -83,7 +83,7 @@ def score_cases(
         None
     ),
 ) -> list[Score]:
-    """Predict and score cases with the weights as an export would hold them, in fp16.
+    """Predict and score cases with the weights as an export would hold them.
 
     Only labels that a case's annotator looked for are scored; the largest components are kept but
     in stacks, which are scored as this module's head says.
@@ -97,10 +97,7 @@ def score_cases(
         step: for the result.
         on_case: called with each case, its label map (slices, rows, columns) and its scores.
     """
-    exported = {
-        name: tensor.detach().half() if tensor.is_floating_point() else tensor.detach()
-        for name, tensor in state_dict.items()
-    }
+    exported = {name: as_stored(name, tensor.detach()) for name, tensor in state_dict.items()}
     predictor = Predictor([(exported, metadata)], device, batch_size=batch_size)
     scores = []
     for case in cases:

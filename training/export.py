@@ -233,7 +233,7 @@ def model_card(
     means = mean_by_label(scores)
     if scores:
         weights = (
-            "these fp16 weights. The checkpoint may have been chosen by these cases' mean DSC"
+            "these weights. The checkpoint may have been chosen by these cases' mean DSC"
             if of_these
             else "the weights of an earlier run, which had not seen them: **not with the weights "
             "here**, which were then trained on these cases as well and cannot be scored honestly "

@@ -31,10 +31,9 @@ from tqdm import tqdm
 
 from cluster.worker import AHEAD, Worker
 from inference.case import Case
-from inference.command import find_weights, make_service
+from inference.command import make_service
 from inference.files import one_line, printable
 from inference.phases import PhaseTimer
-from inference.provenance import Provenance
 
 TRIES = 3
 """How often a case is begun at most, and how often a worker that dies before it is ready."""
@@ -84,7 +83,10 @@ class Spread:
         on_slices: object = None,
         on_case: Callable[[Case], None],
     ) -> None:
-        self.provenance = Provenance(lambda: find_weights(options), options.organs)
+        # Whether a label map is there is for the workers to see.
+        planned = argparse.Namespace(**{**vars(options), "keep_existing": False})
+        self._planner = make_service(planned, timer, on_case=self._report)
+        self.provenance = self._planner.provenance
         self.has_records: Callable[[str], bool] = lambda name: True
         self._options = options
         self._timer = timer
@@ -119,9 +121,7 @@ class Spread:
             nowhere = stack.enter_context(Path(os.devnull).open("w"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             stack.callback(ray.shutdown)
-            # Whether a label map is there is for the workers to see.
-            planned = argparse.Namespace(**{**vars(self._options), "keep_existing": False})
-            cases = make_service(planned, self._timer, on_case=self._report).plan(paths)
+            cases = self._planner.plan(paths)
             waiting = [case for case in cases if case.status == "waiting"]
             self._fresh.extend(sorted(waiting, key=_file_bytes, reverse=True))
             if waiting:

@@ -101,6 +101,18 @@ def reoriented(array: np.ndarray, affine: np.ndarray, orientation: np.ndarray):
     return turned, affine @ nibabel.orientations.inv_ornt_aff(transform, array.shape)
 
 
+def stored(path: Path) -> np.ndarray:
+    """The voxels of a NIfTI file, in its own type and axes."""
+    return np.asanyarray(nibabel.load(path).dataobj)
+
+
+def smooth_hu(shape: tuple[int, int, int]) -> np.ndarray:
+    """Random HU (slices, rows, columns), int16, that change slowly, as organs' do."""
+    coarse = torch.from_numpy(np.random.default_rng(2).normal(0, 300, (1, 1, 4, 6, 5)))
+    fine = torch.nn.functional.interpolate(coarse, size=shape, mode="trilinear")
+    return fine[0, 0].numpy().round().astype(np.int16)
+
+
 def errors_of(capsys) -> list[str]:
     """The lines in which the service tells errors."""
     return [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]

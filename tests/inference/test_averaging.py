@@ -7,7 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import metadata_of, save_nifti, trained_looking_network
+from conftest import metadata_of, save_nifti, smooth_hu, trained_looking_network
 
 from inference.command import main
 from inference.prediction import Predictor
@@ -36,10 +36,7 @@ def weights_of(networks, **changes):
 
 @pytest.fixture(scope="module")
 def hu():
-    rng = np.random.default_rng(2)
-    coarse = torch.from_numpy(rng.normal(0, 300, (1, 1, 4, 6, 5)))
-    fine = torch.nn.functional.interpolate(coarse, size=(5, 48, 64), mode="trilinear")
-    return fine[0, 0].numpy().round().astype(np.int16)
+    return smooth_hu((5, 48, 64))
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import metadata_of, save_nifti, trained_looking_network
+from conftest import metadata_of, save_nifti, smooth_hu, trained_looking_network
 from fake_cuda import aten
 
 from inference import cuda, driver
@@ -40,10 +40,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def hu():
-    rng = np.random.default_rng(2)
-    coarse = torch.from_numpy(rng.normal(0, 300, (1, 1, 4, 6, 5)))
-    fine = torch.nn.functional.interpolate(coarse, size=(7, 40, 52), mode="trilinear")
-    return fine[0, 0].numpy().round().astype(np.int16)
+    return smooth_hu((7, 40, 52))
 
 
 def predictor_of(network, device, *, dtype=torch.float32, batch_size=None, **options):

@@ -9,18 +9,12 @@ import sys
 import termios
 from pathlib import Path
 
-import nibabel
-import numpy as np
 import pytest
-from conftest import save_nifti
+from conftest import save_nifti, stored
 
 from inference import __version__
 
 ROOT = Path(__file__).parents[2]
-
-
-def stored(path):
-    return np.asanyarray(nibabel.load(path).dataobj)
 
 
 def in_a_new_process(*arguments, **environment):

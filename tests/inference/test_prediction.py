@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import metadata_of, trained_looking_network
+from conftest import metadata_of, smooth_hu, trained_looking_network
 
 from inference.device import choose_device
 from inference.labelling import upsampled_labels
@@ -33,10 +33,7 @@ def plain_labels(network, hu, low, high):
 
 @pytest.fixture(scope="module")
 def hu():
-    rng = np.random.default_rng(2)
-    coarse = torch.from_numpy(rng.normal(0, 300, (1, 1, 4, 6, 5)))
-    fine = torch.nn.functional.interpolate(coarse, size=(7, 48, 64), mode="trilinear")
-    return fine[0, 0].numpy().round().astype(np.int16)
+    return smooth_hu((7, 48, 64))
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 3, 50])

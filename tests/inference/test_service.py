@@ -13,7 +13,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from conftest import ORIENTATIONS, RAS_AFFINE, SHARED, reoriented, save_nifti
+from conftest import ORIENTATIONS, RAS_AFFINE, SHARED, reoriented, save_nifti, stored
 from PIL import Image
 
 from inference import files
@@ -23,10 +23,6 @@ from inference.service import Service
 from inference.volume import read_volume
 
 ROOT = Path(__file__).parents[2]
-
-
-def stored(path):
-    return np.asanyarray(nibabel.load(path).dataobj)
 
 
 @pytest.mark.slow

@@ -290,6 +290,6 @@ def _network_bytes(weights: list[Path]) -> Callable[[int, float], int]:
 
     def need(pixels: int, pixel_mm: float) -> int:
         reduction = metadata.reduction_at((1.0, pixel_mm, pixel_mm))
-        return slice_bytes(pixels, metadata.base_channels, reduction, 4)
+        return slice_bytes(pixels, metadata.live_values, reduction, 4)
 
     return need

@@ -28,6 +28,9 @@ _OUT_OF_MEMORY = re.compile(
 # the operations; the bytes are those of its convolutions' inputs and outputs, in half precision).
 _FULL_GFLOP, _FULL_MB, _FULL_CHANNELS, _FULL_PIXELS = 462.1, 800.0, 64, 512 * 512
 
+# Part of the operations, and about of the bytes, that grows with the supervised maps' channels.
+_SUPERVISED = 0.06
+
 # What a batch costs the host, which launches some 150 kernels: the device is not done sooner.
 _LAUNCH_SECONDS = 0.0025
 
@@ -138,17 +141,19 @@ def slice_seconds(
         properties: of the device.
     """
     width, part = metadata.base_channels / _FULL_CHANNELS, pixels / _FULL_PIXELS
+    supervised = 4 * metadata.supervised_channels / metadata.base_channels or 1
+    more = 1 + _SUPERVISED * (supervised - 1)
     capability = (properties.major, properties.minor)
     # One that is not known does what the nearest before it does.
     nearest = max((known for known in _OPERATIONS if known <= capability), default=(7, 0))
     # A driver that tells no clock: one of about the middle.
     clock = 1e3 * (properties.clock_rate or 1_500_000)
     rate = properties.multi_processor_count * clock * _OPERATIONS[nearest]
-    computing = _FULL_GFLOP * 1e9 * width**2 * part / rate
+    computing = _FULL_GFLOP * 1e9 * width**2 * more * part / rate
     # Two transfers a clock; the clock in kHz, the bus in bits.
     memory_clock = 1e3 * (properties.memory_clock_rate or 7_000_000)
     bandwidth = 2 * memory_clock * (properties.memory_bus_width or 256) / 8
-    moving = _FULL_MB * 2**20 * width * part / bandwidth
+    moving = _FULL_MB * 2**20 * width * more * part / bandwidth
     return max(computing, moving) / _SHARE_REACHED
 
 

@@ -61,20 +61,32 @@ def case_bytes(file_bytes: int, voxels: int, voxel_bytes: int) -> int:
     return raw + max(file_bytes, beside, 2 * voxels)
 
 
-LIVE_WIDTHS = 5
-"""Values a pixel alive at once at full resolution, in units of base_channels. At the peak, in the
-last decoder, torch holds 3.6 (test_folding.py counts them); the rest is for what libraries add."""
+_LIVE_WIDTHS, _LIVE_SUPERVISED = 5, 7
 
 
-def slice_bytes(pixels: int, base_channels: int, reduction: int, value_bytes: int) -> int:
+def live_values(base_channels: int, supervised_channels: int) -> int:
+    """Values a pixel of the network's matrix that are alive at once.
+
+    In the last decoder torch holds 3.7 times `base_channels`, and where the supervised maps are
+    fused 5.4 times their channels (test_folding.py counts both); the rest is for what libraries
+    add.
+
+    Args:
+        base_channels, supervised_channels: of `AttentionUNet`.
+    """
+    return max(_LIVE_WIDTHS * base_channels, _LIVE_SUPERVISED * supervised_channels)
+
+
+def slice_bytes(pixels: int, live: int, reduction: int, value_bytes: int) -> int:
     """Bytes that the network takes for one slice, its normalised copies among them.
 
     Args:
         pixels: of the slice.
-        base_channels, reduction: of the network, and by which the slice is averaged before it.
+        live: `live_values` of the network.
+        reduction: by which the slice is averaged before it.
         value_bytes: of one value of a map.
     """
-    return int(pixels * (16 + value_bytes * base_channels * LIVE_WIDTHS / reduction**2))
+    return int(pixels * (16 + value_bytes * live / reduction**2))
 
 
 class MemoryBudget:

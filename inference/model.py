@@ -76,13 +76,19 @@ class AttentionUNet(nn.Module):
             the defaults the network has 24,496,331 parameters and costs 284.39 GMAC for a slice of
             512x512; 16 is the slim network, at a sixteenth of the cost. A multiple of 4.
         attention: a name of `ATTENTIONS`; "none" is the paper's own comparison (its Table 5).
+        supervised_channels: of each of the four supervised maps; 0 is the paper's quarter of
+            `base_channels`, from which a slim network tells 15 labels badly.
 
     The encoder's state-dict keys and shapes are those of torchvision's `vgg13_bn().features[:33]`
     where `base_channels` is 64.
     """
 
     def __init__(
-        self, num_classes: int = 15, base_channels: int = 64, attention: str = "relu-sigmoid"
+        self,
+        num_classes: int = 15,
+        base_channels: int = 64,
+        attention: str = "relu-sigmoid",
+        supervised_channels: int = 0,
     ) -> None:
         super().__init__()
         if attention not in ATTENTIONS:
@@ -91,7 +97,7 @@ class AttentionUNet(nn.Module):
         if base_channels < 4 or base_channels % 4:
             raise ValueError(f"base_channels must be a positive multiple of 4, not {base_channels}")
         stages = [base_channels * scale for scale in (1, 2, 4, 8, 8)]
-        supervised = base_channels // 4
+        supervised = supervised_channels or base_channels // 4
 
         self.encoder = nn.Sequential()
         in_channels = 3
@@ -114,7 +120,7 @@ class AttentionUNet(nn.Module):
         self.classifiers = nn.ModuleList(
             nn.Conv2d(supervised, num_classes, 3, padding=1) for _ in levels
         )
-        self.fusion = nn.Sequential(*conv_norm_relu(base_channels, base_channels))
+        self.fusion = nn.Sequential(*conv_norm_relu(len(levels) * supervised, base_channels))
         self.head = nn.Conv2d(base_channels, num_classes, 3, padding=1)
 
     def forward(self, slices: Tensor) -> Tensor | tuple[Tensor, list[Tensor]]:

@@ -21,7 +21,7 @@ from inference.device import choose_dtype
 from inference.folding import fold
 from inference.intensity import normalise
 from inference.labelling import interpolated_labels, labels_of, upsampled_labels
-from inference.memory import LIVE_WIDTHS, slice_bytes
+from inference.memory import slice_bytes
 from inference.model import DOWNSAMPLING, AttentionUNet
 from inference.transfer import LabelsUnderWay, to_device
 from inference.weights import WeightsMetadata, common_metadata
@@ -49,7 +49,7 @@ def _reuse_freed_memory() -> None:
 
 def _trained_network(state_dict: dict[str, Tensor], metadata: WeightsMetadata) -> AttentionUNet:
     with torch.device("meta"):
-        network = AttentionUNet(metadata.num_classes, metadata.base_channels, metadata.attention)
+        network = AttentionUNet(**metadata.network)
     in_fp32 = {
         name: tensor.float() if tensor.is_floating_point() else tensor
         for name, tensor in state_dict.items()
@@ -292,8 +292,8 @@ class Predictor:
     def _lanes_fit(self, batch_size: int, size: tuple[int, int], reduction: int) -> bool:
         if self.host_bytes is None:
             return True
-        channels, value_bytes = self.metadata.base_channels, self.dtype.itemsize
-        one = slice_bytes(math.prod(size), channels, reduction, value_bytes)
+        live, value_bytes = self.metadata.live_values, self.dtype.itemsize
+        one = slice_bytes(math.prod(size), live, reduction, value_bytes)
         return self.lanes * batch_size * one <= self.host_bytes
 
     def release(self) -> None:
@@ -309,7 +309,7 @@ class Predictor:
         return sum(weight.nbytes for weight in self.network.parameters()) / 2**20
 
     def _slice_mb(self, size: tuple[int, int], reduction: int) -> float:
-        bytes_per_pixel = 2 * self.metadata.base_channels * LIVE_WIDTHS / reduction**2
+        bytes_per_pixel = 2 * self.metadata.live_values / reduction**2
         return size[0] * size[1] * bytes_per_pixel / 2**20
 
     def default_batch_size(self, size: tuple[int, int], reduction: int) -> int:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from inference.files import write_atomically
 from inference.labels import LABEL_NAMES
+from inference.memory import live_values
 from inference.volume import ORIENTATION
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class WeightsMetadata:
         percentiles: to which a volume's intensities are clipped.
         orientation: of the slices that the network was trained on.
         matrix_reduction: factor by which slices are area-averaged before the network sees them.
-        attention: argument of `AttentionUNet`.
+        attention, supervised_channels: arguments of `AttentionUNet`.
         warning: what speaks against using these weights at all, or "".
     """
 
@@ -71,7 +72,23 @@ class WeightsMetadata:
     orientation: str = ORIENTATION
     matrix_reduction: int = 1
     attention: str = "relu-sigmoid"
+    supervised_channels: int = 0
     warning: str = ""
+
+    @property
+    def network(self) -> dict[str, int | str]:
+        """The arguments of `AttentionUNet`."""
+        return {
+            "num_classes": self.num_classes,
+            "base_channels": self.base_channels,
+            "attention": self.attention,
+            "supervised_channels": self.supervised_channels,
+        }
+
+    @property
+    def live_values(self) -> int:
+        """Values a pixel that the network holds at once (`inference/memory.py`)."""
+        return live_values(self.base_channels, self.supervised_channels)
 
     def reduction_at(self, spacing: tuple[float, float, float]) -> int:
         """The matrix reduction for a volume: less than trained with where its pixels are coarse.
@@ -165,6 +182,9 @@ def _check(metadata: WeightsMetadata) -> None:
     widths = metadata.base_channels
     if type(widths) is not int or widths < 4 or widths % 4 or widths > _WIDEST:
         raise wrong("base_channels", f"a multiple of 4 up to {_WIDEST}")
+    supervised = metadata.supervised_channels
+    if type(supervised) is not int or not 0 <= supervised <= _WIDEST:
+        raise wrong("supervised_channels", f"a whole number up to {_WIDEST}")
     if type(metadata.num_classes) is not int or metadata.num_classes != len(LABEL_NAMES):
         raise wrong("num_classes", str(len(LABEL_NAMES)))
     if type(metadata.matrix_reduction) is not int or metadata.matrix_reduction not in (1, 2, 4):
@@ -206,6 +226,7 @@ def common_metadata(several: Sequence[WeightsMetadata]) -> WeightsMetadata:
     return dataclasses.replace(
         first,
         base_channels=max(one.base_channels for one in several),
+        supervised_channels=max(one.supervised_channels for one in several),
         warning="; ".join(dict.fromkeys(one.warning for one in several if one.warning)),
     )
 
@@ -253,7 +274,8 @@ def save_weights(path: Path, state_dict: dict[str, "Tensor"], metadata: WeightsM
         for name, tensor in state_dict.items()
     }
     fields = dataclasses.asdict(metadata)
-    if not metadata.warning:  # versions that did not know of warnings read the file as well
-        del fields["warning"]
+    for name in ("warning", "supervised_channels"):  # versions that did not know of it read the
+        if not fields[name]:  # file as well
+            del fields[name]
     header = {_METADATA_KEY: json.dumps(fields)}
     write_atomically(path, save(tensors, header))

@@ -24,10 +24,10 @@ SHARED = Path(__file__).parents[2] / "shared"
 """Real CT and reference scores, beside the project on the machines that have them."""
 
 
-def trained_looking_network(base_channels: int = 8, seed: int = 0) -> AttentionUNet:
+def trained_looking_network(base_channels: int = 8, seed: int = 0, **arguments) -> AttentionUNet:
     """A network with non-trivial normalisation statistics, whose labels are all used."""
     torch.manual_seed(seed)
-    network = AttentionUNet(base_channels=base_channels).eval()
+    network = AttentionUNet(base_channels=base_channels, **arguments).eval()
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.3)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import inspect
 import json
 import math
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from inference.files import write_atomically
 from inference.labels import LABEL_NAMES
+from inference.model import AttentionUNet
 from inference.weights import WeightsMetadata, save_weights
 from training.evaluation import (
     Score,
@@ -87,6 +89,7 @@ def export(
         revision=about["revision"],
         matrix_reduction=recipe["matrix_reduction"],
         attention=recipe["attention"],
+        supervised_channels=recipe["supervised_channels"],
         warning=warning_of(about, state["step"], at_step, unseen_scores),
     )
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -206,7 +209,7 @@ def model_card(
         "Not a medical device; for research only.",
         "",
         *((f"**Warning: {metadata.warning}.**", "") if metadata.warning else ()),
-        f"- network: `AttentionUNet(base_channels={metadata.base_channels})`, matrix reduction "
+        f"- network: `AttentionUNet({_arguments(metadata)})`, matrix reduction "
         f"{metadata.matrix_reduction}",
         f"- trained on: {metadata.trained_on}",
         f"- licence: {metadata.licence}",
@@ -299,6 +302,16 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _arguments(metadata: WeightsMetadata) -> str:
+    """Those of `AttentionUNet` that are not its defaults, or its width."""
+    defaults = inspect.signature(AttentionUNet).parameters
+    return ", ".join(
+        f"{name}={value!r}"
+        for name, value in metadata.network.items()
+        if name == "base_channels" or value != defaults[name].default
+    )
 
 
 def _or_dash(value: float) -> str:

@@ -36,6 +36,7 @@ from training.pseudo_labels import pseudo_labelled
 from training.recipe import Recipe, learning_rate_at
 from training.run_folder import RunError, truncate_metrics
 from training.slices import Slice, SliceDataset, collate
+from training.widening import widened
 
 _AUGMENTATION, _DEVICE_NOISE = 1, 2  # streams of random numbers beside that of the slices
 
@@ -86,7 +87,8 @@ def fit(
         processes: of which this is one.
         workers: processes that read slices; 0 reads them here.
         synthesise: draws the recipe's synthetic part of the slices.
-        start: state dict of the network's first weights; None begins with random ones.
+        start: state dict of the network's first weights, or of a narrower network's; None begins
+            with random ones.
 
     Returns:
         0, or 128 and the signal's number if one stopped it.
@@ -107,12 +109,19 @@ def fit(
 
     # The network. Normalisation sees the whole batch where torch can do that, which is on CUDA.
     torch.manual_seed(recipe.seed)
-    network = AttentionUNet(base_channels=recipe.base_channels, attention=recipe.attention)
+    network = AttentionUNet(
+        base_channels=recipe.base_channels,
+        attention=recipe.attention,
+        supervised_channels=recipe.supervised_channels,
+    )
     if start:
         try:
-            network.load_state_dict(start)
-        except RuntimeError as error:
-            raise RunError("the weights to start from are of another network") from error
+            network.load_state_dict(widened(start, network.state_dict()))
+        except ValueError as error:
+            raise RunError(
+                f"the weights to start from are of another network ({error}): give its numbers, or "
+                "a multiple of its --base-channels and no fewer --supervised-channels"
+            ) from error
     network = network.to(device, memory_format=torch.channels_last)
     average = copy.deepcopy(network) if recipe.ema_decay else None
     model: nn.Module = network

@@ -53,6 +53,7 @@ class HeldOut:
             intensity_std=intensities.std,
             matrix_reduction=recipe.matrix_reduction,
             attention=recipe.attention,
+            supervised_channels=recipe.supervised_channels,
             trained_on="",
             licence="",
             date="",

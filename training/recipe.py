@@ -30,6 +30,9 @@ class Recipe:
     attention: str = _number(
         "relu-sigmoid", "of the decoders and the fusion", choices=("relu-sigmoid", "none")
     )
+    supervised_channels: int = _number(
+        0, "of each supervised map; 0 is a quarter of base_channels, as in the paper"
+    )
     matrix_reduction: int = _number(
         1, "slices are area-averaged by this before the network", choices=(1, 2, 4)
     )
@@ -131,6 +134,8 @@ class Recipe:
         for name in ("base_channels", "batch_size", "log_interval", "checkpoint_interval"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} must be at least 1")
+        if self.supervised_channels < 0:
+            raise RecipeError("supervised_channels must be at least 0")
         if self.evaluation_interval < 1 or self.steps < 0:
             raise RecipeError("evaluation_interval must be at least 1 and steps at least 0")
         if self.pseudo_label_threshold:

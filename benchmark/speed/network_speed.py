@@ -129,9 +129,7 @@ def gflop_a_slice(metadata: WeightsMetadata, size: tuple[int, int]) -> dict[str,
 
     def made() -> AttentionUNet:
         with torch.device("meta"):
-            return AttentionUNet(
-                metadata.num_classes, metadata.base_channels, metadata.attention
-            ).eval()
+            return AttentionUNet(**metadata.network).eval()
 
     return {
         "plain": count(made(), 3),

@@ -28,7 +28,7 @@ from inference.weights import WeightsMetadata, load_weights
 def load_network(path: Path, device: torch.device) -> tuple[AttentionUNet, WeightsMetadata]:
     """The network as it was trained: fp32, batch normalisation apart, three input channels."""
     state_dict, metadata = load_weights(path)
-    network = AttentionUNet(metadata.num_classes, metadata.base_channels, metadata.attention)
+    network = AttentionUNet(**metadata.network)
     network.load_state_dict(state_dict)
     return network.to(device).eval(), metadata
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from inference import fusion
 from inference.folding import MergedUpsampling, fold
-from inference.memory import LIVE_WIDTHS
+from inference.memory import live_values
 from inference.model import AttentionUNet
 
 # Random weights leave many pixels close to a tie between labels: here 95.5 % agree in bfloat16 and
@@ -93,6 +93,15 @@ def test_without_attention(slices, kernels):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("supervised_channels", [3, 16])
+def test_with_supervised_maps_of_another_width(slices, kernels, supervised_channels):
+    plain = trained_looking_network(supervised_channels=supervised_channels)
+    expected = plain(slices.expand(-1, 3, -1, -1))
+    folded = fold(copy.deepcopy(plain))(slices)
+    assert (folded - expected).norm() / expected.norm() < 1e-4
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (6, 3)])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_a_transposed_convolution_and_the_next_are_one(size, with_bias):
@@ -131,8 +140,9 @@ class LiveBytes(TorchDispatchMode):
 
 @pytest.mark.slow
 @torch.inference_mode()
-@pytest.mark.parametrize(("fused", "most"), [(False, 3.6), (True, 3.6)])
-def test_memory_is_within_what_the_batch_size_is_chosen_by(monkeypatch, fused, most):
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(("supervised", "most"), [(0, 3.6), (16, 5.4)])
+def test_memory_is_within_what_the_batch_size_is_chosen_by(monkeypatch, fused, supervised, most):
     """Without what cuDNN adds, which only a GPU can tell."""
     monkeypatch.setattr(fusion, "_has_fused_kernels", lambda device, dtype: False)
     if fused:  # with a result of its own, as cuDNN makes it
@@ -143,14 +153,13 @@ def test_memory_is_within_what_the_batch_size_is_chosen_by(monkeypatch, fused, m
                 layer(features) if total is None else layer(features).add_(total)
             ),
         )
-    network = fold(trained_looking_network(16)).to(
-        torch.bfloat16, memory_format=torch.channels_last
-    )
+    network = trained_looking_network(16, supervised_channels=supervised)
+    network = fold(network).to(torch.bfloat16, memory_format=torch.channels_last)
     with LiveBytes() as counter:
         network(torch.zeros(1, 1, 128, 128, dtype=torch.bfloat16))
-    widths = counter.peak / (2 * 16 * 128 * 128)
-    assert widths == pytest.approx(most, abs=0.1)
-    assert widths < LIVE_WIDTHS
+    values = counter.peak / (2 * 128 * 128)
+    assert values / 16 == pytest.approx(most, abs=0.1)
+    assert values < live_values(16, supervised)
 
 
 class Copies(TorchDispatchMode):

@@ -312,6 +312,8 @@ def weights_with(path, stored=None, **fields):
         {"matrix_reduction": 3},
         {"matrix_reduction": True},
         {"attention": ["none"]},
+        {"supervised_channels": -1},
+        {"supervised_channels": 4.0},
         {"label_names": 5},
     ],
 )

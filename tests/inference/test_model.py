@@ -213,10 +213,11 @@ def stated_forward(state, slices, attention):
 
 
 @pytest.mark.parametrize("attention", ["relu-sigmoid", "none"])
-def test_the_forward_pass_is_the_papers(attention):
+@pytest.mark.parametrize("supervised_channels", [0, 5])
+def test_the_forward_pass_is_the_papers(attention, supervised_channels):
     """Final and supervised logits, with normalisation statistics that are not trivial."""
-    network = AttentionUNet(base_channels=8, attention=attention)
-    network.load_state_dict(trained_looking_network().state_dict())
+    network = trained_looking_network(attention=attention, supervised_channels=supervised_channels)
+    assert network.supervision[0][0].out_channels == (supervised_channels or 2)
     slices = torch.randn(2, 3, 48, 64)
     with torch.no_grad():
         expected, of_levels = stated_forward(network.state_dict(), slices, attention)

@@ -7,8 +7,10 @@ import pickle
 import pytest
 import torch
 from conftest import metadata_of, trained_looking_network
+from safetensors import safe_open
 from safetensors.torch import save_file
 
+from inference.model import AttentionUNet
 from inference.weights import (
     WeightsError,
     load_weights,
@@ -84,3 +86,17 @@ def test_files_from_before_attention_was_a_choice_have_it(tmp_path):
     header = {"abdoseg": json.dumps(fields)}
     save_file(network.state_dict(), tmp_path / "w.safetensors", header)
     assert read_metadata(tmp_path / "w.safetensors").attention == "relu-sigmoid"
+
+
+@pytest.mark.parametrize("supervised_channels", [0, 6])
+def test_supervised_channels_are_kept_and_the_papers_are_not_named(tmp_path, supervised_channels):
+    """Versions that know no others read files of the paper's."""
+    network = trained_looking_network(supervised_channels=supervised_channels)
+    path = tmp_path / "w.safetensors"
+    metadata = metadata_of(network, supervised_channels=supervised_channels)
+    save_weights(path, network.state_dict(), metadata)
+    with safe_open(path, framework="numpy") as file:
+        fields = json.loads(file.metadata()["abdoseg"])
+    assert ("supervised_channels" in fields) == bool(supervised_channels)
+    state_dict, found = load_weights(path)
+    AttentionUNet(**found.network).load_state_dict(state_dict)

@@ -243,8 +243,15 @@ def test_training_on_drawn_slices_scores_every_read_case(tmp_path, labelled_case
     assert "**not with the weights here**" in others.with_suffix(".md").read_text()
     assert "**not with the weights here**" not in card
     assert main([*common, "--output", str(tmp_path / "next"), "--start-from", str(weights)]) == 0
-    other = [*common, "--base-channels", "8", "--output", str(tmp_path / "wrong")]
-    assert main([*other, "--start-from", str(weights)]) == 1
+    wider = [*common, "--base-channels", "8", "--supervised-channels", "3"]
+    wider += ["--output", str(tmp_path / "wider")]
+    assert main([*wider, "--start-from", str(weights)]) == 0
+    exported[1] = str(tmp_path / "wider")
+    assert main([*exported, "--trained-on", "balls", "--licence", "MIT"]) == 0
+    card = others.with_suffix(".md").read_text()
+    assert "AttentionUNet(base_channels=8, supervised_channels=3)" in card
+    narrower = [*common, "--output", str(tmp_path / "narrower"), "--start-from", str(others)]
+    assert main(narrower) == 1
     assert "another network" in capsys.readouterr().err
 
 

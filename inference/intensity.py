@@ -67,6 +67,30 @@ def percentiles(voxels: np.ndarray, percents: tuple[float, ...] = (1.0, 99.0)) -
     return tuple(float(value) for value in np.percentile(voxels, percents))
 
 
+def clipped_window(
+    window: tuple[float, float],
+    clip_hu: tuple[float, float] | None,
+    slope: float,
+    intercept: float,
+) -> tuple[float, float]:
+    """What is left of a window within a range of HU.
+
+    Args:
+        window: (low, high), in the units of voxels.
+        clip_hu: the range, HU; None leaves the window as it is.
+        slope, intercept: HU = slope * voxel + intercept.
+
+    Returns:
+        (low, high), in the units of voxels: the range's nearer end twice if they do not overlap,
+        and the window itself if the slope is 0, where all voxels are alike.
+    """
+    if clip_hu is None or slope == 0:
+        return window
+    least, most = sorted((value - intercept) / slope for value in clip_hu)
+    low, high = (min(max(value, least), most) for value in window)
+    return low, high
+
+
 def normalise(
     slices: "Tensor",
     *,
@@ -80,7 +104,7 @@ def normalise(
 
     Args:
         slices: voxels as stored in the file, any shape and type.
-        window: the volume's 1st and 99th percentile, in the same units as `slices`.
+        window: (low, high), in the same units as `slices`.
         slope, intercept: HU = slope * voxel + intercept.
         mean, std: of the training set's clipped voxels, HU.
 

@@ -19,7 +19,7 @@ from inference.averaging import AveragedNetworks
 from inference.choices import CudaChoices
 from inference.device import choose_dtype
 from inference.folding import fold
-from inference.intensity import normalise
+from inference.intensity import clipped_window, normalise
 from inference.labelling import interpolated_labels, labels_of, upsampled_labels
 from inference.memory import slice_bytes
 from inference.model import DOWNSAMPLING, AttentionUNet
@@ -195,6 +195,7 @@ class Predictor:
             torch.OutOfMemoryError: not even one slice fits the device's memory.
         """
         label_map = np.empty(voxels.shape, np.uint8)
+        window = clipped_window(window, self.metadata.clip_hu, slope, intercept)
         reduction = reduction or self.metadata.matrix_reduction
         batch_size = self.batch_size or self.default_batch_size(voxels.shape[1:], reduction)
 

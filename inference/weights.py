@@ -53,6 +53,7 @@ class WeightsMetadata:
         revision: of the code that trained them.
         label_names: by label number.
         percentiles: to which a volume's intensities are clipped.
+        clip_hu: to which they are clipped besides, HU, or None.
         orientation: of the slices that the network was trained on.
         matrix_reduction: factor by which slices are area-averaged before the network sees them.
         attention, supervised_channels: arguments of `AttentionUNet`.
@@ -73,6 +74,7 @@ class WeightsMetadata:
     matrix_reduction: int = 1
     attention: str = "relu-sigmoid"
     supervised_channels: int = 0
+    clip_hu: tuple[float, float] | None = None
     warning: str = ""
 
     @property
@@ -157,6 +159,7 @@ def read_metadata(path: Path) -> WeightsMetadata:
                 **fields,
                 "label_names": tuple(fields["label_names"]),
                 "percentiles": tuple(fields["percentiles"]),
+                "clip_hu": fields.get("clip_hu") and tuple(fields["clip_hu"]),
             }
         )
         _check(metadata)
@@ -197,6 +200,14 @@ def _check(metadata: WeightsMetadata) -> None:
         value = getattr(metadata, name)
         if type(value) not in (int, float) or not math.isfinite(value):
             raise wrong(name, "a finite number")
+    if metadata.clip_hu is not None:
+        numbers = all(type(value) in (int, float) for value in metadata.clip_hu)
+        if (
+            not numbers
+            or len(metadata.clip_hu) != 2
+            or not -math.inf < metadata.clip_hu[0] < (metadata.clip_hu[1]) < math.inf
+        ):
+            raise wrong("clip_hu", "two rising numbers")
     if metadata.intensity_std <= 0:
         raise wrong("intensity_std", "more than 0")
 
@@ -215,7 +226,7 @@ def common_metadata(several: Sequence[WeightsMetadata]) -> WeightsMetadata:
     """
     first = several[0]
     for other in several[1:]:
-        for name in ("matrix_reduction", "percentiles"):
+        for name in ("matrix_reduction", "percentiles", "clip_hu"):
             ours, theirs = getattr(first, name), getattr(other, name)
             if ours != theirs:
                 words = name.replace("_", " ")
@@ -274,8 +285,8 @@ def save_weights(path: Path, state_dict: dict[str, "Tensor"], metadata: WeightsM
         for name, tensor in state_dict.items()
     }
     fields = dataclasses.asdict(metadata)
-    for name in ("warning", "supervised_channels"):  # versions that did not know of it read the
-        if not fields[name]:  # file as well
+    for name in ("warning", "supervised_channels", "clip_hu"):
+        if not fields[name]:  # versions that did not know of it read the file as well
             del fields[name]
     header = {_METADATA_KEY: json.dumps(fields)}
     write_atomically(path, save(tensors, header))

@@ -112,6 +112,8 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         if options.start_from:
             start, metadata = load_weights(options.start_from)
             intensities = Intensities(metadata.intensity_mean, metadata.intensity_std)
+        elif recipe.clips:
+            intensities = Intensities.within(recipe.clips)
         elif training:
             intensities = Intensities(*intensity_statistics(training))
         # Only now: drawing patients takes a minute, and the data is known to be in order.

@@ -29,6 +29,15 @@ class Intensities:
     mean: float
     std: float
 
+    @classmethod
+    def within(cls, clip_hu: tuple[float, float]) -> "Intensities":
+        """Of a range that all voxels are clipped to: its middle and a quarter of it, for any data.
+
+        A network that begins with a convolution and batch normalisation does not depend on them.
+        """
+        low, high = clip_hu
+        return cls((low + high) / 2, (high - low) / 4)
+
 
 def prepare(
     batch: Batch,
@@ -55,12 +64,16 @@ def prepare(
         so that the expected cross-entropy is that against the labels' parts of the block.
     """
     pixel_mm = batch.pixel_mm.tolist()
-    draws = draw(recipe, batch.window.numpy(), pixel_mm, rngs, device)
+    window = batch.window.numpy()
+    if recipe.clips:
+        window = window.clip(*recipe.clips)
+    draws = draw(recipe, window, pixel_mm, rngs, device)
     hu, labels = (part.to(device, non_blocking=True) for part in (batch.hu, batch.labels))
     low, high = (draws.window[:, index, None, None, None] for index in (0, 1))
-    images = hu.float().clamp(low, high)
+    images = hu.float()
     if recipe.window_probability:
         images = _show_pictures(images, draws.picture)
+    images = images.clamp(low, high)
     images, labels = _move(images, labels, max(pixel_mm), recipe, draws, generator)
     step = recipe.matrix_reduction
     if step > 1:

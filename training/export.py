@@ -90,6 +90,7 @@ def export(
         matrix_reduction=recipe["matrix_reduction"],
         attention=recipe["attention"],
         supervised_channels=recipe["supervised_channels"],
+        clip_hu=tuple(recipe["clip_hu"]) if any(recipe["clip_hu"]) else None,
         warning=warning_of(about, state["step"], at_step, unseen_scores),
     )
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -215,7 +216,8 @@ def model_card(
         f"- licence: {metadata.licence}",
         f"- exported: {metadata.date}, code revision {metadata.revision}, step {step} of "
         f"{recipe['steps']}, {step * recipe['batch_size']:,} slices",
-        f"- intensities: clipped to the volume's percentiles 1 and 99, then z-scored with mean "
+        f"- intensities: clipped to the volume's percentiles 1 and 99{_and_clip(metadata)}, then "
+        "z-scored with mean "
         f"{metadata.intensity_mean:.2f} HU and standard deviation {metadata.intensity_std:.2f} HU",
         "",
         "## Data",
@@ -302,6 +304,13 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _and_clip(metadata: WeightsMetadata) -> str:
+    if metadata.clip_hu is None:
+        return ""
+    low, high = metadata.clip_hu
+    return f" and to {low:g} to {high:g} HU"
 
 
 def _arguments(metadata: WeightsMetadata) -> str:

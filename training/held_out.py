@@ -54,6 +54,7 @@ class HeldOut:
             matrix_reduction=recipe.matrix_reduction,
             attention=recipe.attention,
             supervised_channels=recipe.supervised_channels,
+            clip_hu=recipe.clips,
             trained_on="",
             licence="",
             date="",

@@ -36,6 +36,9 @@ class Recipe:
     matrix_reduction: int = _number(
         1, "slices are area-averaged by this before the network", choices=(1, 2, 4)
     )
+    clip_hu: tuple[float, float] = _number(
+        (0.0, 0.0), "range to which HU are clipped beside the volume's percentiles; 0 0 has none"
+    )
     # data
     held_out_fraction: float = _number(
         0.1, "patients kept out of training, at least one unless this is 0"
@@ -134,6 +137,8 @@ class Recipe:
         for name in ("base_channels", "batch_size", "log_interval", "checkpoint_interval"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} must be at least 1")
+        if self.clips and not self.clip_hu[0] < self.clip_hu[1]:
+            raise RecipeError("clip_hu must be two rising numbers, or 0 0")
         if self.supervised_channels < 0:
             raise RecipeError("supervised_channels must be at least 0")
         if self.evaluation_interval < 1 or self.steps < 0:
@@ -153,6 +158,11 @@ class Recipe:
             raise RecipeError(
                 "synthetic_fraction must be from 0 to 1 and synthetic_phantoms at least 0"
             )
+
+    @property
+    def clips(self) -> tuple[float, float] | None:
+        """`clip_hu`, or None where there is none."""
+        return self.clip_hu if self.clip_hu != (0, 0) else None
 
 
 MAY_CHANGE_ON_RESUME = ("steps", "log_interval", "checkpoint_interval", "evaluation_interval")

@@ -34,9 +34,15 @@ def load_network(path: Path, device: torch.device) -> tuple[AttentionUNet, Weigh
 
 
 def normalise(hu: np.ndarray, metadata: WeightsMetadata) -> np.ndarray:
-    """Clip to the volume's own percentiles and z-score (paper section 2.1); float64."""
+    """Clip to the volume's own percentiles, and what more the weights ask for, and z-score.
+
+    Paper section 2.1; float64.
+    """
     low, high = np.percentile(hu, metadata.percentiles)
-    return (np.clip(hu, low, high) - metadata.intensity_mean) / metadata.intensity_std
+    clipped = np.clip(hu, low, high)
+    if metadata.clip_hu:
+        clipped = np.clip(clipped, *metadata.clip_hu)
+    return (clipped - metadata.intensity_mean) / metadata.intensity_std
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """The plain baseline and the service write the same label maps in fp32."""
 
+from dataclasses import replace
+
 import nibabel
 import numpy as np
 import pytest
@@ -9,20 +11,25 @@ from conftest import ORIENTATIONS, RAS_AFFINE, reoriented, save_nifti
 from benchmark.__main__ import main
 from inference import prediction
 from inference.command import main as run_service
-from inference.weights import DEMONSTRATION_WEIGHTS
+from inference.weights import DEMONSTRATION_WEIGHTS, load_weights, save_weights
 from synthetic.phantom import draw_phantom
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("orientation", [0, 21, 46])
-def test_label_maps_are_equal_voxel_for_voxel(tmp_path, monkeypatch, orientation):
+@pytest.mark.parametrize(
+    ("orientation", "clip_hu"), [(0, None), (21, None), (46, None), (0, (-160, 240))]
+)
+def test_label_maps_are_equal_voxel_for_voxel(tmp_path, monkeypatch, orientation, clip_hu):
     phantom = draw_phantom((12, 250, 310), (16.0, 1.4, 1.3), seed=11)
     patient = np.ascontiguousarray(phantom.volume[:, ::-1, ::-1].transpose(2, 1, 0))  # RAS
     volume, affine = reoriented(patient, RAS_AFFINE, ORIENTATIONS[orientation])
     save_nifti(tmp_path / "a_0000.nii.gz", volume, affine)
     monkeypatch.setattr(prediction, "choose_dtype", lambda device: torch.float32)
 
-    common = ["--input", str(tmp_path / "a_0000.nii.gz"), "--weights", str(DEMONSTRATION_WEIGHTS)]
+    weights = tmp_path / "weights.safetensors"
+    state_dict, metadata = load_weights(DEMONSTRATION_WEIGHTS)
+    save_weights(weights, state_dict, replace(metadata, clip_hu=clip_hu))
+    common = ["--input", str(tmp_path / "a_0000.nii.gz"), "--weights", str(weights)]
     common += ["--device", "cpu", "--output"]
     assert main(["plain-pipeline", *common, str(tmp_path / "plain")]) == 0
     assert run_service([*common, str(tmp_path / "service"), "--quiet"]) == 0

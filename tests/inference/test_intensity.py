@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from inference.intensity import normalise, percentiles
+from inference.intensity import clipped_window, normalise, percentiles
 
 PERCENTS = (0.0, 0.37, 1.0, 50.0, 63.1, 99.0, 100.0)
 
@@ -52,6 +52,24 @@ def test_z_scores_of_the_clipped_hu():
         std=141,
     )
     np.testing.assert_allclose(z.numpy(), (hu - 70) / 141, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(1.0, 0.0), (2.0, -1024.0), (-0.5, 300.0)])
+@pytest.mark.parametrize(
+    "window", [(-900.0, 500.0), (-50.0, 90.0), (-900.0, -300.0), (400.0, 500.0)]
+)
+def test_a_clipped_window_is_clipping_twice(slope, intercept, window):
+    hu = np.linspace(-2000, 2000, 401)
+    voxels = (hu - intercept) / slope
+    of_voxels = tuple(sorted((value - intercept) / slope for value in window))
+    low, high = clipped_window(of_voxels, (-160, 240), slope, intercept)
+    expected = np.clip(np.clip(hu, *window), -160, 240)
+    np.testing.assert_allclose(slope * np.clip(voxels, low, high) + intercept, expected)
+
+
+def test_without_a_range_the_window_is_the_percentiles():
+    assert clipped_window((-900.0, 500.0), None, 1, 0) == (-900, 500)
+    assert clipped_window((0.0, 0.0), (-160, 240), 0, 7) == (0, 0)
 
 
 def test_nan_becomes_the_lower_end():

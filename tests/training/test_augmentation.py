@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from inference.intensity import normalise
+from inference.intensity import clipped_window, normalise
 from training.augmentation import Intensities, _blur, prepare
 from training.draws import draw_affine
 from training.loss import IGNORED
@@ -44,14 +44,16 @@ def inside(labels, distance):
     return (lowest == highest) & (labels != IGNORED)
 
 
-def test_without_augmentation_it_is_what_inference_does():
+@pytest.mark.parametrize("clip_hu", [(0, 0), (-160, 240)])
+def test_without_augmentation_it_is_what_inference_does(clip_hu):
     rng = np.random.default_rng(1)
     part = blocks()._replace(hu=rng.normal(0, 400, (96, 96)).astype(np.int16), window=(-300.5, 412))
     batch = collate([part], multiple=16)
-    images, labels = prepare(batch, CPU, Recipe(), Intensities(20, 150), [rng], torch.Generator())
+    recipe = Recipe(clip_hu=clip_hu)
+    images, labels = prepare(batch, CPU, recipe, Intensities(20, 150), [rng], torch.Generator())
     expected = normalise(
         torch.from_numpy(part.hu),
-        window=part.window,
+        window=clipped_window(part.window, recipe.clips, 1, 0),
         slope=1,
         intercept=0,
         mean=20,

@@ -142,18 +142,19 @@ def test_windows_are_drawn_for_a_part_of_the_slices():
     assert set(np.unique(windowed[:, between])) == {-100.0}
 
 
-def test_a_window_leaves_a_slice_from_a_narrower_one_as_it_is():
+@pytest.mark.parametrize("clip_hu", [(0, 0), (-160, 240)])
+def test_a_window_leaves_a_slice_from_a_narrower_one_as_it_is(clip_hu):
     """Fat at -100, as the data sets have it below 0 HU, stays fat, and air stays air."""
     values = np.tile(np.array([-1000.0, -100.0, 0.0, 200.0]), (32, 8))
     images, _ = prepare(
         batch_of(values, 4),
         torch.device("cpu"),
-        Recipe(window_probability=1.0),
+        Recipe(window_probability=1.0, clip_hu=clip_hu),
         Intensities(0.0, 1.0),
         [np.random.default_rng(seed) for seed in range(4)],
         torch.Generator(),
     )
-    assert (images[:, 0].numpy() == values).all()
+    assert (images[:, 0].numpy() == (values.clip(*clip_hu) if any(clip_hu) else values)).all()
 
 
 @pytest.mark.parametrize("name", COMMANDS)

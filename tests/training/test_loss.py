@@ -159,33 +159,3 @@ def test_sums_by_label_are_those_of_bincount(parts):
     found = _sum_by_label(torch.from_numpy(values), torch.from_numpy(labels), 15, parts)
     expected = np.bincount(labels.ravel(), values.ravel(), minlength=15)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
-
-
-@pytest.mark.parametrize("cross_entropy", ["marginal", "plain"])
-@pytest.mark.parametrize("dice_weight", [0, 0.7])
-@pytest.mark.parametrize("with_pseudo", [False, True])
-def test_the_gradient_in_closed_form_is_that_of_the_losses(cross_entropy, dice_weight, with_pseudo):
-    logits, labels, annotated = random_case(8)
-    looked_for = annotated if cross_entropy == "marginal" else torch.ones_like(annotated)
-    taught = labels.clone()
-    if with_pseudo:
-        taught[:, 3:][labels[:, 3:] == 0] = 4
-    single = logits.detach().float().requires_grad_()
-    loss = 3 * deep_supervision_loss(
-        [single],
-        labels,
-        annotated,
-        cross_entropy=cross_entropy,
-        dice_weight=dice_weight,
-        pseudo=taught if with_pseudo else None,
-    )
-    p = logits.softmax(1)
-    expected = marginal_cross_entropy(p, taught, looked_for)
-    expected = 3 * (expected + dice_weight * soft_dice_loss(p, labels, annotated))
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
-    torch.testing.assert_close(
-        torch.autograd.grad(loss, single)[0].double(),
-        torch.autograd.grad(expected, logits)[0],
-        rtol=1e-4,
-        atol=1e-8,
-    )

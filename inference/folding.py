@@ -146,7 +146,9 @@ class FoldedDecoder(nn.Module):
 
 
 def _upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear, as in `AttentionUNet`."""
+    """Bilinear, as in `AttentionUNet`; maps of that size are left as they are."""
+    if maps.shape[2:] == size:
+        return maps
     if maps.device.type == "cpu" and maps.shape[1] < _FEW_CHANNELS:
         maps = maps.contiguous()
     return functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
@@ -180,7 +182,16 @@ class FoldedUNet(nn.Module):
             for decoder in network.decoders
         )
         self.supervision = nn.ModuleList(map(_folded, network.supervision))
-        self.fusion = _folded(network.fusion)
+        (self.fusion,) = _folded(network.fusion)
+        fusion = self.fusion.convolution
+        width = fusion.in_channels // len(self.supervision)
+        self.sums_levels = width >= fusion.out_channels
+        if self.sums_levels:
+            self.fusion = nn.ModuleList(
+                _convolution(of_level.contiguous(), None)
+                for of_level in fusion.weight.split(width, dim=1)
+            )
+            self.fusion[-1].bias = fusion.bias  # the first that runs
         self.attends = isinstance(network.attention, Attention)
         self.head = network.head
         self.num_classes = network.head.out_channels
@@ -200,7 +211,7 @@ class FoldedUNet(nn.Module):
 
     def forward(self, slices: Tensor) -> Tensor:
         """Logits (N, num_classes, H, W) of z-scored slices (N, 1, H, W), both multiples of 16."""
-        count, _, rows, columns = slices.shape
+        rows, columns = slices.shape[2:]
         features, skips = slices, []
         for level, stage in enumerate(self.stages):
             if level > 0:
@@ -216,19 +227,33 @@ class FoldedUNet(nn.Module):
             supervised.append(supervision(features))
         del features
 
-        # Level by level into one buffer: upsampled maps and their concatenation never coexist.
-        width = supervised[0].shape[1]
-        channels = len(supervised) * width
-        fused = slices.new_empty(count, rows, columns, channels).permute(0, 3, 1, 2)
-        for level in reversed(range(len(supervised))):
-            maps = supervised.pop()
-            if maps.shape[2:] != (rows, columns):
-                maps = _upsample(maps, (rows, columns))
-            fused[:, level * width : (level + 1) * width] = maps
-            del maps
-        fused = self.fusion(fused)  # ends in a ReLU: of the attention only the sigmoid is left
+        # It ends in a ReLU: of the attention only the sigmoid is left.
+        fused = (self._sum_of_levels if self.sums_levels else self._fusion_of_levels)(
+            supervised, (rows, columns)
+        )
         logits = self.head(fused.sigmoid_() if self.attends else fused)
         return logits[:, : self.num_classes]
+
+    def _fusion_of_levels(self, supervised: list[Tensor], size: tuple[int, int]) -> Tensor:
+        """Maps, level by level, into one buffer, and the convolution over it; takes the list's.
+
+        Upsampled maps and their concatenation never coexist.
+        """
+        count, width = supervised[0].shape[:2]
+        channels = len(supervised) * width
+        fused = supervised[0].new_empty(count, *size, channels).permute(0, 3, 1, 2)
+        for level in reversed(range(len(supervised))):
+            fused[:, level * width : (level + 1) * width] = _upsample(supervised.pop(), size)
+        return self.fusion(fused)
+
+    def _sum_of_levels(self, supervised: list[Tensor], size: tuple[int, int]) -> Tensor:
+        """The same as a sum of each level's convolution: wide maps are not copied for it."""
+        layers = list(self.fusion)
+        total = layers.pop()(_upsample(supervised.pop(), size))
+        while layers:
+            maps, layer = _upsample(supervised.pop(), size), layers.pop()
+            total = add_convolution(total, maps, layer, relu=not layers)
+        return total
 
 
 def _folded(layers: nn.Sequential) -> nn.Sequential:

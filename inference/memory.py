@@ -61,15 +61,15 @@ def case_bytes(file_bytes: int, voxels: int, voxel_bytes: int) -> int:
     return raw + max(file_bytes, beside, 2 * voxels)
 
 
-_LIVE_WIDTHS, _LIVE_SUPERVISED = 5, 7
+_LIVE_WIDTHS, _LIVE_SUPERVISED = 5, 4
 
 
 def live_values(base_channels: int, supervised_channels: int) -> int:
     """Values a pixel of the network's matrix that are alive at once.
 
-    In the last decoder torch holds 3.7 times `base_channels`, and where the supervised maps are
-    fused 5.4 times their channels (test_folding.py counts both); the rest is for what libraries
-    add.
+    In the last decoder torch holds up to 3.9 times `base_channels`, and where supervised maps wider
+    than that are fused 2.7 times their channels (test_folding.py counts both); the rest is for what
+    libraries add.
 
     Args:
         base_channels, supervised_channels: of `AttentionUNet`.

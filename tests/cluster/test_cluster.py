@@ -25,6 +25,7 @@ os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 import ray
+from ray._private.utils import get_ray_address_file
 from ray.cluster_utils import Cluster
 
 from cluster import command, spread
@@ -82,6 +83,8 @@ def nodes():
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets' paths must be short
     head = {"include_dashboard": False, "include_log_monitor": False}
     head |= {"temp_dir": folder, "_system_config": QUICK_TO_NOTICE}
+    # Ray writes the head's address here, wherever `temp_dir` is, and does not make the folder.
+    Path(get_ray_address_file(None)).parent.mkdir(parents=True, exist_ok=True)
     cluster = Cluster(initialize_head=True, head_node_args=NODE | head)
     for _ in range(2):
         cluster.add_node(wait=False, **NODE)
@@ -199,7 +202,7 @@ def test_a_case_that_kills_its_worker_fails_alone(
     class Mortal(Worker):
         def segment(self, path, *about):
             if path.name.startswith(deadly):
-                time.sleep(0.2)  # until it has company
+                time.sleep(1)  # until it has company
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().segment(path, *about)
 

@@ -228,6 +228,7 @@ def test_training_on_drawn_slices_scores_every_read_case(tmp_path, labelled_case
     common = ["fit", "--data", str(labelled_cases), "--anatomy", str(anatomy), "--recipe", "slim"]
     common += ["--synthetic-fraction", "1", "--synthetic-phantoms", "0", "--steps", "1"]
     common += ["--batch-size", "2", "--base-channels", "4", "--slice-size", "64", "--device", "cpu"]
+    common += ["--supervised-channels", "2"]
     assert main([*common, "--output", str(tmp_path / "run")]) == 0
     assert "0 cases to train on" in capsys.readouterr().out
     weights = tmp_path / "weights.safetensors"
@@ -249,7 +250,7 @@ def test_training_on_drawn_slices_scores_every_read_case(tmp_path, labelled_case
     exported[1] = str(tmp_path / "wider")
     assert main([*exported, "--trained-on", "balls", "--licence", "MIT"]) == 0
     card = others.with_suffix(".md").read_text()
-    assert "AttentionUNet(base_channels=8, supervised_channels=3)" in card
+    assert "AttentionUNet(base_channels=8, attention='none', supervised_channels=3)" in card
     narrower = [*common, "--output", str(tmp_path / "narrower"), "--start-from", str(others)]
     assert main(narrower) == 1
     assert "another network" in capsys.readouterr().err

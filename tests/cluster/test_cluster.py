@@ -202,13 +202,15 @@ def test_a_case_that_kills_its_worker_fails_alone(
     class Mortal(Worker):
         def segment(self, path, *about):
             if path.name.startswith(deadly):
-                time.sleep(1)  # until it has company
+                time.sleep(0.2)  # until it has company
                 os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(1)  # and the company is not done before
             return super().segment(path, *about)
 
     monkeypatch.chdir(ROOT)  # where the workers find the packages
     monkeypatch.setattr(spread, "Worker", Mortal)
-    arguments = call("cluster", few, outputs, "--address", nodes.address, "--cpus", 1)[3:]
+    arguments = ("--address", nodes.address, "--cpus", 1, "--workers", 1)
+    arguments = call("cluster", few, outputs, *arguments)[3:]
     assert command.main(arguments) == 1
     label_maps, _ = expected
     names = [f"c{index:02}.nii.gz" for index in range(8) if index != 3]

@@ -163,6 +163,58 @@ def _max_pool(features: Tensor) -> Tensor:
     return torch.maximum(rows[..., ::2], rows[..., 1::2])
 
 
+class CopiedFusion(nn.Module):
+    """The fusion of supervised maps, upsampled level by level into one buffer.
+
+    Upsampled maps and their concatenation never coexist.
+
+    Args:
+        fusion: over the concatenation of all levels.
+        width: channels of each level's map.
+    """
+
+    def __init__(self, fusion: ConvolutionRelu, width: int) -> None:
+        super().__init__()
+        self.fusion = fusion
+        self.width = width
+
+    def forward(self, supervised: list[Tensor], size: tuple[int, int]) -> Tensor:
+        """Maps (N, width, h, w), emptied out of their list, to (N, out, *size)."""
+        count, levels = len(supervised[0]), len(supervised)
+        fused = supervised[0].new_empty(count, *size, levels * self.width).permute(0, 3, 1, 2)
+        for level in reversed(range(levels)):
+            channels = slice(level * self.width, (level + 1) * self.width)
+            fused[:, channels] = _upsample(supervised.pop(), size)
+        return self.fusion(fused)
+
+
+class SummedFusion(nn.Module):
+    """The same as the sum of a convolution for each level, which copies nothing.
+
+    Args:
+        fusion: over the concatenation of all levels; its weights are taken over.
+        width: channels of each level's map.
+    """
+
+    def __init__(self, fusion: ConvolutionRelu, width: int) -> None:
+        super().__init__()
+        convolution = fusion.convolution
+        self.by_level = nn.ModuleList(
+            _convolution(weight.contiguous(), None)
+            for weight in convolution.weight.split(width, dim=1)
+        )
+        self.by_level[-1].bias = convolution.bias  # the first that runs
+
+    def forward(self, supervised: list[Tensor], size: tuple[int, int]) -> Tensor:
+        """Maps (N, width, h, w), emptied out of their list, to (N, out, *size)."""
+        *others, last = self.by_level
+        total = last(_upsample(supervised.pop(), size))
+        for layer in reversed(others):
+            maps = _upsample(supervised.pop(), size)
+            total = add_convolution(total, maps, layer, relu=not supervised)
+        return total
+
+
 class FoldedUNet(nn.Module):
     """An `AttentionUNet` for inference only; made by `fold`."""
 
@@ -182,16 +234,11 @@ class FoldedUNet(nn.Module):
             for decoder in network.decoders
         )
         self.supervision = nn.ModuleList(map(_folded, network.supervision))
-        (self.fusion,) = _folded(network.fusion)
-        fusion = self.fusion.convolution
-        width = fusion.in_channels // len(self.supervision)
-        self.sums_levels = width >= fusion.out_channels
-        if self.sums_levels:
-            self.fusion = nn.ModuleList(
-                _convolution(of_level.contiguous(), None)
-                for of_level in fusion.weight.split(width, dim=1)
-            )
-            self.fusion[-1].bias = fusion.bias  # the first that runs
+        (fusion,) = _folded(network.fusion)
+        width = fusion.convolution.in_channels // len(self.supervision)
+        # Wide maps are not worth a copy; narrow ones make too small a convolution each.
+        sums = width >= fusion.convolution.out_channels
+        self.fusion = SummedFusion(fusion, width) if sums else CopiedFusion(fusion, width)
         self.attends = isinstance(network.attention, Attention)
         self.head = network.head
         self.num_classes = network.head.out_channels
@@ -228,32 +275,9 @@ class FoldedUNet(nn.Module):
         del features
 
         # It ends in a ReLU: of the attention only the sigmoid is left.
-        fused = (self._sum_of_levels if self.sums_levels else self._fusion_of_levels)(
-            supervised, (rows, columns)
-        )
+        fused = self.fusion(supervised, (rows, columns))
         logits = self.head(fused.sigmoid_() if self.attends else fused)
         return logits[:, : self.num_classes]
-
-    def _fusion_of_levels(self, supervised: list[Tensor], size: tuple[int, int]) -> Tensor:
-        """Maps, level by level, into one buffer, and the convolution over it; takes the list's.
-
-        Upsampled maps and their concatenation never coexist.
-        """
-        count, width = supervised[0].shape[:2]
-        channels = len(supervised) * width
-        fused = supervised[0].new_empty(count, *size, channels).permute(0, 3, 1, 2)
-        for level in reversed(range(len(supervised))):
-            fused[:, level * width : (level + 1) * width] = _upsample(supervised.pop(), size)
-        return self.fusion(fused)
-
-    def _sum_of_levels(self, supervised: list[Tensor], size: tuple[int, int]) -> Tensor:
-        """The same as a sum of each level's convolution: wide maps are not copied for it."""
-        layers = list(self.fusion)
-        total = layers.pop()(_upsample(supervised.pop(), size))
-        while layers:
-            maps, layer = _upsample(supervised.pop(), size), layers.pop()
-            total = add_convolution(total, maps, layer, relu=not layers)
-        return total
 
 
 def _folded(layers: nn.Sequential) -> nn.Sequential:

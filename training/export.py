@@ -90,7 +90,7 @@ def export(
         matrix_reduction=recipe["matrix_reduction"],
         attention=recipe["attention"],
         supervised_channels=recipe["supervised_channels"],
-        clip_hu=tuple(recipe["clip_hu"]) if any(recipe["clip_hu"]) else None,
+        clip_hu=Recipe(clip_hu=tuple(recipe["clip_hu"])).clips,
         warning=warning_of(about, state["step"], at_step, unseen_scores),
     )
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -236,7 +236,8 @@ class FoldedUNet(nn.Module):
         self.supervision = nn.ModuleList(map(_folded, network.supervision))
         (fusion,) = _folded(network.fusion)
         width = fusion.convolution.in_channels // len(self.supervision)
-        # Wide maps are not worth a copy; narrow ones make too small a convolution each.
+        # Time of the sum over that of the copy, on two cores of an EPYC in bfloat16 and in fp32: of
+        # maps of 16 channels 0.54 and 0.76, of 4 channels 0.87 and 1.19.
         sums = width >= fusion.convolution.out_channels
         self.fusion = SummedFusion(fusion, width) if sums else CopiedFusion(fusion, width)
         self.attends = isinstance(network.attention, Attention)

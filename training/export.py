@@ -20,7 +20,7 @@ from training.evaluation import (
     read_left_out,
     read_scores,
 )
-from training.recipe import Recipe
+from training.recipe import Recipe, clips
 
 WEAK_DSC = 0.7
 """Labels below this held-out DSC are named among the known weaknesses."""
@@ -90,7 +90,7 @@ def export(
         matrix_reduction=recipe["matrix_reduction"],
         attention=recipe["attention"],
         supervised_channels=recipe["supervised_channels"],
-        clip_hu=Recipe(clip_hu=tuple(recipe["clip_hu"])).clips,
+        clip_hu=clips(recipe["clip_hu"]),
         warning=warning_of(about, state["step"], at_step, unseen_scores),
     )
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -162,7 +163,13 @@ class Recipe:
     @property
     def clips(self) -> tuple[float, float] | None:
         """`clip_hu`, or None where there is none."""
-        return self.clip_hu if self.clip_hu != (0, 0) else None
+        return clips(self.clip_hu)
+
+
+def clips(clip_hu: Sequence[float]) -> tuple[float, float] | None:
+    """A recipe's `clip_hu`, also as a list out of JSON, or None where it is 0 0."""
+    low, high = clip_hu
+    return (low, high) if (low, high) != (0, 0) else None
 
 
 MAY_CHANGE_ON_RESUME = ("steps", "log_interval", "checkpoint_interval", "evaluation_interval")

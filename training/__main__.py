@@ -1,12 +1,16 @@
 """Command line of training: `python -m training COMMAND`."""
 
 import argparse
+import os
 import sys
+import tempfile
 from collections import Counter
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from inference.files import one_line
 from training import recipe as recipes
 from training.options import make_parser
 
@@ -72,27 +76,32 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from training.fit import fit
     from training.label_mapping import DataError
     from training.processes import first_then_others, join_processes
-    from training.run_folder import RunError, describe_run, start_or_check_run, take_up
+    from training.run_folder import RunError, describe_run, locked, start_or_check_run, take_up
 
     try:
-        cases = [case for part in _cases(options.data).values() for case in part]
+        data_sets = _cases(options.data)
         processes = join_processes(options.device)
     except (DataError, OSError) as error:
         parser.error(str(error))
     except (ValueError, RuntimeError) as error:  # of torch: not a device, or none that is here
         parser.error(f"--device {options.device}: {str(error).splitlines()[0]}")
-    names = [case.name for case in cases]
+    names = [case.name for part in data_sets.values() for case in part]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         parser.error(f"--data: case names occur twice: {', '.join(twice[:5])}")
 
     report = partial(print, flush=True) if processes.first else lambda line: None
+    held = ExitStack()
     try:
-        options.output.mkdir(parents=True, exist_ok=True)
+        if processes.first:
+            held.enter_context(locked(options.output))
         cache = options.cache or options.output.resolve().parent / "cache"
         for line in take_up(options.output, recipe):
             report(line)
-        cases = first_then_others(processes, lambda: cache_cases(cases, cache, report))
+        cases = first_then_others(
+            processes,
+            lambda: [c for part in data_sets.values() for c in cache_cases(part, cache, report)],
+        )
         if recipe.synthetic_fraction == 1:  # what is read is for scoring alone
             training, held_out = [], cases
         else:
@@ -149,6 +158,9 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     except (DataError, RunError, VolumeError, WeightsError, AnatomyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"error: {error.filename or options.output}: {one_line(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(
             "stopped before the first step; what was read and drawn is kept in "
@@ -157,6 +169,7 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         )
         return 130
     finally:
+        held.close()
         if processes.count > 1:
             distributed.destroy_process_group()
 
@@ -190,7 +203,8 @@ def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
     if options.output.suffix != ".safetensors":
         parser.error(f"--output {options.output}: the name must end in .safetensors")
     from inference.weights import read_metadata
-    from training.export import ExportError, export
+    from training.checkpoint import RunError
+    from training.export import export
 
     try:
         card = export(
@@ -203,7 +217,7 @@ def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
             scores_of=options.scores_of,
             left_out=options.left_out,
         )
-    except ExportError as error:
+    except (RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if warning := read_metadata(options.output).warning:
@@ -289,13 +303,28 @@ def _folds(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     return 0
 
 
+def _use_temporary_folder_of(options: argparse.Namespace) -> None:
+    """Keep temporary files, such as matplotlib's, in the output where nothing else is writable."""
+    output = getattr(options, "output", None) or getattr(options, "picture", None)
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        if output:
+            folder = output.parent if output.suffix else output
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit code is as `--help` says."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] not in (*COMMANDS, "-h", "--help"):
         arguments = ["fit", *arguments]
+    for stream in (sys.stdout, sys.stderr):  # a terminal of ASCII must not end a run
+        stream.reconfigure(errors="backslashreplace")
     parser = make_parser()
     options = parser.parse_args(arguments)
+    _use_temporary_folder_of(options)
     commands = {
         "fit": _fit,
         "check": _check,

@@ -132,7 +132,7 @@ def read_description(folder: Path) -> dict[str, dict]:
     if not description.is_file():
         return {}
     try:
-        described = json.loads(description.read_text())
+        described = json.loads(description.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{description}: not JSON ({error})") from error
     if not isinstance(described, dict) or not all(isinstance(v, dict) for v in described.values()):
@@ -263,6 +263,16 @@ def intensity_statistics(cases: list[Case]) -> tuple[float, float]:
     mean = sum(case.cached.total for case in cases) / count
     variance = sum(case.cached.total_of_squares for case in cases) / count - mean**2
     return mean, max(variance, 0.0) ** 0.5
+
+
+def never_present(cases: list[Case]) -> str:
+    """Return a caution naming the labels annotated in every case and present in none, or ""."""
+    if not cases:
+        return ""
+    everywhere = set.intersection(*(set(case.annotated) for case in cases))
+    absent = sorted(everywhere.difference(*(case.cached.present for case in cases)))
+    names = ", ".join(LABEL_NAMES[label] for label in absent)
+    return f"annotated in every case and present in none: {names}" if names else ""
 
 
 def label_table(training: list[Case], held_out: list[Case]) -> str:

@@ -40,5 +40,5 @@ def choose_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.float16
     cpuinfo = Path("/proc/cpuinfo")
-    known = cpuinfo.read_text().split() if cpuinfo.exists() else ()
+    known = cpuinfo.read_text(encoding="utf-8").split() if cpuinfo.exists() else ()
     return torch.float32 if _BFLOAT16_FLAGS.isdisjoint(known) else torch.bfloat16

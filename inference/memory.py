@@ -22,7 +22,7 @@ def memory_limit(root: Path = Path("/")) -> int:
     """
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     try:
-        groups = (root / "proc/self/cgroup").read_text().splitlines()
+        groups = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
         groups = []
     for line in groups:
@@ -37,7 +37,7 @@ def memory_limit(root: Path = Path("/")) -> int:
         parts = [part for part in group.split("/") if part not in ("", "..")]
         for depth in range(len(parts) + 1):
             try:
-                text = base.joinpath(*parts[:depth], name).read_text().strip()
+                text = base.joinpath(*parts[:depth], name).read_text(encoding="utf-8").strip()
             except OSError:
                 continue
             if text.isdecimal():

@@ -163,9 +163,9 @@ def _read_rows(path: Path) -> list[dict]:
     """
     try:
         if path.suffix == ".json":
-            rows = json.loads(path.read_text())
+            rows = json.loads(path.read_text(encoding="utf-8"))
         else:
-            with path.open(newline="") as file:
+            with path.open(encoding="utf-8", newline="") as file:
                 rows = list(csv.DictReader(file))
         if any(list(row) != _COLUMNS for row in rows):
             raise ValueError("other columns")

@@ -155,7 +155,7 @@ def cache_case(case: Case, folder: Path) -> CachedVolume:
     image_path, labels_path = folder / f"{stem}.hu.npy", folder / f"{stem}.labels.npy"
     about_path = folder / f"{stem}.json"
     if about_path.is_file():
-        about = json.loads(about_path.read_text())
+        about = json.loads(about_path.read_text(encoding="utf-8"))
         lists = ("shape", "spacing", "window", "slice_labels")
         about.update({name: tuple(about[name]) for name in lists})
         return CachedVolume(image=image_path, labels=labels_path, **about)

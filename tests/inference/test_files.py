@@ -8,13 +8,15 @@ import sys
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import errors_of, save_nifti
 
 from inference import files
-from inference.files import locked, write_atomically
+from inference.files import locked, whole_file, write_atomically
 from inference.shards import shard_of
 from inference.statistics import LabelStatistics, StatisticsTable
+from training.cache import save_array
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,6 +105,22 @@ def test_a_file_system_that_renames_over_nothing(tmp_path, monkeypatch, number):
     with pytest.raises(OSError, match=re.escape(os.strerror(number))):
         write_atomically(tmp_path / "folder", b"three")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.nii.gz", "folder"]
+
+
+def test_two_containers_write_one_cache_file(tmp_path):
+    """Both are process 1: what one is writing is not the other's."""
+    path, array = tmp_path / "a.npy", np.arange(5)
+    (tmp_path / f".a.npy.{os.getpid()}.partial").mkdir()
+    with whole_file(path) as file:
+        save_array(path, array)
+        file.write(b"another")
+        assert np.array_equal(np.load(path), array)
+    assert path.read_bytes() == b"another"
+    with pytest.raises(KeyboardInterrupt), whole_file(path) as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"another"
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_lock_is_held_by_one_and_given_back(tmp_path, monkeypatch):

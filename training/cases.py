@@ -135,7 +135,7 @@ def read_description(folder: Path) -> dict[str, dict]:
     if not description.is_file():
         return {}
     try:
-        described = json.loads(description.read_text())
+        described = json.loads(description.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{description}: not JSON ({error})") from error
     if not isinstance(described, dict) or not all(isinstance(v, dict) for v in described.values()):

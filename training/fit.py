@@ -305,7 +305,7 @@ def fit(
                     if first:
                         rate = learning_rate_at(state.step - 1, recipe)
                         numbers = f"{mean_loss!r},{rate!r},{speed:.2f},{state.seconds:.1f}"
-                        with (output / "metrics.csv").open("a") as file:
+                        with (output / "metrics.csv").open("a", encoding="utf-8") as file:
                             file.write(f"{state.step},{numbers}\n")
                 since, reported = now, state.step
                 if first:

@@ -214,7 +214,7 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
         shipped = ", ".join(sorted(file.stem for file in FOLDER.glob("*.toml")))
         raise RecipeError(f"no recipe {name}: name one of {shipped} or a .toml file")
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path}: not TOML ({error})") from error
     numbers = {}

@@ -49,15 +49,14 @@ def _import_torch() -> None:
         import torch
     finally:
         del sys.modules[rules]
-    del torch._meta_registrations
+    vars(torch).pop("_meta_registrations", None)  # not every version of torch names it
 
 
-def _begin_device(device: str, choices: CudaChoices) -> None:
+def _begin_device(choices: CudaChoices) -> None:
     """Begin what of a CUDA device needs no torch, if there is one."""
     if choices.expandable_segments and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    _, _, index = device.partition(":")
-    driver.begin(int(index or 0), with_context=choices.early_context)
+    driver.initialise()
 
 
 def find_weights(options: argparse.Namespace) -> list[Path]:
@@ -71,7 +70,7 @@ def find_weights(options: argparse.Namespace) -> list[Path]:
     on_cpu, on_cuda = (default_weights(on_cuda=on_cuda)[0] for on_cuda in (False, True))
     if on_cpu == on_cuda or options.device == "cpu":
         return [on_cpu]
-    _begin_device(options.device, CudaChoices.from_environment())  # before torch, as it must be
+    _begin_device(CudaChoices.from_environment())  # before torch, as it must be
     _import_torch()
     from inference.device import choose_device
 
@@ -82,7 +81,6 @@ def _make_predictor(
     options: argparse.Namespace,
     timer: PhaseTimer,
     memory: int,
-    budget: MemoryBudget,
     provenance: Provenance,
 ) -> "Predictor":
     """Import torch and put the network on the device.
@@ -93,17 +91,19 @@ def _make_predictor(
     choices = CudaChoices.from_environment()
     with timer.phase("imports"):
         if options.device != "cpu":
-            _begin_device(options.device, choices)
+            _begin_device(choices)
         _import_torch()
         import torch
 
         from inference import cuda
-        from inference.device import choose_device, choose_dtype
+        from inference.device import choose_device, choose_dtype, thread_count
         from inference.prediction import Predictor
         from inference.weights import load_weights
+
+        torch.set_num_threads(thread_count())
     with timer.phase("context"):
         device = choose_device(options.device)
-        ready = cuda.begin(device, choose_dtype(device)) if device.type == "cuda" else None
+        ready = cuda.warm_up(device, choose_dtype(device)) if device.type == "cuda" else None
         weights, why = options.weights, ", averaged" if len(options.weights) > 1 else ""
         if not weights:
             weight, reason = default_weights(on_cuda=device.type == "cuda")
@@ -114,7 +114,6 @@ def _make_predictor(
             batch_size=options.batch_size,
             gpu_memory_mb=options.gpu_memory,
             host_bytes=max(0, memory - PROCESS_BYTES) // 2,
-            keeps_bytes=budget.keep,
             choices=choices,
             ready=ready,
             ends_context=True,
@@ -172,7 +171,7 @@ def make_service(
             per_organ=options.per_organ,
             segmentation=_segmentation_writer(options, provenance),
         ),
-        make_predictor=lambda: _make_predictor(options, timer, memory, budget, provenance),
+        make_predictor=lambda: _make_predictor(options, timer, memory, provenance),
         timer=timer,
         keep_existing=options.keep_existing,
         budget=budget,

@@ -76,7 +76,7 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from training.fit import fit
     from training.label_mapping import DataError
     from training.processes import first_then_others, join_processes
-    from training.run_folder import RunError, describe_run, locked, start_or_check_run, take_up
+    from training.run_folder import RunError, describe_run, held, start_or_check_run, take_up
 
     try:
         data_sets = _cases(options.data)
@@ -91,10 +91,10 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         parser.error(f"--data: case names occur twice: {', '.join(twice[:5])}")
 
     report = partial(print, flush=True) if processes.first else lambda line: None
-    held = ExitStack()
+    stack = ExitStack()
     try:
         if processes.first:
-            held.enter_context(locked(options.output))
+            stack.enter_context(held(options.output))
         cache = options.cache or options.output.resolve().parent / "cache"
         for line in take_up(options.output, recipe):
             report(line)
@@ -169,7 +169,7 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         )
         return 130
     finally:
-        held.close()
+        stack.close()
         if processes.count > 1:
             distributed.destroy_process_group()
 

@@ -2,18 +2,17 @@
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
-from inference.files import one_line, write_atomically
+from inference.files import one_line, whole_file, write_atomically
 from inference.intensity import percentiles
+from inference.memory import cpu_limit
 from inference.volume import Volume, VolumeError, read_volume
 from training.cases import CachedVolume, Case, never_present
 from training.label_mapping import LARGEST_NUMBER, NUM_LABELS, LabelMapping
@@ -120,9 +119,8 @@ def _cache_key(case: Case) -> str:
 
 def save_array(path: Path, array: np.ndarray) -> None:
     """Write a .npy file, whole and flushed to the disk or not at all."""
-    content = BytesIO()
-    np.save(content, array)
-    write_atomically(path, content.getbuffer())
+    with whole_file(path) as file:
+        np.save(file, array)
 
 
 def read_case(case: Case) -> tuple[np.ndarray, np.ndarray, dict]:
@@ -234,7 +232,7 @@ def cache_cases(
     """
     folder.mkdir(parents=True, exist_ok=True)
     usable, reports = [], {}
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, _cancelling(pool):
+    with ThreadPoolExecutor(min(8, cpu_limit())) as pool, _cancelling(pool):
         waiting = {pool.submit(cache_case, case, folder, report): case for case in cases}
         for done, future in enumerate(as_completed(waiting), 1):
             case = waiting[future]

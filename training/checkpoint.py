@@ -3,13 +3,12 @@
 import math
 import pickle
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from inference.files import one_line, write_atomically
+from inference.files import one_line, whole_file
 
 ADVICE = (
     "the same command with a lower --learning-rate, --gradient-clip 1 or --precision fp32 "
@@ -93,9 +92,8 @@ class State:
             raise RunError(
                 f"the weights are not finite at step {self.step}, so not saved: {there}; {ADVICE}"
             )
-        data = BytesIO()
-        torch.save(content, data)
-        write_atomically(path, data.getbuffer())
+        with whole_file(path) as file:
+            torch.save(content, file)
 
     def load(self, path: Path, device: torch.device) -> None:
         """Take up what `save` wrote.

@@ -1,14 +1,13 @@
 """The folder of a run: what it says of itself, and whether it is the run that is asked for."""
 
 import dataclasses
-import fcntl
 import json
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from inference.files import one_line, write_atomically
+from inference.files import locked, one_line, write_atomically
 from training.augmentation import Intensities
 from training.cases import Case
 from training.checkpoint import RunError, read_checkpoint
@@ -28,7 +27,9 @@ def code_revision() -> str:
     """The git revision of this code, with "+" if files were changed, or "unknown"."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -51,7 +52,7 @@ def read_run(output: Path) -> dict:
 
 
 @contextmanager
-def locked(output: Path) -> Iterator[None]:
+def held(output: Path) -> Iterator[None]:
     """Make a run's folder and hold it for as long as it is trained in.
 
     Raises:
@@ -59,13 +60,11 @@ def locked(output: Path) -> Iterator[None]:
         OSError: it cannot be made or written.
     """
     output.mkdir(parents=True, exist_ok=True)
-    with (output / ".lock").open("a") as file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locked(output / "last.pt", wait=False))
         except BlockingIOError as error:
             raise RunError(f"{output}: another training is running in this folder") from error
-        except OSError as error:
-            print(f"warning: {output} cannot be locked ({one_line(error)}): train in it only once")
         yield
 
 
@@ -180,6 +179,6 @@ def take_up(output: Path, recipe: Recipe) -> list[str]:
 
 def truncate_metrics(path: Path, step: int) -> None:
     """Drop the rows after a checkpoint: their steps are about to be done again."""
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     kept = [line for line in lines[1:] if int(line.split(",")[0]) <= step]
     write_atomically(path, "".join([",".join(METRICS) + "\n", *kept]).encode())

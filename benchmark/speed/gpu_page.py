@@ -254,12 +254,10 @@ def markdown(result: dict) -> str:
 def _form(run: dict) -> str:
     marks = {
         "fused": "fused",
-        "padded_head": "padded head",
         "searches": "cuDNN search",
     }
-    parts = [run["dtype"], f"upsampling {'merged' if run['merges_upsampling'] else 'apart'}"]
-    parts += [mark for name, mark in marks.items() if run[name]]
-    return ", ".join([*parts, f"batch of {run['batch_size']}"])
+    parts = [mark for name, mark in marks.items() if run[name]]
+    return ", ".join([run["dtype"], *parts, f"batch of {run['batch_size']}"])
 
 
 def _network_lines(network: dict) -> list[str]:
@@ -286,8 +284,7 @@ def _network_lines(network: dict) -> list[str]:
         f"- A batch for 2,000 MB is {network['default_batch_size']} slices.",
         *(f"- **Failed**: {form}: {why}" for form, why in network["failed"].items()),
         f"- GFLOP a slice: {network['gflop']['plain']:.1f} plain, "
-        f"{network['gflop']['apart']:.1f} folded, {network['gflop']['merged']:.1f} with merged "
-        "upsampling. TFLOP/s count what a form itself does.",
+        f"{network['gflop']['folded']:.1f} folded, which TFLOP/s count.",
         "",
         *_table(
             ("form", "ms a slice", "TFLOP/s", "of the matrix rate", "peak (MB)", "widths a pixel"),

@@ -109,14 +109,15 @@ class _Sweep:
         """
         printed = printed or self.folder / "printed"
         try:
-            with printed.open("w") as output:
+            with printed.open("w", encoding="utf-8") as output:
                 ended = subprocess.run(
                     [sys.executable, "-m", *command],
                     cwd=_ROOT,
                     env={**self.environment, **environment},
                     stdout=output,
                     stderr=subprocess.PIPE,
-                    text=True,
+                    encoding="utf-8",
+                    errors="replace",
                     timeout=max(1.0, self.left()),
                     check=False,
                 )
@@ -125,7 +126,7 @@ class _Sweep:
         if ended.returncode:
             lines = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
             raise StageError(f"{' '.join(command[:2])}: {lines[-1]}")
-        return printed.read_text()
+        return printed.read_text(encoding="utf-8")
 
     def cold(self, command: str, slices: int, repeat: int) -> list[dict]:
         """Cold cases through `benchmark efficiency`: a result for each repetition.
@@ -151,11 +152,13 @@ class _Sweep:
                 [sys.executable, "-m", "benchmark", "efficiency", "--phases", *words],
                 cwd=_ROOT,
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
                 check=False,
             )
             results = [
-                json.loads(path.read_text()) for path in (report / "efficiency").glob("*.json")
+                json.loads(path.read_text(encoding="utf-8"))
+                for path in (report / "efficiency").glob("*.json")
             ]
             if not results:
                 lines = ended.stderr.strip().splitlines()
@@ -174,7 +177,7 @@ class _Sweep:
         options = ("--input", str(inputs), "--output", str(self.folder / "many-out"))
         command = shlex.split(self.service_command(*options))[2:]
         self.run(*command, **{LOG_VARIABLE: str(log)})
-        phases = [json.loads(line) for line in log.read_text().splitlines()]
+        phases = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
         return {"volumes": _FOLDER, **warm_rate(phases)}
 
     def network(self, result: dict) -> None:
@@ -185,7 +188,11 @@ class _Sweep:
             self.run(*command, "--weights", str(self.weights), printed=printed)
         finally:
             # A line that was being printed when it was ended has no end.
-            lines = [line for line in printed.read_text().splitlines(True) if line.endswith("\n")]
+            lines = [
+                line
+                for line in printed.read_text(encoding="utf-8").splitlines(True)
+                if line.endswith("\n")
+            ]
             if lines:
                 result["network"] = json.loads(lines[-1])
 
@@ -366,5 +373,5 @@ def run(options: argparse.Namespace) -> int:
             write_atomically(page, markdown(result).encode())
 
         _measure(sweep, result, options.repeat, write, dict(options.peer))
-    print(page.read_text())
+    print(page.read_text(encoding="utf-8"))
     return 1 if result["left_out"] else 0

@@ -80,12 +80,9 @@ def measure_steps(
     in_colour = slices.expand(-1, 3, -1, -1)
     add("plain: fp32, one slice at a time", network, in_colour, 1, _labels_on_host)
 
-    network = fold(network, merges_upsampling=False).to(memory_format=torch.channels_last)
+    network = fold(network).to(memory_format=torch.channels_last)
     slices = slices.contiguous(memory_format=torch.channels_last)
-    add("norms folded, no concatenation, channels last", network, slices, 1, _labels_on_host)
-
-    network = fold(load_network(weights, device)[0]).to(memory_format=torch.channels_last)
-    add("upsampling merged", network, slices, 1, _labels_on_host)
+    add("folded, channels last", network, slices, 1, _labels_on_host)
 
     dtype = choose_dtype(device)
     network, halved = network.to(dtype), slices.to(dtype)
@@ -118,8 +115,7 @@ def gflop_a_slice(metadata: WeightsMetadata, size: tuple[int, int]) -> dict[str,
         size: rows and columns that it sees.
 
     Returns:
-        10**9 operations, a multiplication and an addition being two: `plain`, `apart` (folded) and
-        `merged` (folded, upsampling merged).
+        10**9 operations, a multiplication and an addition being two: `plain` and `folded`.
     """
 
     def count(network: nn.Module, channels: int) -> float:
@@ -133,8 +129,7 @@ def gflop_a_slice(metadata: WeightsMetadata, size: tuple[int, int]) -> dict[str,
 
     return {
         "plain": count(made(), 3),
-        "apart": count(fold(made(), merges_upsampling=False), 1),
-        "merged": count(fold(made()), 1),
+        "folded": count(fold(made()), 1),
     }
 
 
@@ -176,7 +171,7 @@ def sweep(
         `matrix_tflops` by type; `context_mb`, in use beside torch's allocator after a first pass
         (None on a CPU); `default_batch_size`, the service's for 2,000 MB; `gflop`
         (`gflop_a_slice`); `failed` (what could not be measured: why); and `runs`, each with
-        `dtype`, `merges_upsampling`, `fused`, `padded_head`, `searches` (cuDNN's own),
+        `dtype`, `fused`, `searches` (cuDNN's own),
         `batch_size`, `ms` a slice, `tflops` (of what the form itself does), `peak_mb` that the
         allocator reserved, and `widths`: values a pixel alive at the peak, in units of
         base_channels (None on a CPU).
@@ -232,13 +227,11 @@ def sweep(
         dtype: torch.dtype,
         batch_size: int,
         *,
-        merges: bool = True,
         fused: bool = on_cuda,
-        padded: bool = False,
         searches: bool = False,
     ) -> None:
         network = load_network(weights, torch.device("cpu"))[0]
-        network = fold(network, merges_upsampling=merges, pads_head=padded)
+        network = fold(network)
         if fused:
             network.fuse_on_cuda()
         network = network.to(device, dtype, memory_format=torch.channels_last)
@@ -260,13 +253,11 @@ def sweep(
         found["runs"].append(
             {
                 "dtype": _name(dtype),
-                "merges_upsampling": merges,
                 "fused": fused,
-                "padded_head": padded,
                 "searches": searches,
                 "batch_size": batch_size,
                 "ms": 1000 * seconds,
-                "tflops": found["gflop"]["merged" if merges else "apart"] / seconds / 1000,
+                "tflops": found["gflop"]["folded"] / seconds / 1000,
                 "peak_mb": torch.cuda.max_memory_reserved(device) / 2**20 if on_cuda else None,
                 "widths": (peak - before) / (2 * metadata.base_channels * pixels)
                 if on_cuda
@@ -275,19 +266,13 @@ def sweep(
         )
 
     for dtype in dtypes:
-        for merges in (True, False):
-            for batch_size in batch_sizes:
-                name = f"{_name(dtype)}, {'merged' if merges else 'apart'}, batch of {batch_size}"
-                if not attempt(
-                    name,
-                    lambda dtype=dtype, size=batch_size, merges=merges: add(
-                        dtype, size, merges=merges
-                    ),
-                ):
-                    break
+        for batch_size in batch_sizes:
+            name = f"{_name(dtype)}, batch of {batch_size}"
+            if not attempt(name, lambda dtype=dtype, size=batch_size: add(dtype, size)):
+                break
     if on_cuda:
         for batch_size in sorted({1, min(default_batch_size, max(batch_sizes))}):
-            for option in ({"fused": False}, {"padded": True}, {"searches": True}):
+            for option in ({"fused": False}, {"searches": True}):
                 attempt(
                     f"{option}, batch of {batch_size}",
                     lambda size=batch_size, option=option: add(torch.float16, size, **option),

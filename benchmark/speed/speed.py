@@ -141,7 +141,8 @@ def _python(command: list[str], **environment: str) -> subprocess.CompletedProce
         cwd=_ROOT,
         env={**os.environ, **environment},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
     if ended.returncode:
@@ -155,7 +156,7 @@ def _timed(command: list[str], log: Path) -> dict[str, float]:
     started = time.monotonic()
     _python(command, **{LOG_VARIABLE: str(log)})
     seconds = defaultdict(float, wall=time.monotonic() - started)
-    phases = [json.loads(line) for line in log.read_text().splitlines()]
+    phases = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     for phase in phases:
         seconds[phase["phase"]] += phase["end"] - phase["start"]
     ready = max(phase["end"] for phase in phases if phase["phase"] == "context")

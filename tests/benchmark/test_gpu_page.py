@@ -28,12 +28,10 @@ def cold_run(seconds, peak, area, *, idle=100.0, end=2.0):
     }
 
 
-def network_run(dtype, ms, tflops, *, merged=True):
+def network_run(dtype, ms, tflops, *, fused=True):
     return {
         "dtype": dtype,
-        "merges_upsampling": merged,
-        "fused": merged,
-        "padded_head": False,
+        "fused": fused,
         "searches": False,
         "batch_size": 8,
         "ms": ms,
@@ -62,11 +60,11 @@ def result():
             "matrix_tflops": {"float16": 600.0, "bfloat16": 700.0},
             "context_mb": 480.0,
             "default_batch_size": 9,
-            "failed": {"bfloat16, apart, batch of 32": "out of memory"},
-            "gflop": {"plain": 564.25, "apart": 563.6, "merged": 462.1},
+            "failed": {"bfloat16, batch of 32": "out of memory"},
+            "gflop": {"plain": 564.25, "folded": 462.1},
             "runs": [
                 network_run("float16", 1.5, 330.0),
-                network_run("bfloat16", 1.6, 600.0, merged=False),
+                network_run("bfloat16", 1.6, 600.0, fused=False),
             ],
         },
         "speed": "| step |",
@@ -86,13 +84,13 @@ def test_page(result):
     # Above idle: 1,900 + 3 x 300 at 0.5 s. Held: 300 from 2 s to the end at 4 s.
     row = "| service, 200 slices | 4.00 | 2,000 | 1,900 | 2,500 | 1,400 | 2,500 | 600 | 1,234 |"
     assert row in page
-    assert "| bfloat16, upsampling apart, batch of 8 | 1.60 | 600 | 86 % | 1,500 | 4.2 |" in page
-    assert "| float16, upsampling merged, fused, batch of 8 | 1.50 |" in page
+    assert "| bfloat16, batch of 8 | 1.60 | 600 | 86 % | 1,500 | 4.2 |" in page
+    assert "| float16, fused, batch of 8 | 1.50 |" in page
     assert "| nnunet, 200 slices | 40.00 | 5,000 | 4,900 | 90,000 |" in page
     assert "| as it is | 4.00 | 2,000 |" in page
     assert "| overlap off | 4.20 | 2,000 | 1,900 | 2,600 |" in page
     assert "after a first pass: 480 MB" in page
-    assert "**Failed**: bfloat16, apart, batch of 32: out of memory" in page
+    assert "**Failed**: bfloat16, batch of 32: out of memory" in page
     assert gpu_page.TF32_NOTE in page
     assert "Card, 80,000 MB, driver 1.2; a CPU, 16 cores" in page
     assert "**Left out**: plain, 500 slices: 17 s were left" in page

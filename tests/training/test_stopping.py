@@ -14,12 +14,12 @@ import pytest
 import torch
 from conftest import save_nifti
 
+from inference.files import locked
 from training import held_out
 from training.__main__ import main
 from training.evaluation import read_scores
 from training.progress import StepClock, duration, too_long
 from training.recipe import Recipe, load_recipe
-from training.run_folder import locked
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--recipe", "paper", "--base-channels", "4", "--precision", "fp32", "--device", "cpu"]
@@ -258,24 +258,6 @@ def test_auto_is_bf16_only_where_the_device_has_it(monkeypatch, capability, expe
     assert choose_precision("auto", torch.device("cuda", 0)) == expected
 
 
-@pytest.mark.slow
-def test_a_run_with_pseudo_labels_asks_its_average(data, tmp_path, monkeypatch):
-    from training import fit as module
-
-    asked = []
-
-    def noted(teacher, images, labels, annotated, partly, threshold):
-        asked.append((partly, threshold))
-        return original(teacher, images, labels, annotated, partly, threshold)
-
-    original = module.pseudo_labelled
-    monkeypatch.setattr(module, "pseudo_labelled", noted)
-    options = ("--cross-entropy", "marginal", "--ema-decay", 0.9)
-    options += ("--pseudo-label-threshold", 0.8, "--pseudo-label-after", 1)
-    assert fit(data, tmp_path, "--held-out-fraction", 0, *options, "--steps", 3) == 0
-    assert asked == [([0, 1], 0.8)] * 2  # the liver alone was looked for
-
-
 NO_HELD_OUT = ("--held-out-fraction", 0)
 
 
@@ -338,7 +320,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(data, tmp_path)
 def test_two_runs_in_one_folder_are_refused(data, tmp_path, capsys):
     assert fit(data, tmp_path, *NO_HELD_OUT, "--steps", 1) == 0
     before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
-    with locked(tmp_path):
+    with locked(tmp_path / "last.pt", wait=False):
         assert fit(data, tmp_path, *NO_HELD_OUT, "--steps", 2) == 1
         assert len(capsys.readouterr().err.splitlines()) == 1
         assert {path: path.read_bytes() for path in before} == before

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from training.cases import Case
     from training.label_mapping import LabelMapping
 
-COMMANDS = ("fit", "check", "export", "score", "compare", "folds")
+COMMANDS = ("fit", "check", "pack", "export", "score", "compare", "folds")
 
 
 def _data_sets(arguments: list[str]) -> "dict[Path, LabelMapping | None]":
@@ -75,11 +75,13 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from training.cases import intensity_statistics, label_table, split_patients
     from training.fit import fit
     from training.label_mapping import DataError
+    from training.packing import check_clip
     from training.processes import first_then_others, join_processes
     from training.run_folder import RunError, describe_run, held, start_or_check_run, take_up
 
     try:
         data_sets = _cases(options.data)
+        check_clip([case for part in data_sets.values() for case in part], recipe.clips)
         processes = join_processes(options.device)
     except (DataError, OSError) as error:
         parser.error(str(error))
@@ -199,6 +201,54 @@ def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     return 1 if lost or twice or not used else 0
 
 
+def _pack(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from inference.volume import VolumeError
+    from training.cache import read_case
+    from training.cases import CachedVolume, find_training_cases, read_description
+    from training.label_mapping import DataError
+    from training.packing import Packer, pack_case
+
+    try:
+        clip_hu = recipes.load_recipe(options.recipe).clips
+        if not clip_hu:
+            parser.error(f"--recipe {options.recipe}: its clip_hu is 0 0: 8 bits need a range")
+        if options.output.is_dir() and any(options.output.iterdir()):
+            parser.error(f"--output {options.output}: not empty")
+        data_sets = [
+            (
+                folder,
+                [c for part in parts for c in find_training_cases(folder, mapping, left_out=part)],
+            )
+            for folder, mapping in _data_sets(options.data).items()
+            for parts in [(False, True) if options.left_out else (False,)]
+        ]
+    except (recipes.RecipeError, DataError, OSError) as error:
+        parser.error(str(error))
+    packer, lost = Packer(options.output), 0
+    for folder, cases in data_sets:
+        described = read_description(folder)
+        for case in cases:
+            try:
+                hu, labels, about = read_case(case)
+                annotated = case.annotated or CachedVolume.of(hu, labels, about).present
+                if not annotated:
+                    raise VolumeError("nothing is labelled")
+            except VolumeError as error:
+                print(f"{case.name}: not packed: {error}", flush=True)
+                lost += 1
+                continue
+            *files, packed = pack_case(hu, labels, clip_hu, options.step)
+            about = {
+                **described.get(case.name, {}),
+                "annotated_labels": annotated,
+                "packed": {**about, **packed},
+            }
+            packer.add(case.name, *files, about)
+    for number, (size, about) in enumerate(zip(packer.sizes, packer.described, strict=True), 1):
+        print(f"{options.output}/part-{number}: {len(about)} cases, {size / 2**20:.1f} MiB")
+    return 1 if lost else 0
+
+
 def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if options.output.suffix != ".safetensors":
         parser.error(f"--output {options.output}: the name must end in .safetensors")
@@ -235,6 +285,7 @@ def _score(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from training.cache import cache_cases
     from training.evaluation import mean_by_label, score_cases, write_left_out
     from training.label_mapping import DataError
+    from training.packing import check_clip
     from training.pictures import draw_best_median_worst, packed
 
     try:
@@ -245,6 +296,7 @@ def _score(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         parser.error("--data: no case has the split left_out in its cases.json")
     try:
         weights, metadata = load_weights(options.weights)
+        check_clip([case for part in data_sets.values() for case in part], metadata.clip_hu)
         device = choose_device(options.device)
     except (WeightsError, ValueError) as error:
         parser.error(str(error))
@@ -328,6 +380,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = {
         "fit": _fit,
         "check": _check,
+        "pack": _pack,
         "export": _export,
         "score": _score,
         "compare": _compare,

@@ -16,6 +16,7 @@ from inference.memory import cpu_limit
 from inference.volume import Volume, VolumeError, read_volume
 from training.cases import CachedVolume, Case, never_present
 from training.label_mapping import LARGEST_NUMBER, NUM_LABELS, LabelMapping
+from training.packing import read_packed
 
 _CACHE_VERSION = 2
 
@@ -133,6 +134,8 @@ def read_case(case: Case) -> tuple[np.ndarray, np.ndarray, dict]:
     Raises:
         VolumeError: a file cannot be read or used, or image and label map do not belong together.
     """
+    if case.packed:
+        return read_packed(case)
     try:
         image, label = read_volume(case.image), read_volume(case.label)
     except OSError as error:
@@ -180,6 +183,8 @@ def cache_case(case: Case, folder: Path, report: Callable[[str], None] = print) 
         VolumeError: a file cannot be used, or image and label map do not belong together.
         OSError: the cache cannot be written.
     """
+    if case.packed:  # read in a moment: kept in memory, not in the cache
+        return CachedVolume.of(*read_case(case))
     try:
         stem = f"{case.name}-{_cache_key(case)}"
     except OSError as error:
@@ -188,7 +193,7 @@ def cache_case(case: Case, folder: Path, report: Callable[[str], None] = print) 
     about_path = folder / f"{stem}.json"
     if about_path.is_file():
         try:
-            cached = _described(json.loads(about_path.read_text(encoding="utf-8")), *paths)
+            cached = CachedVolume.of(*paths, json.loads(about_path.read_text(encoding="utf-8")))
             if all(np.load(path, mmap_mode="r").shape == cached.shape for path in paths):
                 return cached
         except (OSError, ValueError, KeyError, TypeError, EOFError):
@@ -197,15 +202,8 @@ def cache_case(case: Case, folder: Path, report: Callable[[str], None] = print) 
     *arrays, about = read_case(case)
     for path, array in zip(paths, arrays, strict=True):
         save_array(path, array)
-    content = json.dumps(about).encode()
-    write_atomically(about_path, content)  # last: it makes the others valid
-    return _described(json.loads(content), *paths)
-
-
-def _described(about: dict, image: Path, labels: Path) -> CachedVolume:
-    lists = ("shape", "spacing", "window", "slice_labels")
-    about = {**about, **{name: tuple(about[name]) for name in lists}}
-    return CachedVolume(image=image, labels=labels, **about)
+    write_atomically(about_path, json.dumps(about).encode())  # last: it makes the others valid
+    return CachedVolume.of(*paths, about)
 
 
 @contextmanager

@@ -84,7 +84,7 @@ def _read(case: Case) -> tuple[list[str], str]:
         _, _, about = read_case(case)
     except VolumeError as error:
         return [], str(error).splitlines()[0]
-    case.cached = CachedVolume(image=case.image, labels=case.label, **about)
+    case.cached = CachedVolume.of(case.image, case.label, about)
     if case.annotated is None:
         case.annotated = case.cached.present
     if not case.annotated:

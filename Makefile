@@ -38,7 +38,7 @@ demo: setup
 test: setup browser dciodvfy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(PYTHON) -m pytest
+	$(PYTHON) -X warn_default_encoding -m pytest
 
 quick: setup
 	$(VENV)/bin/ruff check .

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from inference.command import run
 from inference.files import one_line, printable
+from inference.memory import cpu_limit
 from inference.options import make_parser, parse_arguments
 from inference.weights import default_weights
 
@@ -87,6 +88,7 @@ def _join(address: str) -> None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
         how = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+        how["num_cpus"] = cpu_limit()
     elif address != "auto":
         host, _, port = address.rpartition(":")
         if not host or not port.isdecimal():

@@ -118,7 +118,7 @@ class Spread:
             self._bar = stack.enter_context(bar)
             # Ray prints pages about every dead process, until it is left; our own lines go to
             # standard error.
-            nowhere = stack.enter_context(Path(os.devnull).open("w"))
+            nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             stack.callback(ray.shutdown)
             cases = self._planner.plan(paths)

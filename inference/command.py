@@ -96,9 +96,11 @@ def _make_predictor(
         import torch
 
         from inference import cuda
-        from inference.device import choose_device, choose_dtype
+        from inference.device import choose_device, choose_dtype, thread_count
         from inference.prediction import Predictor
         from inference.weights import load_weights
+
+        torch.set_num_threads(thread_count())
     with timer.phase("context"):
         device = choose_device(options.device)
         ready = cuda.warm_up(device, choose_dtype(device)) if device.type == "cuda" else None

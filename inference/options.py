@@ -14,6 +14,7 @@ from pathlib import Path
 from inference import __version__
 from inference.files import (
     SUFFIXES,
+    check_writable,
     file_identity,
     find_entries,
     one_line,
@@ -191,10 +192,10 @@ def parse_arguments(
     _check_weights(options, parser)
     try:
         options.output.mkdir(parents=True, exist_ok=True)
+        check_writable(options.output)
     except OSError as error:
-        parser.error(printable(f"--output {options.output}: {one_line(error)}"))
-    if not os.access(options.output, os.W_OK):
-        parser.error(printable(f"--output {options.output}: not writable"))
+        reason = f"files cannot be written and renamed there ({one_line(error)})"
+        parser.error(printable(f"--output {options.output}: {reason}"))
     shard = _parse_shard(options, parser) if options.shard else None
     _protect_inputs(options, parser)  # those of other shards too
     if shard:

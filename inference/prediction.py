@@ -17,7 +17,7 @@ from torch.nn import functional
 from inference import cuda, driver
 from inference.averaging import AveragedNetworks
 from inference.choices import CudaChoices
-from inference.device import choose_dtype
+from inference.device import choose_dtype, thread_count
 from inference.folding import fold
 from inference.intensity import clipped_window, normalise
 from inference.labelling import interpolated_labels, labels_of, upsampled_labels
@@ -70,8 +70,8 @@ class Predictor:
         batch_size: slices a batch; by default `cuda.BATCH_SIZES` on CUDA, or fewer where they do
             not fit; 1 on a CPU (where larger batches are slower: their maps leave the cache).
         lanes: batches at once, each in a thread that shares the cores with the others; by default
-            1 on CUDA, as many as cores on a CPU (at most 16), whose threads then seldom wait for
-            one another.
+            1 on CUDA, as many as `thread_count` on a CPU (at most 16), whose threads then seldom
+            wait for one another.
         gpu_memory_mb: device memory for the whole process, in MB, kept to by torch's allocator; by
             default what is free.
         host_bytes: on a CPU, for the maps of the slices that are predicted at once: where it is too
@@ -120,7 +120,7 @@ class Predictor:
             network = self._folded(networks)
             self.network = network.to(self.dtype, memory_format=torch.channels_last)
             _reuse_freed_memory()
-        threads = torch.get_num_threads()
+        threads = thread_count()
         self.lanes = lanes or (1 if device.type == "cuda" else min(threads, _MOST_LANES))
         self._pool = ThreadPoolExecutor(
             self.lanes,

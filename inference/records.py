@@ -62,7 +62,7 @@ class Records:
         if self.table and case.statistics:
             try:
                 self.table.add(case.statistics)
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 case.warnings.append(f"{self.table.path}: {one_line(error)}")
         # A case that was left alone is in the manifest as it ended, of which no more is known now.
         if self.manifest and (case.status != "kept" or case.about):
@@ -82,5 +82,5 @@ class Records:
         if self.table:
             try:
                 self.table.write()
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 raise ValueError(f"--statistics {self.table.path}: {one_line(error)}") from error

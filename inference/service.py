@@ -16,7 +16,7 @@ import numpy as np
 
 from inference.case import Case
 from inference.components import ComponentSizes, keep_largest_components
-from inference.files import file_identity, one_line, printable
+from inference.files import file_identity, one_line, output_key, printable
 from inference.flags import find_flags
 from inference.intensity import percentiles
 from inference.label_map import label_map_header, read_label_map
@@ -145,14 +145,14 @@ class Service:
     def plan(self, paths: list[Source]) -> list[Case]:
         """Name the cases, and settle those that need no work."""
         cases: list[Case] = []
-        first_path: dict[str, Source] = {}
+        first: dict[str, Source] = {}
         inputs = {file_identity(file) for path in paths for file in source_files(path)} - {None}
         for path in paths:
             case = Case(path, source_name(path))
             cases.append(case)
-            earlier = first_path.setdefault(case.name, path)
+            earlier = first.setdefault(output_key(case.name), path)
             if earlier != path:
-                case.reason = f"its output would be that of {printable(earlier.name)}"
+                case.reason = f"same output name as {printable(earlier.name)}"
             else:
                 case.reason = self.outputs.why_not(case, inputs)
             if case.reason:

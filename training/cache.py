@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -10,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from inference.files import write_atomically
+from inference.files import whole_file, write_atomically
 from inference.intensity import percentiles
+from inference.memory import cpu_limit
 from inference.volume import Volume, VolumeError, read_volume
 from training.cases import CachedVolume, Case
 from training.label_mapping import NUM_LABELS, LabelMapping
@@ -90,11 +90,9 @@ def _cache_key(case: Case) -> str:
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """Write a .npy file under a temporary name, then rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with temporary.open("wb") as file:
+    """Write a .npy file, whole or not at all."""
+    with whole_file(path) as file:
         np.save(file, array)
-    temporary.replace(path)
 
 
 def read_case(case: Case) -> tuple[np.ndarray, np.ndarray, dict]:
@@ -155,7 +153,7 @@ def cache_case(case: Case, folder: Path) -> CachedVolume:
     image_path, labels_path = folder / f"{stem}.hu.npy", folder / f"{stem}.labels.npy"
     about_path = folder / f"{stem}.json"
     if about_path.is_file():
-        about = json.loads(about_path.read_text())
+        about = json.loads(about_path.read_text(encoding="utf-8"))
         lists = ("shape", "spacing", "window", "slice_labels")
         about.update({name: tuple(about[name]) for name in lists})
         return CachedVolume(image=image_path, labels=labels_path, **about)
@@ -190,7 +188,7 @@ def cache_cases(
     """
     folder.mkdir(parents=True, exist_ok=True)
     usable, reports = [], {}
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, _cancelling(pool):
+    with ThreadPoolExecutor(min(8, cpu_limit())) as pool, _cancelling(pool):
         waiting = {pool.submit(cache_case, case, folder): case for case in cases}
         for done, future in enumerate(as_completed(waiting), 1):
             case = waiting[future]

@@ -3,7 +3,6 @@
 Every volume is read as training reads it, and nothing is written.
 """
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from inference.labels import LABEL_NAMES
+from inference.memory import cpu_limit
 from inference.volume import VolumeError, read_volume
 from training.cache import read_case
 from training.cases import (
@@ -139,7 +139,7 @@ def check_data_set(
     result.left_out = len(find_training_cases(folder, mapping, left_out=True))
     found = find_training_cases(folder, mapping)
     told = time.monotonic()
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(4, cpu_limit())) as pool:
         for done, (case, (doubts, reason)) in enumerate(
             zip(found, pool.map(_read, found), strict=True), 1
         ):

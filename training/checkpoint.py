@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from inference.files import whole_file
+
 _NUMBERS = ("step", "loss_count", "seconds", "best")
 
 
@@ -56,7 +58,7 @@ class State:
         return {**self.network.state_dict(), **self._settled}
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint under a temporary name, then rename it."""
+        """Write a checkpoint, whole or not at all."""
         network = self._network_state()
         average = self.average.state_dict() if self.average else None
         content = {
@@ -68,9 +70,8 @@ class State:
             "loss_sum": self.loss_sum.item(),
             **{name: getattr(self, name) for name in _NUMBERS},
         }
-        temporary = path.with_name(f".{path.name}.partial")
-        torch.save(content, temporary)
-        temporary.replace(path)
+        with whole_file(path) as file:
+            torch.save(content, file)
 
     def load(self, path: Path, device: torch.device) -> None:
         """Take up what `save` wrote."""

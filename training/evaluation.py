@@ -176,7 +176,7 @@ def read_left_out(path: Path) -> dict[str, list[Score]]:
         ValueError: it is another file.
     """
     data_sets: dict[str, list[Score]] = {}
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             try:
                 dsc, nsd = float(row["dsc"]), float(row["nsd"])
@@ -189,7 +189,7 @@ def read_left_out(path: Path) -> dict[str, list[Score]]:
 
 def read_scores(path: Path) -> list[Score]:
     """Read what `write_scores` wrote."""
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return [
             Score(
                 int(row["step"]),

@@ -121,7 +121,7 @@ def _read_run(run: Path, checkpoint: str) -> tuple[dict, dict]:
     path = run / f"{checkpoint}.pt"
     if not (run / "run.json").is_file():
         raise ExportError(f"{run}: no run of `python -m training fit` is there")
-    about = json.loads((run / "run.json").read_text())
+    about = json.loads((run / "run.json").read_text(encoding="utf-8"))
     # Numbers that the run's version did not know have their defaults, which change nothing.
     recipe = about["recipe"] = {**dataclasses.asdict(Recipe()), **about["recipe"]}
     if not path.is_file() and not (run / "last.pt").is_file():

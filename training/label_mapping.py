@@ -47,7 +47,7 @@ def load_label_mapping(name: str) -> LabelMapping:
         shipped = ", ".join(sorted(file.stem for file in LABEL_MAPS.glob("*.json")))
         raise DataError(f"no label map {name}: name one of {shipped} or a .json file")
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         mapping = LabelMapping(
             name=path.stem,
             description=content.get("description", path.stem),
@@ -101,7 +101,7 @@ def nnunet_label_mapping(folder: Path) -> LabelMapping | None:
         return None
     names, regions = {}, []  # by number: several of them may share a name
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         for name, number in content["labels"].items():
             if isinstance(number, list):
                 regions.append(name)

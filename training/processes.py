@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import distributed
 
-from inference.device import choose_device
+from inference.device import choose_device, thread_count
 
 Result = TypeVar("Result")
 
@@ -42,6 +42,7 @@ def join_processes(device: str) -> Processes:
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
+        torch.set_num_threads(thread_count())
         return Processes(0, 1, choose_device(device))
     local = int(os.environ["LOCAL_RANK"])
     on_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())

@@ -23,7 +23,9 @@ def code_revision() -> str:
     """The git revision of this code, with "+" if files were changed, or "unknown"."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -76,7 +78,7 @@ def start_or_check_run(output: Path, recipe: Recipe, description: dict) -> None:
     numbers = dataclasses.asdict(recipe)
     about = json.loads(json.dumps({**description, "recipe": numbers}))
     if known.is_file() and (output / "last.pt").is_file():
-        before = json.loads(known.read_text())
+        before = json.loads(known.read_text(encoding="utf-8"))
         # Numbers that the run's version did not know have their defaults, which change nothing.
         defaults = json.loads(json.dumps(dataclasses.asdict(Recipe())))
         before["recipe"] = {**defaults, **before["recipe"]}
@@ -128,7 +130,11 @@ def take_up(output: Path, recipe: Recipe) -> list[str]:
     if done == recipe.steps:
         lines.append(f"{output} has done all its {done} steps: --steps above {done} would train on")
     known = output / "run.json"
-    before = json.loads(known.read_text())["recipe"].get("steps") if known.is_file() else None
+    before = (
+        json.loads(known.read_text(encoding="utf-8"))["recipe"].get("steps")
+        if known.is_file()
+        else None
+    )
     if before not in (None, recipe.steps) and recipe.schedule != "constant" and done < recipe.steps:
         was = learning_rate_at(done, dataclasses.replace(recipe, steps=before))
         lines.append(
@@ -140,6 +146,6 @@ def take_up(output: Path, recipe: Recipe) -> list[str]:
 
 def truncate_metrics(path: Path, step: int) -> None:
     """Drop the rows after a checkpoint: their steps are about to be done again."""
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     kept = [line for line in lines[1:] if int(line.split(",")[0]) <= step]
     write_atomically(path, "".join([",".join(METRICS) + "\n", *kept]).encode())

@@ -143,14 +143,15 @@ def _timed(command: list[str], log: Path) -> dict[str, float]:
         cwd=_ROOT,
         env={**os.environ, LOG_VARIABLE: str(log)},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
     seconds = defaultdict(float, wall=time.monotonic() - started)
     if ended.returncode:
         lines = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
         raise SpeedError(f"{command[0]}: {lines[-1]}")
-    phases = [json.loads(line) for line in log.read_text().splitlines()]
+    phases = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     for phase in phases:
         seconds[phase["phase"]] += phase["end"] - phase["start"]
     ready = max(phase["end"] for phase in phases if phase["phase"] == "context")

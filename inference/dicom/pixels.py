@@ -32,9 +32,10 @@ from pydicom.uid import (
 )
 
 from inference.dicom.slices import Slice
+from inference.memory import cpu_limit
 from inference.volume import VolumeError
 
-THREADS = min(4, os.cpu_count() or 1)
+THREADS = min(4, cpu_limit())
 """Files of a series read at once."""
 
 _DECODER_BYTES = 4 << 30  # address space of a decoding process

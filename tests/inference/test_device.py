@@ -18,7 +18,7 @@ from inference.device import choose_dtype
     ],
 )
 def test_processors_with_instructions_for_bfloat16_use_it(monkeypatch, flags, expected):
-    monkeypatch.setattr(Path, "read_text", lambda path: f"flags\t\t: {flags}\nbugs\t\t:\n")
+    monkeypatch.setattr(Path, "read_text", lambda path, **_: f"flags\t\t: {flags}\nbugs\t\t:\n")
     assert choose_dtype(torch.device("cpu")) == expected
 
 

@@ -158,8 +158,9 @@ def test_nothing_half_written_stays(folders, run, ct, monkeypatch, capsys):
     inputs, outputs = folders
     save_nifti(inputs / "a_0000.nii.gz", ct)
 
-    def full_disk(descriptor):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def full_disk(descriptor):  # but for a few bytes
+        if os.fstat(descriptor).st_size > 100:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(files.os, "fsync", full_disk)
     assert run("--quiet") == 1

@@ -96,6 +96,6 @@ def test_ctrl_c_while_importing_shows_no_traceback(folders, weights_file, ct):
 
 
 def catches(pid, number):
-    status = Path(f"/proc/{pid}/status").read_text()
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
     return int(caught.split()[1], 16) >> (number - 1) & 1

@@ -249,7 +249,8 @@ def _find_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -
         if options.format != "nifti":
             parser.error(f"--format {options.format}: a DICOM SEG belongs to a DICOM series")
         return paths
-    if source.name.lower().endswith(SUFFIXES) and not stat.S_ISDIR(mode):
+    of_volume = source.name.lower().endswith(SUFFIXES) and not stat.S_ISDIR(mode)
+    if of_volume or not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
         parser.error(printable(f"--input {source}: {reason}"))
     series = _find_series(options, parser)
     if not series:

@@ -86,7 +86,7 @@ class Outputs:
         if self.with_label_map:
             damage = is_label_map_of(self.label_map(case.name), header, self._maker)
         if not damage and self.segmentation:
-            damage = self.segmentation.damage(self._segmentation(case.name), case.path)
+            damage = self.segmentation.why_stale(self._segmentation(case.name), case.path)
         return damage
 
     def write(self, case: Case) -> None:

@@ -234,7 +234,7 @@ def _series_of(group: _Group, whole: Series) -> list[Series]:
         if unique.setdefault((one.uid, one.frame), one) != one and not whole.refusal:
             whole.refusal = f"slices that differ have the same SOPInstanceUID: {one.label}"
     whole.slices = list(unique.values())
-    if copies := len(group.slices) - len(unique):
+    if (copies := len(group.slices) - len(unique)) and not whole.refusal:
         whole.notes.append(f"{_count(copies)} are copies of others and are skipped")
     if not unique and not whole.refusal:
         whole.refusal = "it has no slices"
@@ -264,14 +264,14 @@ def _check_one_patient(series: Series) -> None:
 
     Where every slice has its own the reason is an anonymiser: a note.
     """
-    for what in ("study", "frame_of_reference", "patient"):
+    names = {"study": "studies", "frame_of_reference": "frames of reference", "patient": "patients"}
+    for what, name in names.items():
         counts = Counter(filter(None, (getattr(one, what) for one in series.slices))).values()
-        what = what.replace("_", " ")
         if len(counts) == len(series.slices) > 2:
-            series.notes.append(f"every slice has another {what}, as of an anonymiser: ignored")
+            series.notes.append(f"as many {name} as slices, as an anonymiser makes them: ignored")
         elif len(counts) > 1 and not series.refusal:
             shown = " and ".join(map(str, sorted(counts, reverse=True)))
-            series.refusal = f"its slices differ in {what}: {len(counts)}, of {shown} slices"
+            series.refusal = f"{len(counts)} {name} in one series: {shown} slices"
 
 
 def _note_single_slices(series: list[Series]) -> None:

@@ -13,7 +13,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -32,6 +31,7 @@ THREADS = min(4, os.cpu_count() or 1)
 
 _DECODER_BYTES = 4 << 30  # address space of a decoding process
 _DECODER_SECONDS = 60  # for one slice
+_pool, _of_thread = ThreadPoolExecutor(THREADS), threading.local()
 _PLUGINS = ("pyjpegls", "pillow", "gdcm", "pydicom")  # the fastest first
 
 
@@ -61,11 +61,16 @@ class Decoder:
                     raise EOFError
                 dtype, content = self._connection.recv_bytes(), self._connection.recv_bytes()
                 if not dtype:
-                    raise DecoderError(content.decode())
+                    break
                 yield np.frombuffer(content, dtype.decode()).reshape(one.rows, one.columns)
-        except (OSError, EOFError):
+            else:
+                return
+        except BaseException as error:  # it crashed, or has more to send than is wanted
             self.close()
-            raise DecoderError("the decoder crashed") from None
+            if isinstance(error, (OSError, EOFError)):
+                raise DecoderError("the decoder crashed") from None
+            raise
+        raise DecoderError(content.decode())
 
     def _start(self) -> None:
         self._connection, other = Pipe()
@@ -125,28 +130,9 @@ def _pixels(slices: list[Slice]) -> Iterator[np.ndarray]:
     if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         yield from iter_pixels(dataset, indices=[one.frame for one in slices], raw=True)
         return
-    with _decoder() as decoder:
-        yield from decoder.decode(slices)
-
-
-_idle: list[Decoder] = []
-
-
-@contextmanager
-def _decoder() -> Iterator[Decoder]:
-    """Borrow a decoder; its process waits for the next series afterwards."""
-    try:
-        decoder = _idle.pop()
-    except IndexError:
-        decoder = Decoder()
-    try:
-        yield decoder
-    except BaseException as error:
-        if not isinstance(error, DecoderError):
-            decoder.close()  # it may have more to send
-        raise
-    finally:
-        _idle.append(decoder)
+    if not hasattr(_of_thread, "decoder"):
+        _of_thread.decoder = Decoder()
+    yield from _of_thread.decoder.decode(slices)
 
 
 def value_type(slices: tuple[Slice, ...]) -> np.dtype:
@@ -173,11 +159,8 @@ def read_pixels(slices: tuple[Slice, ...]) -> np.ndarray:
     of_file: dict[object, list[int]] = {}
     for place in sorted(range(len(slices)), key=lambda place: slices[place].frame):
         of_file.setdefault(slices[place].file, []).append(place)
-    stop = threading.Event()
 
     def read(places: list[int]) -> None:
-        if stop.is_set():
-            return
         place = places[0]
         try:
             found = _pixels([slices[place] for place in places])
@@ -186,15 +169,13 @@ def read_pixels(slices: tuple[Slice, ...]) -> np.ndarray:
         except MemoryError:
             raise
         except Exception as error:
-            stop.set()
             reason = str(error) if isinstance(error, DecoderError) else type(error).__name__
             raise VolumeError(
                 f"the pixels of {slices[place].label} cannot be read ({reason})"
             ) from None
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(read, of_file.values()):
-            pass
+    for _ in _pool.map(read, of_file.values()):
+        pass
     return voxels
 
 

@@ -4,7 +4,7 @@ import math
 import re
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -178,12 +178,9 @@ def _rescale(dataset: Dataset) -> tuple[float, float]:
 
 def _step(dataset: Dataset) -> float | None:
     for keyword in ("SpacingBetweenSlices", "SliceThickness"):
-        try:
-            step = abs(_numbers(dataset, keyword, 1)[0])
-        except SliceError:
-            continue
-        if step > 0:
-            return step
+        with suppress(SliceError):
+            if step := abs(_numbers(dataset, keyword, 1)[0]):
+                return step
     return None
 
 
@@ -220,7 +217,8 @@ def slices_of(file: DicomFile, dataset: Dataset) -> list[Slice]:
     bits, stored_bits = _positive(dataset, "BitsAllocated"), _positive(dataset, "BitsStored")
     high_bit = integer(dataset, "HighBit")
     if bits not in (8, 16, 32) or stored_bits > bits or high_bit not in (None, stored_bits - 1):
-        raise SliceError(f"BitsAllocated {bits}, BitsStored {stored_bits}, HighBit {high_bit}")
+        wrong = f"BitsAllocated {bits}, BitsStored {stored_bits} and HighBit {high_bit}"
+        raise SliceError(f"{wrong} do not go together")
     signed, uid = integer(dataset, "PixelRepresentation"), text(dataset, "SOPInstanceUID")
     if signed not in (0, 1) or not uid:
         raise SliceError("PixelRepresentation or SOPInstanceUID is missing or wrong")

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from inference import startup
 from training import recipe as recipes
 from training.options import make_parser
 
@@ -296,6 +297,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments = ["fit", *arguments]
     parser = make_parser()
     options = parser.parse_args(arguments)
+    if options.command == "fit":
+        startup.use_for_temporary_files(options.output)
     commands = {
         "fit": _fit,
         "check": _check,
@@ -308,4 +311,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(startup.run(lambda: main))

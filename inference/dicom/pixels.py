@@ -73,7 +73,7 @@ class Decoder:
         """
         if self._process is None:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "inference.dicom.pixels"],
+                [sys.executable, "-E", "-m", "inference.dicom.pixels"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

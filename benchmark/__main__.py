@@ -4,6 +4,8 @@ import argparse
 import importlib
 import sys
 
+from inference import startup
+
 COMMANDS = {
     "efficiency": (
         "benchmark.containers.efficiency",
@@ -96,6 +98,8 @@ def main(argv: list[str] | None = None) -> int:
             example = f"example: python -m benchmark {name} {example}"
             subparser.epilog = "\n\n".join(filter(None, (subparser.epilog, example)))
     arguments = parser.parse_args(argv)
+    if report := getattr(arguments, "report", None):
+        startup.use_for_temporary_files(report)
     try:
         return module.run(arguments)
     except KeyboardInterrupt:
@@ -104,4 +108,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(startup.run(lambda: main))

@@ -1,15 +1,14 @@
 """Command line of training: `python -m training COMMAND`."""
 
 import argparse
-import os
 import sys
-import tempfile
 from collections import Counter
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from inference import startup
 from inference.files import one_line
 from training import recipe as recipes
 from training.options import make_parser
@@ -355,28 +354,15 @@ def _folds(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     return 0
 
 
-def _use_temporary_folder_of(options: argparse.Namespace) -> None:
-    """Keep temporary files, such as matplotlib's, in the output where nothing else is writable."""
-    output = getattr(options, "output", None) or getattr(options, "picture", None)
-    try:
-        tempfile.gettempdir()
-    except FileNotFoundError:
-        if output:
-            folder = output.parent if output.suffix else output
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit code is as `--help` says."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] not in (*COMMANDS, "-h", "--help"):
         arguments = ["fit", *arguments]
-    for stream in (sys.stdout, sys.stderr):  # a terminal of ASCII must not end a run
-        stream.reconfigure(errors="backslashreplace")
     parser = make_parser()
     options = parser.parse_args(arguments)
-    _use_temporary_folder_of(options)
+    if options.command == "fit":
+        startup.use_for_temporary_files(options.output)
     commands = {
         "fit": _fit,
         "check": _check,
@@ -390,4 +376,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(startup.run(lambda: main))

@@ -6,7 +6,6 @@ process to decode in: this module's `main`, which reads requests from a socket a
 as bytes. They are no pickles: a decoder that was broken into must not reach the parent.
 """
 
-import os
 import resource
 import subprocess
 import sys
@@ -77,7 +76,7 @@ class Decoder:
         self._connection, other = Pipe()
         with other:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "inference.dicom.pixels", str(other.fileno())],
+                [sys.executable, "-E", "-m", "inference.dicom.pixels", str(other.fileno())],
                 pass_fds=[other.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

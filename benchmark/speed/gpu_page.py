@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from benchmark.containers.areas import flare_area, true_area
+from benchmark.containers.results import flare_area, true_area
 from inference.choices import CudaChoices
 
 SHORT, MIDDLE, LONG = 100, 200, 500

@@ -42,7 +42,7 @@ demo: setup
 test: setup browser dciodvfy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(PYTHON) -m pytest
+	$(PYTHON) -X warn_default_encoding -m pytest
 	$(HELD_TO_FP32) $(PYTHON) -m pytest $(PREDICTION_TESTS)
 
 quick: setup

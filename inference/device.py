@@ -1,10 +1,12 @@
 """Which device the network runs on, and in which precision there."""
 
+import os
 from pathlib import Path
 
 import torch
 
 from inference import cuda
+from inference.memory import cpu_limit
 
 _BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}  # as the kernel names them
 
@@ -43,5 +45,14 @@ def choose_dtype(device: torch.device) -> torch.dtype:
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
         return torch.float32
     cpuinfo = Path("/proc/cpuinfo")
-    known = cpuinfo.read_text().split() if cpuinfo.exists() else ()
+    known = cpuinfo.read_text(encoding="utf-8").split() if cpuinfo.exists() else ()
     return torch.float32 if _BFLOAT16_FLAGS.isdisjoint(known) else torch.bfloat16
+
+
+def thread_count() -> int:
+    """Return how many threads to compute in: torch's number, at most `cpu_limit`.
+
+    Where OMP_NUM_THREADS is set, torch has it from there, and that is what counts.
+    """
+    threads = torch.get_num_threads()
+    return threads if os.environ.get("OMP_NUM_THREADS") else min(threads, cpu_limit())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import nibabel
 import numpy as np
 
+from inference.files import flush_to_disk
 from inference.labels import LABEL_NAMES
 from inference.provenance import Provenance
 from inference.volume import Volume
@@ -150,7 +151,7 @@ class Manifest:
             while view:  # one write, unless the disk is full
                 view = view[os.write(descriptor, view) :]
             if data:
-                os.fsync(descriptor)
+                flush_to_disk(descriptor)
 
     def _mend(self, descriptor: int) -> None:
         """Take a torn last line away; a whole one that lacks its line end gets it.

@@ -110,7 +110,7 @@ def draw_overlay(path: Path, case: Case, prediction: np.ndarray, title: str) -> 
     ):
         for axes, index in zip(row, shown, strict=True):
             picture = overlay(hu[index][box], label_map[index][box])
-            axes.imshow(picture, interpolation="nearest", aspect=row_mm / column_mm)
+            axes.imshow(picture, interpolation="hanning", aspect=row_mm / column_mm)
             axes.set_title(f"{name}, slice {index + 1}", fontsize=9)
             axes.axis("off")
             for x, side in ((0.01, "R"), (0.94, "L")):

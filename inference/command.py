@@ -199,7 +199,7 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
     Args:
         options: of `parse_arguments`.
         make: called as `make_service`; makes what runs the cases, here or elsewhere: its `run`,
-            and `stop` if it has one, are called as `Service`'s, its `has_records` is set, and its
+            and `stop` if it has one, are called as `Service`'s, its `recorded` is set, and its
             `provenance` is what a manifest says.
 
     Returns:
@@ -231,7 +231,7 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
     except ValueError as error:
         say(f"error: {one_line(error)}")
         return 2
-    service.has_records = records.has
+    service.recorded = records.recorded
 
     def end(case: Case) -> None:
         records.add(case)

@@ -155,15 +155,12 @@ def orientation(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, b
     """
     if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
         raise VolumeError("its affine is singular or not finite")
-    world = nibabel.io_orientation(affine)  # row: file axis; columns: RAS axis, direction
+    world = nibabel.io_orientation(affine)
     if sorted(world[:, 0]) != [0, 1, 2]:
         raise VolumeError("its affine does not tell where the axes point")
-    axes, flips = [], []
-    for ras_axis, ras_direction in ((2, 1), (1, -1), (0, -1)):  # superior, posterior, left
-        disk_axis = int(np.flatnonzero(world[:, 0] == ras_axis)[0])
-        axes.append(disk_axis)
-        flips.append(bool(world[disk_axis, 1] != ras_direction))
-    return tuple(axes), tuple(flips)
+    to_lps = nibabel.orientations.ornt_transform(world, nibabel.orientations.axcodes2ornt("LPS"))
+    axes = tuple(int(axis) for axis in np.argsort(to_lps[:, 0])[::-1])
+    return axes, tuple(bool(to_lps[axis, 1] < 0) for axis in axes)
 
 
 def header_grid(header: nibabel.Nifti1Header) -> Grid:

@@ -237,8 +237,9 @@ class Records:
         record = known
         if record is None:
             record = case_record(case, self.provenance, self.timer.seconds(case.name))
-        # Of a label map that was read again, a row that is there says more than a new one.
-        has_row = case.status == "kept" and self.table and case.name in self.table
+        # Of a label map that was only read again, a row that is there has more flags than a new one.
+        reread = case.status == "kept" and known is None
+        has_row = reread and self.table and case.name in self.table
         files = [self.table] if self.table and record.get("voxels") and not has_row else []
         files += [self.manifest] if self.manifest and known is None else []
         for file in files:

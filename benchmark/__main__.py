@@ -4,6 +4,8 @@ import argparse
 import importlib
 import sys
 
+from inference import startup
+
 COMMANDS = {
     "efficiency": (
         "benchmark.containers.efficiency",
@@ -49,11 +51,6 @@ COMMANDS = {
         "benchmark.speed.plain_pipeline",
         "the paper's pipeline written plainly, the baseline of speed",
         "--input CTS --output LABELS --weights weights/abdomen-slim.safetensors",
-    ),
-    "network-speed": (
-        "benchmark.speed.network_speed",
-        "the network alone, step by step or in every type, form and batch size",
-        "--weights weights/abdomen-slim.safetensors",
     ),
     "gpu-sweep": (
         "benchmark.speed.gpu_sweep",
@@ -101,6 +98,8 @@ def main(argv: list[str] | None = None) -> int:
             example = f"example: python -m benchmark {name} {example}"
             subparser.epilog = "\n\n".join(filter(None, (subparser.epilog, example)))
     arguments = parser.parse_args(argv)
+    if report := getattr(arguments, "report", None):
+        startup.use_for_temporary_files(report)
     try:
         return module.run(arguments)
     except KeyboardInterrupt:
@@ -109,4 +108,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(startup.run(lambda: main))

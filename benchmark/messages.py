@@ -23,4 +23,4 @@ def say(line: str, stream: TextIO | None = None) -> None:
         # The line stays in the stream's buffer, and would fail whoever flushes it next.
         for name in ("stdout", "stderr"):
             if getattr(sys, name) is stream:
-                setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
+                setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115

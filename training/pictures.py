@@ -37,7 +37,7 @@ def draw_curves(run: Path) -> None:
     Raises:
         OSError: metrics.csv cannot be read, or the picture not be written.
     """
-    with (run / "metrics.csv").open(newline="") as file:
+    with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     steps = [int(row["step"]) for row in rows]
     figure = Figure(figsize=(15, 4.2), dpi=110, layout="constrained")
@@ -97,7 +97,7 @@ def draw_overlay(path: Path, case: Case, prediction: np.ndarray, title: str) -> 
         OSError: the picture cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    hu = np.load(case.cached.image, mmap_mode="r")
+    hu = case.cached.hu
     reference = reference_of(case)
     labelled = np.flatnonzero((reference | prediction).any(axis=(1, 2)))
     if not labelled.size:
@@ -205,7 +205,7 @@ def compare_runs(runs: list[Path], number: str, picture: Path) -> str:
     groups: dict[str, list[Path]] = {}
     scored_at: list[set[int]] = []
     for run in runs:
-        recipe = json.loads((run / "run.json").read_text())["recipe"]
+        recipe = json.loads((run / "run.json").read_text(encoding="utf-8"))["recipe"]
         groups.setdefault(str(recipe[number]), []).append(run)
         if not (run / "held_out.csv").is_file():
             raise ValueError(
@@ -225,7 +225,7 @@ def compare_runs(runs: list[Path], number: str, picture: Path) -> str:
         colour = f"C{len(lines)}"
         losses, scores = [], []
         for run in members:
-            with (run / "metrics.csv").open(newline="") as file:
+            with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
                 rows = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
             losses.append(dict(rows))
             of_run = read_scores(run / "held_out.csv")

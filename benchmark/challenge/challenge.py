@@ -196,7 +196,7 @@ def _keep_conditions(report: Path, arguments: argparse.Namespace, gpu: bool) -> 
     conditions = {name: getattr(arguments, name) for name in names} | {"gpu": gpu}
     path = report / "challenge.json"
     try:
-        earlier = json.loads(path.read_text())
+        earlier = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         earlier = conditions
     if earlier != conditions:

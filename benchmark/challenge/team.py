@@ -104,7 +104,7 @@ def team_name(archive: Path) -> str:
 def read_fate(folder: Path) -> Fate | None:
     """What became of a team before; None where nothing readable says it."""
     try:
-        return Fate(**json.loads((folder / FATE_JSON).read_text()))
+        return Fate(**json.loads((folder / FATE_JSON).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
@@ -206,7 +206,7 @@ def check_image(image: str, folder: Path, evening: Evening) -> str:
         raise Stopped(code - 128)
     if code == 2:
         return "not made"
-    return headline(json.loads((folder / CHECK_JSON).read_text()))
+    return headline(json.loads((folder / CHECK_JSON).read_text(encoding="utf-8")))
 
 
 def _measure(image: str, folder: Path, evening: Evening) -> None:

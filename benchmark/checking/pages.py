@@ -77,7 +77,7 @@ def html_section(folder: Path, team: str) -> str:
         team: its name on the page.
     """
     try:
-        check = json.loads((folder / CHECK_JSON).read_text())
+        check = json.loads((folder / CHECK_JSON).read_text(encoding="utf-8"))
         head = "".join(
             f'<th class="text" style="padding:9px 10px">{word}</th>'  # the page's have buttons
             for word in ("", "Check", "Found", "Costs in the challenge", "What to do")

@@ -17,7 +17,6 @@ import sys
 from pathlib import Path
 
 from benchmark.containers.cases import list_cases
-from benchmark.containers.curves import draw_curves
 from benchmark.containers.device import open_gpu, read_idle
 from benchmark.containers.engine import (
     EngineError,
@@ -218,6 +217,8 @@ def measure(arguments: argparse.Namespace) -> int:
 def _draw(path: Path, result: dict, runs: list[dict], gpu_note: str | None) -> None:
     """Draw a case's curves; a plot that fails costs the plot."""
     try:
+        from benchmark.containers.curves import draw_curves  # matplotlib wants a folder to write to
+
         write_atomically(path, draw_curves(result, gpu_note, runs))
     except Exception as error:  # whatever a name or a number does to the plotting library
         say(f"{printable(path.name)}: not drawn: {printable(error)}")

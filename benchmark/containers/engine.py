@@ -69,7 +69,8 @@ def docker(*arguments: str, seconds: float | None = _ENGINE_SECONDS) -> subproce
             ["docker", *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=seconds,
             start_new_session=True,
         )

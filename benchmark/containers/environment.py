@@ -42,7 +42,7 @@ def describe_machine(gpu: Gpu | None, gpu_note: str | None) -> dict:
 
 
 def _cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         name, _, value = line.partition(":")
         if name.strip() == "model name":
             return value.strip()

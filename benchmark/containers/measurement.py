@@ -22,6 +22,7 @@ from benchmark.containers.runner import run_case
 from benchmark.containers.sampler import Sampler, Samples
 from benchmark.containers.targets import PHASE_LOG, Command, Container, Folders
 from benchmark.messages import say
+from inference.files import whole_file
 
 _MOST_HEADER_BYTES = 16 << 20
 """Of a label map beside its voxels, and of a phase log."""
@@ -123,9 +124,8 @@ def _judge(status: str, reason: str | None, output: OutputCheck) -> tuple[str, s
 
 def _move(file: Path, folder: Path) -> None:
     """Move a file to another folder, where it appears only when it is whole."""
-    partial = folder / f".{file.name}.partial"
-    shutil.copyfile(file, partial)
-    partial.replace(folder / file.name)
+    with file.open("rb") as source, whole_file(folder / file.name) as target:
+        shutil.copyfileobj(source, target)
 
 
 def _read_phases(outputs: Path, started: float) -> list[dict]:

@@ -79,7 +79,7 @@ class Cgroup:
             OSError: the container has ended.
         """
         if self.version == 1:
-            cpu_seconds = int(self.cpu.read_text()) / 1e9
+            cpu_seconds = int(self.cpu.read_text(encoding="utf-8")) / 1e9
             names = ("total_rss", "total_mapped_file")
         else:
             cpu_seconds = _statistics(self.cpu)["usage_usec"] / 1e6
@@ -89,7 +89,10 @@ class Cgroup:
 
 
 def _statistics(path: Path) -> dict[str, int]:
-    return {name: int(value) for name, value in map(str.split, path.read_text().splitlines())}
+    return {
+        name: int(value)
+        for name, value in map(str.split, path.read_text(encoding="utf-8").splitlines())
+    }
 
 
 def find_cgroup(pid: int, proc: Path = Path("/proc")) -> Cgroup | None:
@@ -100,8 +103,10 @@ def find_cgroup(pid: int, proc: Path = Path("/proc")) -> Cgroup | None:
         proc: where the proc file system is mounted.
     """
     try:
-        memberships = (proc / str(pid) / "cgroup").read_text().splitlines()
-        mounts = [line.split() for line in (proc / "mounts").read_text().splitlines()]
+        memberships = (proc / str(pid) / "cgroup").read_text(encoding="utf-8").splitlines()
+        mounts = [
+            line.split() for line in (proc / "mounts").read_text(encoding="utf-8").splitlines()
+        ]
     except OSError:
         return None
     paths: dict[str, str] = {}  # of each v1 controller; "" is the v2 hierarchy

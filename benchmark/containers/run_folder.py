@@ -97,7 +97,7 @@ def write_json(path: Path, content: dict) -> None:
 
 def _read_json(path: Path) -> dict | None:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

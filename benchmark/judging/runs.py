@@ -235,7 +235,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 def _read_csv(path: Path, *, of_inputs: bool) -> dict[str, list[dict[str, float | None]]]:
     rows = {}
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             case = case_of(row.pop("Name"), is_input=of_inputs)
             values = {column: _number(text) for column, text in row.items()}
@@ -271,7 +271,7 @@ def _middle(rows: list[dict[str, float | None]]) -> dict[str, float | None]:
 
 def _read_object(path: Path) -> dict:
     """A file that is one JSON object; ValueError where it is none, or holds NaN or infinity."""
-    content = json.loads(path.read_text(), parse_constant=_refuse_constant)
+    content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} is no JSON object")
     return content

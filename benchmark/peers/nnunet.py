@@ -43,7 +43,7 @@ def make_model(volumes: Path, target: Path, seed: int) -> dict[str, float | str]
             "numTraining": len(list((volumes / "images").iterdir())),
             "file_ending": ".nii.gz",
         }
-        (raw / "dataset.json").write_text(json.dumps(dataset))
+        (raw / "dataset.json").write_text(json.dumps(dataset), encoding="utf-8")
 
         # nnU-Net reads the folders' names from the environment when it is imported.
         from nnunetv2.experiment_planning.plan_and_preprocess_api import (
@@ -59,7 +59,7 @@ def make_model(volumes: Path, target: Path, seed: int) -> dict[str, float | str]
         (target / "fold_0").mkdir(parents=True, exist_ok=True)
         shutil.copy(planned, target / "plans.json")
 
-    (target / "dataset.json").write_text(json.dumps(dataset))
+    (target / "dataset.json").write_text(json.dumps(dataset), encoding="utf-8")
     plans = PlansManager(str(target / "plans.json"))
     configuration = plans.get_configuration("2d")
     torch.manual_seed(seed)

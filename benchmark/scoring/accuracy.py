@@ -17,7 +17,6 @@ report says so. Every structure says in how many references it is.
 """
 
 import argparse
-import os
 import signal
 import sys
 from dataclasses import replace
@@ -40,6 +39,7 @@ from benchmark.scoring.tables import (
 from benchmark.scoring.workers import WorkerDiedError, in_processes
 from inference.files import SUFFIXES, case_name, find_cases, write_atomically
 from inference.labels import ORGANS, TUMOR
+from inference.memory import cpu_limit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,9 +90,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         type=int,
-        default=os.cpu_count(),
+        default=cpu_limit(),
         metavar="N",
-        help="cases scored at once (default: the number of cores, %(default)s)",
+        help="cases scored at once (default: as many as there are CPUs for it, %(default)s)",
     )
 
 

@@ -76,7 +76,7 @@ def read_cases_file(path: Path) -> Annotated:
         CasesFileError: it cannot be read, or is not of that form.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CasesFileError(f"{path}: cannot be read ({error})") from error
     cases, stacks = {}, set()

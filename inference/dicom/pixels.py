@@ -6,7 +6,6 @@ process to decode in: this module's `main`, which reads requests from a socket a
 as bytes. They are no pickles: a decoder that was broken into must not reach the parent.
 """
 
-import os
 import resource
 import subprocess
 import sys
@@ -24,9 +23,10 @@ from pydicom.pixels import get_decoder, iter_pixels
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from inference.dicom.slices import Slice
+from inference.memory import cpu_limit
 from inference.volume import VolumeError
 
-THREADS = min(4, os.cpu_count() or 1)
+THREADS = min(4, cpu_limit())
 """Files of a series read at once."""
 
 _DECODER_BYTES = 4 << 30  # address space of a decoding process
@@ -76,7 +76,7 @@ class Decoder:
         self._connection, other = Pipe()
         with other:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "inference.dicom.pixels", str(other.fileno())],
+                [sys.executable, "-E", "-m", "inference.dicom.pixels", str(other.fileno())],
                 pass_fds=[other.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

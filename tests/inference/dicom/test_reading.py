@@ -61,13 +61,9 @@ OBLIQUE = nibabel.affines.from_matvec(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("affine", "orientations"),
-    [(RAS_AFFINE, ORIENTATIONS), (OBLIQUE, ORIENTATIONS[::5])],
-    ids=["straight", "oblique"],
-)
-def test_every_order_of_axes_is_read_as_its_nifti(tmp_path, ct, affine, orientations):
-    for index, orientation in enumerate(orientations):
+@pytest.mark.parametrize(("affine", "every"), [(RAS_AFFINE, 1), (OBLIQUE, 5)])
+def test_every_order_of_axes_is_read_as_its_nifti(tmp_path, ct, affine, every):
+    for index, orientation in enumerate(ORIENTATIONS[::every]):
         turned, turned_affine = reoriented(ct[:9, :8, :7], affine, orientation)
         slices = single_slices(turned.transpose(2, 1, 0), Grid.of_affine(turned_affine))
         nifti = save_nifti(tmp_path / f"o{index}.nii", turned, turned_affine)

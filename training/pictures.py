@@ -93,7 +93,7 @@ def draw_overlay(path: Path, case: Case, prediction: np.ndarray, title: str) -> 
         OSError: the picture cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    hu = np.load(case.cached.image, mmap_mode="r")
+    hu = case.cached.hu
     reference = reference_of(case)
     labelled = np.flatnonzero((reference | prediction).any(axis=(1, 2)))
     if not labelled.size:

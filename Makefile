@@ -7,6 +7,11 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 IMAGE := abdoseg:latest
 
+# Once more as on a processor without bfloat16.
+HELD_TO_FP32 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
+PREDICTION_TESTS := $(addprefix tests/inference/test_,prediction.py service.py default_weights.py \
+	records.py organs.py)
+
 .PHONY: setup browser dciodvfy demo test quick docker test-docker clean
 
 setup: $(VENV)/.installed
@@ -39,6 +44,7 @@ test: setup browser dciodvfy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(PYTHON) -X warn_default_encoding -m pytest
+	$(HELD_TO_FP32) $(PYTHON) -m pytest $(PREDICTION_TESTS)
 
 quick: setup
 	$(VENV)/bin/ruff check .

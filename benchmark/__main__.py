@@ -52,11 +52,6 @@ COMMANDS = {
         "the paper's pipeline written plainly, the baseline of speed",
         "--input CTS --output LABELS --weights weights/abdomen-slim.safetensors",
     ),
-    "network-speed": (
-        "benchmark.speed.network_speed",
-        "the network alone, step by step or in every type, form and batch size",
-        "--weights weights/abdomen-slim.safetensors",
-    ),
     "gpu-sweep": (
         "benchmark.speed.gpu_sweep",
         "every figure that needs a GPU, as one page",

@@ -67,7 +67,7 @@ class Spread:
     """Runs cases as `Service.run` does, on the workers of the cluster joined; leaves it then.
 
     Attributes:
-        provenance, has_records: as in `Service`.
+        provenance, recorded: as in `Service`.
 
     Args:
         options: of the command line, paths absolute; `workers` is how many there are to be, and
@@ -88,7 +88,7 @@ class Spread:
         planned = argparse.Namespace(**{**vars(options), "keep_existing": False})
         self._planner = make_service(planned, timer, on_case=self._report)
         self.provenance = self._planner.provenance
-        self.has_records: Callable[[str], bool] = lambda name: True
+        self.recorded: Callable[[str], dict | None] = lambda name: {}
         self._options = options
         self._timer = timer
         self._on_case = on_case
@@ -144,8 +144,8 @@ class Spread:
                 for worker in self._workers:
                     while case := self._next_for(worker):
                         worker.held.append(case)
-                        known = self.has_records(case.name)
-                        segmented = worker.actor.segment.remote(case.path, known)
+                        record = self.recorded(case.name)
+                        segmented = worker.actor.segment.remote(case.path, record)
                         self._calls[segmented] = (worker, case)
                 ended, _ = ray.wait(list(self._calls), timeout=_PATIENCE_SECONDS)
                 for call in ended:

@@ -28,6 +28,7 @@ class Case:
         statistics: of the label map, if asked for.
         about: what a manifest says of the input, if asked for.
         volume, window, label_map: what the stages hand on; dropped when the case ends.
+        input_state: of `source_state`, before it was read.
         memory: bytes taken of the budget.
     """
 
@@ -45,4 +46,5 @@ class Case:
     volume: Volume | None = None
     window: tuple[float, ...] = ()
     label_map: np.ndarray | None = None
+    input_state: tuple[int, int] | None = None
     memory: int = 0

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, fields
 
 CHOICES_VARIABLE = "ABDOSEG_CUDA"
-"""Environment variable with choices that differ from the defaults: `overlap=0,padded_head=1`."""
+"""Environment variable with choices that differ from the defaults: `overlap=0,dense_borders=0`."""
 
 
 @dataclass(frozen=True)
@@ -12,29 +12,21 @@ class CudaChoices:
     """How a network is run on CUDA; labels do not depend on it, but for rounding.
 
     Attributes:
-        area_batch: the batch size that makes the least area under the memory curve by
-            `cuda.best_batch`, not the largest that fits.
         fused_kernels: bias, ReLU and sum within cuDNN's convolution, where it has such a kernel.
-        padded_head: the head computes 16 channels, the last of which nobody reads.
         dense_borders: logits are interpolated everywhere, not only along the labels' borders, for
             which the host would have to wait.
         overlap: a batch is launched before the labels of the one before it are fetched.
         pinned_buffers: voxels and labels cross through memory that the device copies from itself.
         expandable_segments: torch's allocator grows its blocks instead of adding others.
-        early_context: the device's context is made while torch is being imported. Sooner there, but
-            what it takes is then held for all of the import.
         folds_meanwhile: the network is folded while the device is made ready.
         ends_context: the device's memory is given back, context and all, with the last label.
     """
 
-    area_batch: bool = True
     fused_kernels: bool = True
-    padded_head: bool = False
     dense_borders: bool = True
     overlap: bool = True
     pinned_buffers: bool = True
     expandable_segments: bool = True
-    early_context: bool = False
     folds_meanwhile: bool = True
     ends_context: bool = True
 

@@ -35,12 +35,11 @@ if TYPE_CHECKING:
 _SWITCH_INTERVAL = 0.0002  # s; Python's own is 25 times as long
 
 
-def _begin_device(device: str, choices: CudaChoices) -> None:
+def _begin_device(choices: CudaChoices) -> None:
     """Begin what of a CUDA device needs no torch, if there is one."""
     if choices.expandable_segments and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    _, _, index = device.partition(":")
-    driver.begin(int(index or 0), with_context=choices.early_context)
+    driver.initialise()
 
 
 def find_weights(options: argparse.Namespace) -> list[Path]:
@@ -54,7 +53,7 @@ def find_weights(options: argparse.Namespace) -> list[Path]:
     on_cpu, on_cuda = (default_weights(on_cuda=on_cuda)[0] for on_cuda in (False, True))
     if on_cpu == on_cuda or options.device == "cpu":
         return [on_cpu]
-    _begin_device(options.device, CudaChoices.from_environment())  # before torch, as it must be
+    _begin_device(CudaChoices.from_environment())  # before torch, as it must be
     with starting():
         import_torch()
         from inference.device import choose_device
@@ -66,7 +65,6 @@ def _make_predictor(
     options: argparse.Namespace,
     timer: PhaseTimer,
     memory: int,
-    budget: MemoryBudget,
     provenance: Provenance,
 ) -> "Predictor":
     """Import torch and put the network on the device.
@@ -77,7 +75,7 @@ def _make_predictor(
     choices = CudaChoices.from_environment()
     with timer.phase("imports"):
         if options.device != "cpu":
-            _begin_device(options.device, choices)
+            _begin_device(choices)
         with starting():
             import_torch()
             import torch
@@ -90,7 +88,7 @@ def _make_predictor(
         torch.set_num_threads(thread_count())
     with timer.phase("context"):
         device = choose_device(options.device)
-        ready = cuda.begin(device, choose_dtype(device)) if device.type == "cuda" else None
+        ready = cuda.warm_up(device, choose_dtype(device)) if device.type == "cuda" else None
         weights, why = options.weights, ", averaged" if len(options.weights) > 1 else ""
         if not weights:
             weight, reason = default_weights(on_cuda=device.type == "cuda")
@@ -101,7 +99,6 @@ def _make_predictor(
             batch_size=options.batch_size,
             gpu_memory_mb=options.gpu_memory,
             host_bytes=max(0, memory - PROCESS_BYTES) // 2,
-            keeps_bytes=budget.keep,
             choices=choices,
             ready=ready,
             ends_context=True,
@@ -159,7 +156,7 @@ def make_service(
             per_organ=options.per_organ,
             segmentation=_segmentation_writer(options, provenance),
         ),
-        make_predictor=lambda: _make_predictor(options, timer, memory, budget, provenance),
+        make_predictor=lambda: _make_predictor(options, timer, memory, provenance),
         timer=timer,
         keep_existing=options.keep_existing,
         budget=budget,
@@ -187,7 +184,7 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
     Args:
         options: of `parse_arguments`.
         make: called as `make_service`; makes what runs the cases, here or elsewhere: its `run`,
-            and `stop` if it has one, are called as `Service`'s, its `has_records` is set, and its
+            and `stop` if it has one, are called as `Service`'s, its `recorded` is set, and its
             `provenance` is what a manifest says.
 
     Returns:
@@ -219,7 +216,7 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
     except ValueError as error:
         say(f"error: {one_line(error)}")
         return 2
-    service.has_records = records.has
+    service.recorded = records.recorded
 
     def end(case: Case) -> None:
         records.add(case)

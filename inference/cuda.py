@@ -10,33 +10,18 @@ import torch
 from torch.nn import functional
 
 from inference.driver import cuda_version
-from inference.weights import WeightsMetadata
 
 CONTEXT_MB = 500
 """What the process takes on the device beside torch's allocator: the CUDA context and its kernels.
 An allowance, not a measurement: the true figure depends on card and driver."""
 
-LARGEST_BATCH = 32
-"""Slices of a batch unless asked otherwise, however much memory there is: so many keep any card
-busy, and what more of them take only adds to the area under the memory curve."""
+BATCH_SIZES = {1: 4, 2: 16, 4: 32}
+"""Slices of a batch by matrix reduction, where so many fit the memory allowed. Not measured: chosen
+so that a batch has about the pixels of four 512x512 slices at each reduction."""
 
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|unable to find an engine|(CUDNN|CUBLAS)_STATUS_ALLOC_FAILED", re.IGNORECASE
 )
-
-# Of the folded network of base_channels 64, for a slice of 512x512 (`network-speed --sweep` counts
-# the operations; the bytes are those of its convolutions' inputs and outputs, in half precision).
-_FULL_GFLOP, _FULL_MB, _FULL_CHANNELS, _FULL_PIXELS = 462.1, 800.0, 64, 512 * 512
-
-# Part of the operations, and about of the bytes, that grows with the supervised maps' channels.
-_SUPERVISED = 0.06
-
-# What a batch costs the host, which launches some 150 kernels: the device is not done sooner.
-_LAUNCH_SECONDS = 0.0025
-
-# Half-precision operations a clock of one multiprocessor's matrix units, by compute capability.
-_OPERATIONS = {(7, 0): 1024, (7, 5): 1024, (8, 0): 2048, (8, 6): 1024, (8, 9): 1024, (9, 0): 4096}
-_SHARE_REACHED = 0.4  # of the rates of a device's data sheet, by what networks like this one reach
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -62,7 +47,7 @@ def why_no_device() -> str:
 
 
 @contextlib.contextmanager
-def told_in_one_line(device: torch.device) -> Iterator[None]:
+def as_value_error(device: torch.device) -> Iterator[None]:
     """Turn what goes wrong while a device is made ready into a `ValueError` with what to do."""
     try:
         yield
@@ -84,20 +69,20 @@ def told_in_one_line(device: torch.device) -> Iterator[None]:
         raise ValueError(f"{device} cannot be used: {reason}") from error
 
 
-def begin(device: torch.device, dtype: torch.dtype) -> "Future[bool]":
+def warm_up(device: torch.device, dtype: torch.dtype) -> "Future[bool]":
     """Make a device ready in a thread: context, cuDNN and its first plan.
 
     Returns:
-        Whether its fused kernels can be trusted (`_first_convolutions`).
+        Whether its fused kernels can be trusted (`_warm_up_and_check_fused_kernels`).
     """
     thread = ThreadPoolExecutor(1)
-    begun = thread.submit(_first_convolutions, device, dtype)
+    begun = thread.submit(_warm_up_and_check_fused_kernels, device, dtype)
     thread.shutdown(wait=False)
     return begun
 
 
 @torch.inference_mode()
-def _first_convolutions(device: torch.device, dtype: torch.dtype) -> bool:
+def _warm_up_and_check_fused_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     """Convolve something tiny, by which everything that is loaded once is loaded.
 
     Returns:
@@ -127,52 +112,4 @@ def _first_convolutions(device: torch.device, dtype: torch.dtype) -> bool:
     return all(
         (result.float().cpu() == (sums + constant).clamp(min=0)).all()
         for result, constant in ((relu, -5), (total, -4))
-    )
-
-
-def slice_seconds(
-    metadata: WeightsMetadata, pixels: int, properties: "torch._C._CudaDeviceProperties"
-) -> float:
-    """What a slice costs a device at least, estimated from its data sheet.
-
-    Args:
-        metadata: of the network.
-        pixels: that it sees of a slice.
-        properties: of the device.
-    """
-    width, part = metadata.base_channels / _FULL_CHANNELS, pixels / _FULL_PIXELS
-    supervised = 4 * metadata.supervised_channels / metadata.base_channels or 1
-    more = 1 + _SUPERVISED * (supervised - 1)
-    capability = (properties.major, properties.minor)
-    # One that is not known does what the nearest before it does.
-    nearest = max((known for known in _OPERATIONS if known <= capability), default=(7, 0))
-    # A driver that tells no clock: one of about the middle.
-    clock = 1e3 * (properties.clock_rate or 1_500_000)
-    rate = properties.multi_processor_count * clock * _OPERATIONS[nearest]
-    computing = _FULL_GFLOP * 1e9 * width**2 * more * part / rate
-    # Two transfers a clock; the clock in kHz, the bus in bits.
-    memory_clock = 1e3 * (properties.memory_clock_rate or 7_000_000)
-    bandwidth = 2 * memory_clock * (properties.memory_bus_width or 256) / 8
-    moving = _FULL_MB * 2**20 * width * more * part / bandwidth
-    return max(computing, moving) / _SHARE_REACHED
-
-
-def best_batch(slice_mb: float, held_mb: float, seconds: float, most: int) -> int:
-    """The batch size with the least area under the memory curve, by a model.
-
-    While the network runs, `held_mb + batch * slice_mb` are reserved. A batch takes as long as its
-    slices take the device, but no less than its launches take the host: up to there more slices
-    cost no time, and beyond only memory.
-
-    Args:
-        slice_mb: of one slice's maps.
-        held_mb: of context and weights.
-        seconds: that a slice takes the device.
-        most: that fit.
-    """
-    return min(
-        range(1, most + 1),
-        key=lambda batch: (
-            (held_mb + batch * slice_mb) * max(_LAUNCH_SECONDS, batch * seconds) / batch
-        ),
     )

@@ -88,12 +88,6 @@ KINDS = {
 """What each name means, in the order they are told."""
 
 
-def voxel_volume_ml(volume: Volume) -> float | None:
-    """Millilitres of a voxel; None where the header has no usable spacing."""
-    ml = float(np.prod(volume.spacing)) / 1000
-    return ml if np.isfinite(ml) and ml > 0 else None
-
-
 def find_flags(
     label_map: np.ndarray, sizes: ComponentSizes, volume: Volume, window: tuple[float, ...]
 ) -> list[Flag]:
@@ -117,11 +111,10 @@ def find_flags(
         flags += [Flag("sides", _RIGHT_KIDNEY), Flag("sides", _LEFT_KIDNEY)]
     at_border = _labels_at_border(label_map)
     flags += [Flag("border", label) for label in sorted(at_border)]
-    voxel_ml = voxel_volume_ml(volume)
-    for label in ORGANS if voxel_ml else ():
+    for label in ORGANS:
         if not sizes.kept[label]:
             continue
-        ml, second = sizes.kept[label] * voxel_ml, sizes.next_largest[label] * voxel_ml
+        ml, second = (float(n[label]) * volume.voxel_ml for n in (sizes.kept, sizes.next_largest))
         if second > max(FRAGMENT_ML, _LARGE_PIECE * ml):
             flags.append(Flag("pieces", label, f"{ml:.0f} and {second:.0f} mL"))
         least, most = PLAUSIBLE_ML.get(label, (0.0, np.inf))

@@ -18,9 +18,6 @@ from inference.model import Attention, AttentionUNet, Decoder
 # network has, three times slower than row by row.
 _FEW_CHANNELS = 8
 
-# The matrix units of CUDA devices take half-precision channels by so many.
-_ALIGNED_CHANNELS = 8
-
 
 def _convolution(weight: Tensor, bias: Tensor | None, *, padding: int = 1) -> nn.Conv2d:
     """A convolution with these weights (out, in, rows, columns)."""
@@ -101,14 +98,9 @@ class MergedUpsampling(nn.Module):
 
 
 class FoldedDecoder(nn.Module):
-    """One decoder level. The convolution over a concatenation is a sum over its two halves.
+    """One decoder level. The convolution over a concatenation is a sum over its two halves."""
 
-    Args:
-        decoder: as trained.
-        merges_upsampling: as for `fold`.
-    """
-
-    def __init__(self, decoder: Decoder, *, merges_upsampling: bool) -> None:
+    def __init__(self, decoder: Decoder) -> None:
         super().__init__()
         weight, bias = decoder.reduce.weight, decoder.reduce.bias
         of_features, of_skip = (half.contiguous() for half in weight.chunk(2, dim=1))
@@ -121,10 +113,7 @@ class FoldedDecoder(nn.Module):
             after_upsampling = (weight, bias)
         else:
             after_upsampling = (of_features, None)
-        if merges_upsampling:
-            self.upsample = MergedUpsampling(decoder.upsample, *after_upsampling)
-        else:
-            self.upsample = nn.Sequential(decoder.upsample, _convolution(*after_upsampling))
+        self.upsample = MergedUpsampling(decoder.upsample, *after_upsampling)
         self.attends = isinstance(decoder.attention, Attention)
         self.refine = _folded(decoder.refine)
 
@@ -218,7 +207,7 @@ class SummedFusion(nn.Module):
 class FoldedUNet(nn.Module):
     """An `AttentionUNet` for inference only; made by `fold`."""
 
-    def __init__(self, network: AttentionUNet, *, merges_upsampling: bool, pads_head: bool) -> None:
+    def __init__(self, network: AttentionUNet) -> None:
         super().__init__()
         layers = list(_folded(network.encoder))
         first = layers[0].convolution
@@ -229,10 +218,7 @@ class FoldedUNet(nn.Module):
             nn.Sequential(*layers[start:stop])
             for start, stop in zip(starts, [*pools, None], strict=True)
         )
-        self.decoders = nn.ModuleList(
-            FoldedDecoder(decoder, merges_upsampling=merges_upsampling)
-            for decoder in network.decoders
-        )
+        self.decoders = nn.ModuleList(map(FoldedDecoder, network.decoders))
         self.supervision = nn.ModuleList(map(_folded, network.supervision))
         (fusion,) = _folded(network.fusion)
         width = fusion.convolution.in_channels // len(self.supervision)
@@ -242,12 +228,6 @@ class FoldedUNet(nn.Module):
         self.fusion = SummedFusion(fusion, width) if sums else CopiedFusion(fusion, width)
         self.attends = isinstance(network.attention, Attention)
         self.head = network.head
-        self.num_classes = network.head.out_channels
-        if pads_head:
-            more = -self.num_classes % _ALIGNED_CHANNELS
-            weight, bias = self.head.weight, self.head.bias
-            weight = functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, more))
-            self.head = _convolution(weight, functional.pad(bias, (0, more)))
 
     def fuse_on_cuda(self) -> None:
         """Let cuDNN fuse where it can, from now on; on other devices nothing changes."""
@@ -277,8 +257,7 @@ class FoldedUNet(nn.Module):
 
         # It ends in a ReLU: of the attention only the sigmoid is left.
         fused = self.fusion(supervised, (rows, columns))
-        logits = self.head(fused.sigmoid_() if self.attends else fused)
-        return logits[:, : self.num_classes]
+        return self.head(fused.sigmoid_() if self.attends else fused)
 
 
 def _folded(layers: nn.Sequential) -> nn.Sequential:
@@ -293,25 +272,15 @@ def _folded(layers: nn.Sequential) -> nn.Sequential:
 
 
 @torch.no_grad()
-def fold(
-    network: AttentionUNet,
-    *,
-    merges_upsampling: bool = True,
-    pads_head: bool = False,
-) -> FoldedUNet:
+def fold(network: AttentionUNet) -> FoldedUNet:
     """Turn a trained network into its inference form.
 
     Args:
         network: in fp32, because the statistics do not survive folding in half precision. It must
             not be used afterwards: the result takes over its weights.
-        merges_upsampling: whether each transposed convolution and the convolution after it run as
-            one (`MergedUpsampling`). Faster on every CPU and width measured
-            (benchmark/results/waterfall-cpu.md).
-        pads_head: compute channels nobody reads, so that their number suits matrix units.
 
     Returns:
         Z-scored slices (N, 1, H, W) to logits (N, num_classes, H, W), in evaluation mode. The
         classifiers, which only training needs, are not part of it.
     """
-    folded = FoldedUNet(network.eval(), merges_upsampling=merges_upsampling, pads_head=pads_head)
-    return folded.requires_grad_(False)
+    return FoldedUNet(network.eval()).requires_grad_(False)

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from inference.winograd import WinogradConvolution
-
 
 @cache
 def _has_fused_kernels(device_type: str, dtype: torch.dtype) -> bool:
@@ -28,13 +26,6 @@ def _has_fused_kernels(device_type: str, dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (
         dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
-
-
-def _is_fused(layer: nn.Conv2d, features: Tensor) -> bool:
-    """Whether this convolution of these maps goes to oneDNN, with what follows it."""
-    if isinstance(layer, WinogradConvolution):
-        return False
-    return _has_fused_kernels(features.device.type, features.dtype)
 
 
 def _cudnn_fused(layer: nn.Conv2d, features: Tensor, total: Tensor | None = None) -> Tensor | None:
@@ -77,7 +68,7 @@ class ConvolutionRelu(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(N, in, H, W) to (N, out, H, W)."""
         layer = self.convolution
-        if _is_fused(layer, features):
+        if _has_fused_kernels(features.device.type, features.dtype):
             geometry = (layer.padding, layer.stride, layer.dilation, layer.groups)
             return torch.ops.mkldnn._convolution_pointwise(
                 features, layer.weight, layer.bias, *geometry, "relu", [], None
@@ -88,7 +79,7 @@ class ConvolutionRelu(nn.Module):
 
 def add_convolution(total: Tensor, features: Tensor, layer: nn.Conv2d, *, relu: bool) -> Tensor:
     """`total + layer(features)`, then a ReLU if asked for; `total` may be overwritten."""
-    if _is_fused(layer, features):
+    if _has_fused_kernels(features.device.type, features.dtype):
         geometry = (layer.padding, layer.stride, layer.dilation, layer.groups)
         after = "relu" if relu else None
         return torch.ops.mkldnn._convolution_pointwise_.binary(

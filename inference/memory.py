@@ -11,9 +11,6 @@ PROCESS_BYTES = 600 << 20
 """What interpreter, torch and the allocator's reserve take beside volumes and weights (measured:
 550 MB with two threads and the slim weights)."""
 
-_KEPT_SHARE = 3
-"""At most one part in so many of a budget is kept for what is only faster."""
-
 
 def memory_limit(root: Path = Path("/")) -> int:
     """Return the bytes of memory that this process may take.
@@ -145,18 +142,6 @@ class MemoryBudget:
         with self._changed:
             self._changed.wait_for(lambda: self._taken + need <= self.total)
             self._taken += need
-
-    def keep(self, need: int) -> bool:
-        """Take bytes for good, if they are there now and cases are left most of the rest.
-
-        Returns:
-            Whether they were taken.
-        """
-        with self._changed:
-            kept = self._taken + need <= self.total and _KEPT_SHARE * need <= self.total
-            if kept:
-                self.total -= need
-            return kept
 
     def give_back(self, amount: int) -> None:
         """Give back what was taken."""

@@ -53,13 +53,14 @@ class Records:
             raise ValueError(f"{option}: {one_line(error)}") from error
 
     @cached_property
-    def _in_manifest(self) -> set[str]:
+    def _in_manifest(self) -> dict[str, dict]:
         return self.manifest.made(self.provenance.made_by)
 
-    def has(self, name: str) -> bool:
-        """Whether a case whose label map is there is in all that was asked for."""
-        in_table = self.table is None or name in self.table
-        return in_table and (self.manifest is None or name in self._in_manifest)
+    def recorded(self, name: str) -> dict | None:
+        """Return what the manifest holds of a case's input; None if a record of it is missing."""
+        if self.table is not None and name not in self.table:
+            return None
+        return self._in_manifest.get(name) if self.manifest else {}
 
     def add(self, case: Case) -> None:
         """Take a case that has ended; what cannot be written becomes one of its warnings."""

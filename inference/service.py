@@ -26,8 +26,16 @@ from inference.memory import MemoryBudget, case_bytes, memory_limit
 from inference.outputs import Outputs
 from inference.phases import PhaseTimer
 from inference.provenance import Provenance
-from inference.sources import Source, read_source, source_files, source_name, source_notes
+from inference.sources import (
+    Source,
+    read_source,
+    source_files,
+    source_name,
+    source_notes,
+    source_state,
+)
 from inference.statistics import label_statistics
+from inference.volume import VolumeError, header_grid
 
 if TYPE_CHECKING:
     from inference.prediction import Predictor
@@ -47,8 +55,9 @@ class Service:
             first volume is being read.
         timer: to which every phase is reported.
         keep_existing: leave a case alone whose whole label map by the same maker is there.
-        has_records: tells of a case's name whether all that was asked for besides its label map is
-            there too; if not, a label map that is kept is read again for it.
+        recorded: what the run's records hold of a case, by its name: its manifest line, as far as
+            there is one; None if something asked for is missing, for which a label map that is
+            there is read again.
         budget: of memory, which the cases under way share; a case that it can never hold fails.
         network_bytes: what the network takes for a slice, by its pixels and their size, mm.
         with_statistics: compute `Case.statistics`.
@@ -62,7 +71,7 @@ class Service:
     make_predictor: Callable[[], "Predictor"]
     timer: PhaseTimer
     keep_existing: bool = False
-    has_records: Callable[[str], bool] = lambda name: True
+    recorded: Callable[[str], dict | None] = lambda name: {}
     budget: MemoryBudget = field(default_factory=lambda: MemoryBudget(memory_limit()))
     network_bytes: Callable[[int, float], int] = lambda pixels, pixel_mm: 0
     with_statistics: bool = False
@@ -156,21 +165,22 @@ class Service:
         for path in paths:
             case = Case(path, source_name(path))
             cases.append(case)
-            earlier = first.setdefault(output_key(case.name), path)
-            if earlier != path:
-                case.reason = f"same output name as {printable(earlier.name)}"
-            else:
-                case.reason = self.outputs.why_not(case, inputs)
+            case.reason = self.outputs.why_not(case, inputs)
+            if not case.reason:  # what cannot be read takes no name from a good file
+                earlier = first.setdefault(output_key(case.name), path)
+                if earlier != path:
+                    case.reason = f"same output name as {printable(earlier.name)}"
             if case.reason:
                 case.status = "failed"
             elif self.keep_existing and all(map(os.path.lexists, self.outputs.of(case.name))):
-                damage = self.outputs.damage(case)
-                if not damage and self.outputs.labels and not self.has_records(case.name):
-                    damage = "it shows some organs, and what is said of all is missing"
-                case.kept = not damage and self.outputs.with_label_map
-                if damage:
-                    case.warnings.append(f"its label map is made again: {damage}")
-                elif self.has_records(case.name) and self._has_preview(case):
+                record = self.recorded(case.name)
+                stale = self.outputs.why_stale(case, record)
+                if not stale and self.outputs.labels and record is None:
+                    stale = "it shows some organs only, and the records of all are missing"
+                case.kept = not stale and self.outputs.with_label_map
+                if stale:
+                    case.warnings.append(f"recomputing: {stale}")
+                elif record is not None and self._has_preview(case):
                     case.status = "kept"
             if case.status != "waiting":
                 self.on_case(case)
@@ -180,6 +190,7 @@ class Service:
         return not self.with_preview or self.outputs.preview(case.name).exists()
 
     def _read(self, case: Case) -> None:
+        case.input_state = source_state(case.path)
         with self.timer.phase("read", case.name):
             case.volume = read_source(
                 case.path,
@@ -188,7 +199,7 @@ class Service:
                 if self.with_about
                 else None,
             )
-        case.warnings += source_notes(case.path)
+        case.warnings += [*source_notes(case.path), *case.volume.notes]
         label_map_header(case.volume.header)  # or the case fails before it is predicted
         if self.with_about:
             case.about.update(describe_grid(case.volume))
@@ -204,10 +215,10 @@ class Service:
         """
         shape = [int(length) for length in header.get_data_shape()]
         voxels = math.prod(shape)
-        steps = [float(step) for step in header.get_zooms()[:3] if math.isfinite(step)]
+        spacing = header_grid(header).spacing
         need = case_bytes(file_bytes, voxels, header.get_data_dtype().itemsize)
         # Whichever way the axes run, a slice has no more pixels than this.
-        need += self.network_bytes(voxels // min((*shape, 1, 1)[:3]), max(steps, default=1.0))
+        need += self.network_bytes(voxels // min((*shape, 1, 1)[:3]), max(spacing))
         if self.outputs.segmentation:  # of 14 bits a voxel at most, and a copy of the labels
             need += 3 * voxels
         self.budget.take(need)
@@ -249,6 +260,8 @@ class Service:
             voxels[0] = 0
             case.sizes = ComponentSizes(voxels, np.zeros_like(voxels))
         else:
+            if source_state(case.path) not in (case.input_state, None):
+                raise VolumeError("it changed while it was segmented")
             with self.timer.phase("components", case.name):
                 case.sizes = keep_largest_components(case.label_map)
             with self.timer.phase("write", case.name):

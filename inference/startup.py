@@ -113,7 +113,7 @@ def import_torch() -> None:
         import torch
     finally:
         del sys.modules[rules]
-    del torch._meta_registrations
+    vars(torch).pop("_meta_registrations", None)  # not every version of torch names it
 
 
 def end_process(code: int) -> NoReturn:

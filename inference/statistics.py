@@ -26,7 +26,7 @@ class LabelStatistics:
         label: number, 1 to 14.
         name: of the label.
         voxels: their number.
-        volume_ml: millilitres; 0 where the label is absent; None where the header has no spacing.
+        volume_ml: millilitres; 0 where the label is absent.
         mean_hu: mean HU of its voxels; None where the label is absent or a voxel is no number.
         flags: doubts about the label, names of `inference.flags.KINDS` separated by semicolons.
         case_flags: doubts about the whole case, the same in all its rows.
@@ -36,7 +36,7 @@ class LabelStatistics:
     label: int
     name: str
     voxels: int
-    volume_ml: float | None
+    volume_ml: float
     mean_hu: float | None
     flags: str = ""
     case_flags: str = ""
@@ -59,7 +59,7 @@ def label_statistics(
     Args:
         case: name of the case.
         label_map: (slices, rows, columns), SPL, uint8.
-        volume: the CT volume it labels; its header's spacing gives a voxel's size.
+        volume: the CT volume it labels.
         flags: of the case.
     """
     named = [[flag.name for flag in flags if flag.label == label] for label in range(_LABELS)]
@@ -67,14 +67,13 @@ def label_statistics(
     labels = label_map[labelled]
     voxels = np.bincount(labels, minlength=_LABELS)
     sums = np.bincount(labels, weights=volume.voxels[labelled], minlength=_LABELS)
-    voxel_ml = float(np.prod(volume.spacing)) / 1000
     return [
         LabelStatistics(
             case=case,
             label=label,
             name=LABEL_NAMES[label],
             voxels=int(voxels[label]),
-            volume_ml=_finite(round(voxels[label] * voxel_ml, 3)),
+            volume_ml=round(float(voxels[label] * volume.voxel_ml), 3),
             mean_hu=_finite(
                 round(volume.slope * sums[label] / voxels[label] + volume.intercept, 2)
                 if voxels[label]

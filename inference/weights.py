@@ -28,7 +28,7 @@ SUBMISSION, FULL, SLIM, DEMONSTRATION = (
 
 DEMONSTRATION_WEIGHTS = WEIGHTS / DEMONSTRATION
 
-COARSEST_PIXEL_MM = 3.0
+COARSEST_PIXEL_MM = 2.0
 """Slices are not reduced to pixels larger than this; small organs would be lost."""
 
 _METADATA_KEY = "abdoseg"

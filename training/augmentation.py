@@ -31,12 +31,12 @@ class Intensities:
 
     @classmethod
     def within(cls, clip_hu: tuple[float, float]) -> "Intensities":
-        """Of a range that all voxels are clipped to: its middle and a quarter of it, for any data.
+        """Return those for a range that all voxels are clipped to, whatever the data.
 
-        A network that begins with a convolution and batch normalisation does not depend on them.
+        The mean is the range's low end, so that the zeros by which convolutions pad are air.
         """
         low, high = clip_hu
-        return cls((low + high) / 2, (high - low) / 4)
+        return cls(low, (high - low) / 4)
 
 
 def prepare(
@@ -72,7 +72,7 @@ def prepare(
     low, high = (draws.window[:, index, None, None, None] for index in (0, 1))
     images = hu.float()
     if recipe.window_probability:
-        images = _show_pictures(images, draws.picture)
+        images = _clip_tissue(images, draws.soft_tissue)
     images = images.clamp(low, high)
     images, labels = _move(images, labels, max(pixel_mm), recipe, draws, generator)
     step = recipe.matrix_reduction
@@ -91,23 +91,22 @@ def prepare(
     return images, labels
 
 
-_AIR_HU, _FAT_HU = -1000.0, -100.0
+_AIR_BELOW_HU = -300.0
+_BODY_ABOVE_HU = -200.0
 
 
-def _show_pictures(images: Tensor, picture: Tensor) -> Tensor:
-    """Some slices as if they came from 8-bit pictures of a soft tissue window.
+def _clip_tissue(images: Tensor, soft_tissue: Tensor) -> Tensor:
+    """Clip tissue to a window and keep gas, lung and what surrounds the body as they are.
 
-    Above the window they are clipped; below it, what is dense enough to be tissue becomes fat and
-    the rest air, as in data sets put back from such pictures (`window_hu` in `training/cases.py`);
-    a slice that is windowed already stays as it is but for a lower top.
+    So look whole volumes whose HU were lost outside a window (`window_hu` in `training/cases.py`).
 
     Args:
-        images: (N, 1, H, W), HU.
-        picture: (N, 2), the windows; infinite where there is none.
+        images: (N, C, H, W), HU.
+        soft_tissue: (N, 2), the windows, HU; infinite where there is none.
     """
-    low, high = (picture[:, index, None, None, None] for index in (0, 1))
-    filled = torch.where(images < -300, _AIR_HU, _FAT_HU)
-    return torch.where(images < low, filled, images).minimum(high)
+    low, high = (soft_tissue[:, index, None, None, None] for index in (0, 1))
+    tissue = images > _AIR_BELOW_HU
+    return torch.where(tissue, images.maximum(low).minimum(high), images)
 
 
 def _move(
@@ -178,20 +177,29 @@ def _change_intensities(
     draws: Draws,
     generator: torch.Generator,
 ) -> Tensor:
-    """Organs, contrast, brightness, gamma, blur, low resolution and noise, each on some slices.
+    """Change organs, contrast, brightness, gamma, blur, resolution and noise, each of some slices.
+
+    Contrast turns around the mean of the body, not of the air beside it. What is at the window's
+    low end stays there, as inference shows air.
 
     Args:
-        images: (N, 1, h, w), HU.
+        images: (N, C, h, w), HU, within the windows.
         labels: (N, h, w), uint8.
         low, high: (N, 1, 1, 1), the volumes' windows, HU.
         recipe, draws, generator: as in `prepare`.
     """
     if recipe.organ_shift_hu:
         known = labels.where(labels != IGNORED, 0).flatten(1).long()
-        shift = draws.organs.gather(1, known).view_as(images)
-        images = images + shift * (images > -200)  # not the gas in stomach and bowel
-    mean = images.mean(dim=(2, 3), keepdim=True)
-    images = (images - mean) * _each(draws.contrast) + (mean + _each(draws.brightness))
+        shift = draws.organs.gather(1, known).view(labels.shape)[:, None]
+        # Smoothed: a sharp step along the annotation would give the organ away.
+        shift = functional.avg_pool2d(shift, 5, stride=1, padding=2, count_include_pad=False)
+        images = images + shift * (images > _BODY_ABOVE_HU)  # not the gas in stomach and bowel
+    body = images > _BODY_ABOVE_HU
+    total = (images * body).sum(dim=(1, 2, 3), keepdim=True)
+    mean = total / body.sum(dim=(1, 2, 3), keepdim=True).clamp(min=1)
+    change = (images - mean) * (_each(draws.contrast) - 1) + _each(draws.brightness)
+    # All of it from fat on, nothing of it in air: inference shows air at the window's low end.
+    images = images + change * ((images - _AIR_BELOW_HU) / 200).clamp(0, 1)
     width = (high - low).clamp(min=1)
     images = ((images - low) / width).clamp(0, 1) ** _each(draws.gamma) * width + low
     if draws.largest_blur:
@@ -200,15 +208,15 @@ def _change_intensities(
         images = _coarsen(images, draws.coarseness, draws.coarse)
     if recipe.noise_hu:
         noise = torch.randn(images.shape, generator=generator, device=images.device)
-        images = images + noise * _each(draws.noise)
-    return images
+        images = images + noise * _each(draws.noise) * (images > low)
+    return images.minimum(high).maximum(low)
 
 
 def _blur(images: Tensor, sigmas: Tensor, largest: float) -> Tensor:
     """Gaussian blur, each slice by its own standard deviation in pixels (0: unchanged).
 
     Args:
-        images: (N, 1, h, w).
+        images: (N, C, h, w).
         sigmas: (N,).
         largest: of them, known to the host.
     """

@@ -8,14 +8,15 @@ A data set is a folder in one of three layouts:
 Beside them may lie `cases.json`, which says of each case what its annotator looked for:
 
     {"NAME": {"annotated_labels": [1, 2, 13], "patient": "P7", "split": "left_out",
-              "slices": "stack", "window_hu": [-160, 240]}, …}
+              "slices": "stack", "window_hu": [-160, 240], "label_quality": "expert"}, …}
 
 A label that is not listed may be present and unmarked. A case with an empty list is unlabelled and
 not used. `patient` is whom several cases share; without it each case is a patient. A case whose
 `split` is `left_out` is never trained on; it is there for a last score. A `stack` is of single
 slices that do not touch, so that nothing in it is whole in 3D. `window_hu` is the range outside
 which an 8-bit picture lost its HU (training draws such windows for other slices as well, by the
-recipe's `window_probability`, so that the network does not learn them as a mark). Where nothing
+recipe's `window_probability`, so that the network does not learn them as a mark). Labels whose
+`label_quality` does not begin with "expert" are sampled half as often. Where nothing
 says what was looked for, it is the labels present, the rule for the challenge's own set. A data
 set with numbers of its own comes with a label map file (`label_maps/*.json`), or with nnU-Net's
 `dataset.json`, whose names say which of its numbers are ours and that all of these were looked for.
@@ -46,6 +47,7 @@ class Case:
             read, where the rule is "labels present".
         stack: whether its slices do not touch: single slices of a patient in one file.
         window_hu: the range outside which its HU are lost, or None.
+        expert: whether people, not a model, made its labels.
         cached: what the cache knows of it, once there.
     """
 
@@ -57,6 +59,7 @@ class Case:
     annotated: tuple[int, ...] | None = None
     stack: bool = False
     window_hu: tuple[float, float] | None = None
+    expert: bool = True
     cached: "CachedVolume | None" = None
 
 
@@ -205,6 +208,7 @@ def find_training_cases(
                 annotated=annotated,
                 stack=stack,
                 window_hu=window_hu,
+                expert=str(about.get("label_quality", "expert")).startswith("expert"),
             )
         )
     return sorted(cases, key=lambda case: case.name)

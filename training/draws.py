@@ -21,7 +21,7 @@ class Draws(NamedTuple):
 
     Attributes:
         window: (N, 2), the volumes' own windows, HU.
-        picture: (N, 2), the window of an 8-bit picture, HU; infinite where it is none.
+        soft_tissue: (N, 2), a window to which tissue is clipped, HU; infinite where it is not.
         affine: (N, 2, 3), where in the slice a pixel (x, y, 1) of the result comes from: x and y
             are pixels from the centre, the shift is a part of the slice's size.
         elastic: (N,), standard deviation of the elastic deformation, pixels.
@@ -35,7 +35,7 @@ class Draws(NamedTuple):
     """
 
     window: Tensor
-    picture: Tensor
+    soft_tissue: Tensor
     affine: Tensor
     elastic: Tensor
     organs: Tensor
@@ -66,21 +66,24 @@ def draw(
         rngs: one for each slice.
         device: for the result.
     """
-    picture = np.array([_picture(recipe, rng) for rng in rngs])
+    # A stream for each transform: switching one off leaves what the others draw.
+    spawned = zip(*(rng.spawn(5) for rng in rngs), strict=True)
+    for_soft_tissue, for_affine, for_places, for_intensities, for_coarseness = spawned
+    soft_tissue = np.array([_soft_tissue(recipe, rng) for rng in for_soft_tissue])
     affine = np.stack(
-        [draw_affine(recipe, mm, rng) for mm, rng in zip(pixel_mm, rngs, strict=True)]
+        [draw_affine(recipe, mm, rng) for mm, rng in zip(pixel_mm, for_affine, strict=True)]
     )
     # The deformation is of those slices only that the affine moved as well.
     moved = (affine != np.eye(2, 3)).any(axis=(1, 2))
     step = recipe.matrix_reduction
-    places = [tuple(rng.integers(step, size=2).tolist()) if step > 1 else (0, 0) for rng in rngs]
-    intensities = [_intensities(recipe, rng) for rng in rngs]
+    places = [tuple(rng.integers(step, size=2).tolist()) for rng in for_places]
+    intensities = [_intensities(recipe, rng) for rng in for_intensities]
     coarseness = 1.0
     if recipe.intensity_probability and recipe.low_resolution > 1:
-        coarseness = _log_uniform(rngs[0], 1, recipe.low_resolution)
+        coarseness = _log_uniform(for_coarseness[0], 1, recipe.low_resolution)
     columns = {
         "window": window,
-        "picture": picture,
+        "soft_tissue": soft_tissue,
         "affine": affine.reshape(len(rngs), 6),
         "elastic": moved * recipe.elastic_mm / np.array(pixel_mm),
         **{name: [drawn[name] for drawn in intensities] for name in intensities[0]},
@@ -120,9 +123,9 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return math.exp(rng.uniform(math.log(low), math.log(high)))
 
 
-def _picture(recipe: Recipe, rng: np.random.Generator) -> tuple[float, float]:
-    if recipe.window_probability and rng.random() < recipe.window_probability:
-        return rng.uniform(-160, 0), rng.uniform(240, 300)
+def _soft_tissue(recipe: Recipe, rng: np.random.Generator) -> tuple[float, float]:
+    if rng.random() < recipe.window_probability:
+        return rng.uniform(-165, -100), rng.uniform(230, 300)
     return -math.inf, math.inf
 
 

@@ -9,6 +9,7 @@ on as if it had not been: the same command takes it up at `last.pt`.
 """
 
 import copy
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -32,7 +33,6 @@ from training.loss import deep_supervision_loss
 from training.pictures import draw_curves
 from training.processes import Processes, StopRequest, leave_stopping_to_parent
 from training.progress import StepClock, duration
-from training.pseudo_labels import pseudo_labelled
 from training.recipe import Recipe, learning_rate_at
 from training.run_folder import RunError, truncate_metrics
 from training.slices import Slice, SliceDataset, collate
@@ -63,6 +63,47 @@ def follow(average: nn.Module, network: nn.Module, decay: float, step: int) -> N
     torch._foreach_lerp_(averages, values, 1 - min(decay, (1 + step) / (10 + step)))
     for count, value in (pair for pair in pairs if not pair[0].is_floating_point()):
         count.copy_(value)
+
+
+_STATISTICS_BATCHES, _STATISTICS_SLICES = 64, 8
+
+
+@torch.no_grad()
+def estimate_statistics(
+    network: nn.Module, dataset: SliceDataset, recipe: Recipe, intensities: Intensities
+) -> None:
+    """Set batch normalisation's statistics to those of slices as inference shows them, in place.
+
+    The running ones are of augmented slices sampled by label.
+
+    Args:
+        network: in training form.
+        dataset: to sample uniformly from.
+        recipe: for cropping, clipping and the matrix reduction.
+        intensities: for the z-score.
+    """
+    device = next(network.parameters()).device
+    plain = dataclasses.replace(
+        recipe, spatial_probability=0.0, window_probability=0.0, intensity_probability=0.0
+    )
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain mean over the batches
+    mode = network.training
+    network.train()
+    for number in range(_STATISTICS_BATCHES):
+        positions = range(number * _STATISTICS_SLICES, (number + 1) * _STATISTICS_SLICES)
+        batch = collate(
+            [dataset[position] for position in positions], DOWNSAMPLING * recipe.matrix_reduction
+        )
+        rngs = [np.random.default_rng((recipe.seed, p, _AUGMENTATION)) for p in positions]
+        images, _ = prepare(batch, device, plain, intensities, rngs, torch.Generator(device))
+        network(images)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    network.train(mode)
 
 
 def fit(
@@ -133,7 +174,13 @@ def fit(
         )
     # Without weight decay, as in the paper, this is Adam.
     optimizer = torch.optim.AdamW(
-        model.parameters(),
+        [
+            {"params": [weight for weight in model.parameters() if weight.ndim > 1]},
+            {
+                "params": [weight for weight in model.parameters() if weight.ndim == 1],
+                "weight_decay": 0.0,
+            },
+        ],
         lr=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         fused=device.type == "cuda",
@@ -159,9 +206,12 @@ def fit(
     dataset = SliceDataset(
         training,
         seed=recipe.seed,
-        rare_organ_fraction=recipe.rare_organ_fraction,
+        label_balanced_fraction=recipe.label_balanced_fraction,
         synthesise=synthesise,
         synthetic_fraction=recipe.synthetic_fraction,
+    )
+    unbalanced = dataclasses.replace(
+        dataset, label_balanced_fraction=0.0, synthetic_fraction=0.0 if training else 1.0
     )
     positions = [
         range(
@@ -208,13 +258,7 @@ def fit(
             generator.manual_seed(int(noise_seed.generate_state(1, np.uint64)[0] >> 1))
             images, labels = prepare(batch, device, recipe, intensities, rngs, generator)
             annotated = batch.annotated.to(device, non_blocking=True)
-            pseudo = None
             with autocast:
-                if recipe.pseudo_label_threshold and state.step >= recipe.pseudo_label_after:
-                    partly = (~batch.annotated.all(dim=1)).nonzero()[:, 0].tolist()
-                    pseudo = pseudo_labelled(
-                        average, images, labels, annotated, partly, recipe.pseudo_label_threshold
-                    )
                 logits, supervised = model(images)
             loss = deep_supervision_loss(
                 [logits, *supervised],
@@ -222,7 +266,6 @@ def fit(
                 annotated,
                 cross_entropy=recipe.cross_entropy,
                 dice_weight=recipe.dice_weight,
-                pseudo=pseudo,
             )
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()
@@ -274,6 +317,8 @@ def fit(
                     )
                 clock.told_now()
             scored = scoring.due() and not stopping
+            if scored or state.step == recipe.steps:
+                estimate_statistics(average or bare, unbalanced, recipe, intensities)
             # Before it is scored, and not after: what goes wrong there costs no steps.
             if first and (scored or state.step % recipe.checkpoint_interval == 0):
                 with stop.unbroken:

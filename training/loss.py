@@ -92,7 +92,6 @@ def deep_supervision_loss(
     *,
     cross_entropy: str,
     dice_weight: float,
-    pseudo: Tensor | None = None,
 ) -> Tensor:
     """The mean over the final and the four supervised logits (paper section 2.2).
 
@@ -101,15 +100,12 @@ def deep_supervision_loss(
         labels, annotated: as in this module's head.
         cross_entropy: "marginal" or "plain"; the plain one takes unmarked labels as background.
         dice_weight: of the soft Dice loss added to each cross-entropy.
-        pseudo: labels with pseudo-labels among them, of which the cross-entropy alone learns: Dice
-            sums over a label's voxels, and those of a pseudo-label are never all there.
     """
     looked_for = annotated if cross_entropy == "marginal" else torch.ones_like(annotated)
-    taught = labels if pseudo is None else pseudo
     total = torch.zeros((), device=labels.device)
     for logits in outputs:
         probabilities = logits.to(torch.float32, memory_format=torch.contiguous_format).softmax(1)
-        total = total + marginal_cross_entropy(probabilities, taught, looked_for)
+        total = total + marginal_cross_entropy(probabilities, labels, looked_for)
         if dice_weight:
             total = total + dice_weight * soft_dice_loss(probabilities, labels, annotated)
     return total / len(outputs)

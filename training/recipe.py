@@ -48,8 +48,10 @@ class Recipe:
         0, "parts of the patients, by the seed; one of them is held out instead of a fraction"
     )
     fold: int = _number(0, "which of them, from 0")
-    rare_organ_fraction: float = _number(
-        0.0, "slices drawn by label (a label uniformly, then a slice that shows it), not uniformly"
+    label_balanced_fraction: float = _number(
+        0.0,
+        "slices sampled by label (a label uniformly, then a patient that shows it, then a slice), "
+        "not uniformly",
     )
     synthetic_fraction: float = _number(
         0.0, "slices that are drawn from anatomies (training/synthesis.py), not read"
@@ -64,7 +66,9 @@ class Recipe:
     steps: int = _number(100_000, "optimisation steps")
     batch_size: int = _number(2, "slices a step, over all processes")
     learning_rate: float = _number(1e-5, "of Adam")
-    weight_decay: float = _number(0.0, "decoupled, as in AdamW; with 0 this is Adam")
+    weight_decay: float = _number(
+        0.0, "of convolutions' weights, decoupled, as in AdamW; with 0 this is Adam"
+    )
     warmup_steps: int = _number(0, "steps in which the learning rate rises linearly from 0")
     schedule: str = _number(
         "constant", "of the learning rate after that", choices=("constant", "cosine")
@@ -88,12 +92,6 @@ class Recipe:
         choices=("marginal", "plain"),
     )
     dice_weight: float = _number(0.0, "of the soft Dice loss beside the cross-entropy")
-    pseudo_label_threshold: float = _number(
-        0.0,
-        "least probability at which the moving average labels what nobody looked for "
-        "(training/pseudo_labels.py); 0 has no pseudo-labels",
-    )
-    pseudo_label_after: int = _number(0, "steps before there are any")
     # augmentation in space
     spatial_probability: float = _number(0.0, "part of the slices that are moved and deformed")
     rotation_degrees: float = _number(0.0, "largest rotation")
@@ -108,12 +106,12 @@ class Recipe:
     )
     # augmentation of intensities
     window_probability: float = _number(
-        0.0, "part of the slices shown as 8-bit pictures of a window show them (`window_hu`)"
+        0.0, "part of the slices whose HU are clipped to a soft tissue window (`window_hu`)"
     )
     intensity_probability: float = _number(0.0, "with which each of the following is applied")
     brightness_hu: float = _number(0.0, "largest shift, HU")
     contrast: tuple[float, float] = _number(
-        (1.0, 1.0), "range of the factor around the slice's mean"
+        (1.0, 1.0), "range of the factor around the body's mean in the slice"
     )
     gamma: tuple[float, float] = _number((1.0, 1.0), "range of the exponent on the volume's window")
     organ_shift_hu: float = _number(
@@ -144,13 +142,6 @@ class Recipe:
             raise RecipeError("supervised_channels must be at least 0")
         if self.evaluation_interval < 1 or self.steps < 0:
             raise RecipeError("evaluation_interval must be at least 1 and steps at least 0")
-        if self.pseudo_label_threshold:
-            if not 0.5 < self.pseudo_label_threshold < 1:
-                raise RecipeError("pseudo_label_threshold must be 0, or above 0.5 and below 1")
-            if not self.ema_decay or self.cross_entropy != "marginal":
-                raise RecipeError(
-                    "pseudo-labels need a moving average (ema_decay) and the marginal cross_entropy"
-                )
         if not 0 <= self.held_out_fraction < 1:
             raise RecipeError("held_out_fraction must be from 0 to less than 1")
         if (self.folds or self.fold) and not (self.folds > 1 and 0 <= self.fold < self.folds):

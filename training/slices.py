@@ -13,6 +13,8 @@ from training.cases import Case
 from training.label_mapping import NUM_LABELS
 from training.loss import IGNORED
 
+_MODEL_LABELS_WEIGHT = 0.5
+
 
 class Slice(NamedTuple):
     """One slice to train on, whether read or drawn.
@@ -54,19 +56,20 @@ class SliceDataset(Dataset):
     Attributes:
         cases: cached.
         seed: of the draws.
-        rare_organ_fraction: of the slices that are drawn by label, a label uniformly among those in
-            the data and then one of its slices; the others are drawn uniformly from all slices.
+        label_balanced_fraction: of the slices that are sampled by label: a label uniformly, then a
+            patient that shows it (`_MODEL_LABELS_WEIGHT` for labels by a model), then one of the
+            patient's slices; the others are sampled uniformly from all slices.
         synthesise: draws a slice with a generator, or None.
         synthetic_fraction: of the slices that come from it.
     """
 
     cases: list[Case]
     seed: int = 0
-    rare_organ_fraction: float = 0.0
+    label_balanced_fraction: float = 0.0
     synthesise: Callable[[np.random.Generator], Slice] | None = None
     synthetic_fraction: float = 0.0
     _all: np.ndarray = field(init=False, repr=False)
-    _showing: list[np.ndarray] = field(init=False, repr=False)
+    _showing: list[tuple[list[np.ndarray], np.ndarray]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.cases:  # every slice is drawn
@@ -75,22 +78,29 @@ class SliceDataset(Dataset):
         self._all = np.array(
             [(number, index) for number, mask in enumerate(masks) for index in range(len(mask))]
         )
-        looked_for = np.array([annotated_mask(case.annotated) for case in self.cases])
-        mask = np.concatenate(masks)
-        shown = [
-            self._all[(mask >> label & 1).astype(bool) & looked_for[self._all[:, 0], label]]
-            for label in range(1, NUM_LABELS)
-        ]
-        self._showing = [rows for rows in shown if len(rows)]
+        self._showing = []
+        for label in range(1, NUM_LABELS):
+            of_patient: dict[str, list[tuple[int, int]]] = {}
+            weights: dict[str, float] = {}
+            for number, (case, mask) in enumerate(zip(self.cases, masks, strict=True)):
+                shown = np.flatnonzero(mask >> label & 1)
+                if label in case.annotated and len(shown):
+                    of_patient.setdefault(case.patient, []).extend((number, i) for i in shown)
+                    weights[case.patient] = 1.0 if case.expert else _MODEL_LABELS_WEIGHT
+            if of_patient:
+                share = np.array(list(weights.values()))
+                rows = [np.array(of_patient[patient]) for patient in weights]
+                self._showing.append((rows, share / share.sum()))
 
     def __getitem__(self, position: int) -> Slice:
         """The slice at a position, 0 or more, of the sequence."""
-        rng = np.random.default_rng((self.seed, position))
-        if self.synthetic_fraction and rng.random() < self.synthetic_fraction:
-            return self.synthesise(rng)
+        rng, synthetic = np.random.default_rng((self.seed, position)).spawn(2)
+        if rng.random() < self.synthetic_fraction:
+            return self.synthesise(synthetic)
         rows = self._all
-        if self._showing and rng.random() < self.rare_organ_fraction:
-            rows = self._showing[rng.integers(len(self._showing))]
+        if rng.random() < self.label_balanced_fraction and self._showing:
+            patients, share = self._showing[rng.integers(len(self._showing))]
+            rows = patients[rng.choice(len(patients), p=share)]
         number, index = rows[rng.integers(len(rows))]
         case = self.cases[number]
         # Opened anew each time: thousands of open maps would exhaust a process's file descriptors.

@@ -3,12 +3,13 @@
 import logging
 import os
 import re
-import stat
+import struct
 import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import pydicom
@@ -28,12 +29,14 @@ from inference.dicom.slices import (
     slices_of,
     text,
 )
+from inference.files import file_identity
 from inference.volume import VolumeError
 
 _DIRECTORY = "1.2.840.10008.1.3.10"  # an index of a disk
 _WANTED = [
     *IDENTITY,
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "Modality"),
+    *("FrameOfReferenceUID", "HighBit"),
     *("SeriesNumber", "SeriesDescription", "ImageType", "InstanceNumber", "AcquisitionNumber"),
     *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated"),
     *("BitsStored", "PixelRepresentation", "NumberOfFrames", "ImagePositionPatient"),
@@ -42,7 +45,6 @@ _WANTED = [
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 ]
 _PREAMBLE = 132  # bytes, the last four of them "DICM"
-_LARGEST_MEMBER = 4 << 30  # of a zip
 
 
 @dataclass
@@ -72,7 +74,8 @@ class _Group:
 def find_series(source: Path, names: str = "number") -> Findings:
     """Find the CT series among the files of a folder and those below it, of a zip, or one file.
 
-    Links to folders are not followed. Scouts, screen captures and what is no CT are left out.
+    Links to folders are followed, each folder once. Scouts, screen captures and what is no CT are
+    left out.
 
     Args:
         source: folder or file.
@@ -91,9 +94,9 @@ def find_series(source: Path, names: str = "number") -> Findings:
     others: dict[tuple[str, str], _Group] = {}
     secret: dict[str, set[str]] = {}  # of every series, whatever is left out of it
     count = Counter()
-    for file, size in _files(source):
+    for file in _files(source):
         try:
-            header = _header(file, size)
+            header = _header(file)
         except Exception:
             count["unreadable"] += 1
             continue
@@ -125,9 +128,10 @@ def find_series(source: Path, names: str = "number") -> Findings:
         found.series += _cases(group, group.title.of(names))
     name_cases(found.series, names)
     if count["unreadable"]:
-        reason = f"{_files_of(count['unreadable'])} of DICOM whose header cannot be read"
+        reason = f"{_files_of(count['unreadable'])} cannot be read as DICOM"
         found.series.append(Series("unreadable", "", refusal=reason))
     found.series.sort(key=lambda one: one.name)
+    _note_single_slices(found.series)
     return found
 
 
@@ -135,8 +139,8 @@ def _files_of(count: int) -> str:
     return "1 file" if count == 1 else f"{count} files"
 
 
-def _files(source: Path) -> Iterator[tuple[DicomFile, int]]:
-    """The files of a folder tree, of zips in it, or one file; in order, with their sizes.
+def _files(source: Path) -> Iterator[DicomFile]:
+    """The files of a folder tree, of zips in it, or one file; in order.
 
     Raises:
         OSError: the folder cannot be read.
@@ -146,30 +150,30 @@ def _files(source: Path) -> Iterator[tuple[DicomFile, int]]:
         yield from _opened(source)
         return
 
-    def fail(error: OSError) -> None:
-        raise error
-
-    for folder, folders, names in os.walk(source, onerror=fail):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+    failed: list[OSError] = []
+    seen = {file_identity(source)}
+    for folder, folders, names in os.walk(source, onerror=failed.append, followlinks=True):
+        for name in sorted(folders):
+            identity = file_identity(Path(folder, name))
+            if name.startswith((".", "__MACOSX")) or identity in seen:
+                folders.remove(name)
+            seen.add(identity)
+        folders.sort()
         for name in sorted(names):
             if name.startswith("."):
                 continue
             try:
                 yield from _opened(Path(folder, name))
             except ValueError:
-                yield DicomFile(Path(folder, name)), 0  # one file more that is not DICOM
+                yield DicomFile(Path(folder, name))  # one file more that is not DICOM
+    for error in failed:
+        yield DicomFile(Path(error.filename))  # a folder: cannot be read as a file either
 
 
-def _opened(path: Path) -> Iterator[tuple[DicomFile, int]]:
-    """A file, or the files in it if it is a zip; nothing for what is no regular file."""
-    try:
-        found = path.stat()
-    except OSError:
-        return
-    if not stat.S_ISREG(found.st_mode):
-        return
-    if path.suffix.lower() != ".zip":
-        yield DicomFile(path), found.st_size
+def _opened(path: Path) -> Iterator[DicomFile]:
+    """A file, or the files in it if it is a zip."""
+    if path.suffix.lower() != ".zip" or not path.is_file():
+        yield DicomFile(path)
         return
     try:
         with zipfile.ZipFile(path) as archive:
@@ -179,28 +183,30 @@ def _opened(path: Path) -> Iterator[tuple[DicomFile, int]]:
     for member in members:
         parts = member.filename.split("/")
         if not member.is_dir() and not any(part.startswith((".", "__MACOSX")) for part in parts):
-            yield DicomFile(path, member.filename), member.file_size
+            yield DicomFile(path, member.filename)
 
 
-def _header(file: DicomFile, size: int) -> Dataset | None:
+def _header(file: DicomFile) -> Dataset | None:
     """What is needed of a file's header; None if the file is no DICOM.
 
     Raises:
         Exception: whatever pydicom raises at a damaged header.
     """
-    if size > _LARGEST_MEMBER and file.member:
-        raise SliceError("more than a file of a zip may hold")
     with file.open() as stream:
         start = stream.read(_PREAMBLE)
-        # Without a preamble, as older devices write them: a first element of group 2 or 8.
-        if start[128:] != b"DICM" and start[:4] not in (
-            b"\2\0\0\0",
-            b"\x08\0\5\0",
-            b"\x08\0\x08\0",
-        ):
+        if start[128:] != b"DICM" and not _is_element_of_group_2_or_8(start[:8]):
             return None
         stream.seek(0)
         return pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_WANTED, force=True)
+
+
+def _is_element_of_group_2_or_8(start: bytes) -> bool:
+    """Check for an element's tag, and its VR or length, with which files without preamble begin."""
+    if len(start) < 8 or start[:2] not in (b"\2\0", b"\x08\0", b"\0\2", b"\0\x08"):
+        return False
+    little = start[1] == 0
+    length = struct.unpack("<I" if little else ">I", start[4:])[0]
+    return length < 1 << 16 or (start[4:6].isalpha() and start[4:6].isupper())
 
 
 def _why_not_ct(header: Dataset, kind: str) -> str:
@@ -224,7 +230,10 @@ def _take(group: _Group, file: DicomFile, header: Dataset) -> None:
         group.slices += slices_of(file, header)
     except SliceError as error:
         number = integer(header, "InstanceNumber")
-        group.refusal = group.refusal or f"instance {number}: {error}"
+        reason = str(error)
+        if secret_words(header) & set(re.split(r"\W+", reason.lower())):
+            reason = "an attribute has a wrong value"
+        group.refusal = group.refusal or f"instance {number}: {reason}"
 
 
 def _without_copies(slices: list[Slice]) -> tuple[list[Slice], int]:
@@ -236,7 +245,7 @@ def _without_copies(slices: list[Slice]) -> tuple[list[Slice], int]:
     kept: dict[tuple[str, int], Slice] = {}
     for one in slices:
         first = kept.setdefault((one.uid, one.frame), one)
-        if vars(first) | {"file": None} != vars(one) | {"file": None}:
+        if first != one:
             raise VolumeError(f"two slices that differ have the same UID, {one.label} is one")
     return list(kept.values()), len(slices) - len(kept)
 
@@ -253,17 +262,18 @@ def _cases(group: _Group, title: str) -> list[Series]:
         whole.notes.append(f"{_files_of(copies)} were there twice and are used once")
     if not whole.slices and not whole.refusal:
         whole.refusal = "it has no slices"
-    by_acquisition: dict[str, list[Slice]] = {}
-    for one in whole.slices:
+    _check_one_patient(whole)
+    by_acquisition: dict[int | None, list[Slice]] = {}
+    for one in sorted(whole.slices, key=lambda one: one.acquisition or 0):
         by_acquisition.setdefault(one.acquisition, []).append(one)
     if whole.refusal or len(by_acquisition) < 2 or len(whole.slices) < 3 * len(by_acquisition):
         return [whole]
     try:
-        _ = whole.stack
+        _note_interleaved(whole, by_acquisition)
     except VolumeError:
         parts = [
-            Series(title, group.uid, slices, part=re.sub(r"[^0-9]", "", number) or "0")
-            for number, slices in sorted(by_acquisition.items())
+            Series(title, group.uid, slices, notes=list(whole.notes), part=str(abs(number or 0)))
+            for number, slices in by_acquisition.items()
         ]
         try:
             for part in parts:
@@ -272,3 +282,48 @@ def _cases(group: _Group, title: str) -> list[Series]:
             return [whole]
         return parts
     return [whole]
+
+
+def _check_one_patient(series: Series) -> None:
+    """Refuse slices of several patients, studies or frames of reference under one series UID.
+
+    Where every slice has a value of its own an anonymiser made it: that is noted.
+    """
+    for what in ("study", "frame_of_reference", "patient"):
+        counts = Counter(filter(None, (getattr(one, what) for one in series.slices)))
+        name = what.replace("_", " ")
+        if len(counts) == len(series.slices) > 2:
+            series.notes.append(f"every slice has a {name} of its own: an anonymiser's work?")
+        elif len(counts) > 1 and not series.refusal:
+            shown = " and ".join(str(count) for _, count in counts.most_common())
+            series.refusal = f"its slices differ in {name}: {len(counts)}, of {shown} slices"
+
+
+def _note_interleaved(series: Series, by_acquisition: dict[int | None, list[Slice]]) -> None:
+    """Note acquisitions whose slices lie between each other's and make one grid.
+
+    Raises:
+        VolumeError: the slices make no grid.
+    """
+    numbers = [one.acquisition for one in series.stack.slices if one.acquisition is not None]
+    if sum(one != other for one, other in pairwise(numbers)) >= len(set(numbers)):
+        shown = " and ".join(
+            f"{number} ({len(slices)} slices)" for number, slices in by_acquisition.items()
+        )
+        series.notes.append(f"acquisitions {shown} are interleaved in one volume")
+
+
+def _note_single_slices(series: list[Series]) -> None:
+    """Note that an anonymiser may have given every slice a series UID of its own."""
+    alike: dict[object, list[Series]] = {}
+    for one in series:
+        if len(one.slices) == 1:
+            first = one.slices[0]
+            key = first.patient, first.rows, first.columns, first.orientation, first.pixel_mm
+            alike.setdefault(key, []).append(one)
+    for found in alike.values():
+        if len(found) > 2:
+            found[0].notes.append(
+                f"{len(found)} series of one patient have one slice each: has an anonymiser given "
+                "every slice a series UID of its own?"
+            )

@@ -7,6 +7,7 @@ SEG always is. Where nothing is labelled there is one segment, of the liver and 
 must have one.
 """
 
+import re
 import warnings
 from io import BytesIO
 from pathlib import Path
@@ -14,11 +15,16 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from highdicom import AlgorithmIdentificationSequence, PlanePositionSequence
+from highdicom.enum import PatientSexValues
 from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentDescription
 from highdicom.sr import CodedConcept
-from pydicom import Dataset
+from pydicom import Dataset, config
+from pydicom.charset import convert_encodings, python_encoding
+from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
+from pydicom.multival import MultiValue
 from pydicom.sr.codedict import codes
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, generate_uid
+from pydicom.valuerep import DA, DT, TM, validate_value
 
 from inference import __version__
 from inference.dicom.codes import label_code
@@ -40,6 +46,7 @@ _MAY_BE_EMPTY = (
     *("StudyID", "StudyDate", "StudyTime"),
 )
 """Attributes that every file must have, if empty; not every file does."""
+_PARSERS = {"DA": DA, "TM": TM, "DT": DT, "DS": float, "IS": int}
 
 
 class SegmentationWriter:
@@ -55,7 +62,7 @@ class SegmentationWriter:
         self._kind = kind
         self._provenance = provenance
 
-    def write(self, path: Path, label_map: np.ndarray, volume: Volume, series: Series) -> None:
+    def write(self, path: Path, label_map: np.ndarray, volume: Volume, series: Series) -> list[str]:
         """Write a label map; the file appears under its name only when it is whole.
 
         Args:
@@ -63,6 +70,9 @@ class SegmentationWriter:
             label_map: (slices, rows, columns), SPL, uint8.
             volume: where the label map belongs.
             series: that the volume was read from; its headers are read anew.
+
+        Returns:
+            What was wrong with the patient's and study's attributes and is empty in the SEG.
 
         Raises:
             VolumeError: an attribute that a SEG needs is missing.
@@ -72,7 +82,7 @@ class SegmentationWriter:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                segmentation = _segmentation(labels, series, self._kind, self._provenance)
+                segmentation, notes = _segmentation(labels, series, self._kind, self._provenance)
                 content = BytesIO()
                 if self._kind != "binary":
                     segmentation.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
@@ -80,10 +90,13 @@ class SegmentationWriter:
             except (VolumeError, OSError, MemoryError):
                 raise
             except Exception as error:  # its words may be the patient's
+                words = re.findall(r"[A-Z]\w+", str(error))
+                named = [type(error).__name__, *filter(tag_for_keyword, words)]
                 raise VolumeError(
-                    f"no DICOM SEG can be made of its headers ({type(error).__name__})"
+                    f"no DICOM SEG can be made of its headers ({', '.join(named)})"
                 ) from None
         write_atomically(path, content.getvalue())
+        return notes
 
     def damage(self, path: Path, series: Series) -> str:
         """Why a file is no whole SEG of a series, or "" if it is; not what its pixels say."""
@@ -158,6 +171,60 @@ def _describe(number: int, label: int, algorithm: AlgorithmIdentificationSequenc
     return described
 
 
+def _encodings(dataset: Dataset) -> list[str]:
+    """Return Python's names of a header's character sets, misspelt ones corrected."""
+    terms = dataset.get("SpecificCharacterSet") or ""
+    corrected = []
+    for term in [terms] if isinstance(terms, str) else terms:
+        number = "".join(re.findall(r"IR\D*(\d+)\W*$", term, re.IGNORECASE))
+        legal = "ISO_IR 192" if number == "192" else f"ISO 2022 IR {number}"
+        corrected.append(legal if legal in python_encoding else term)
+    return convert_encodings(corrected)
+
+
+def _check_value(keyword: str, value: object) -> None:
+    """Raise ValueError for a value that is not what its attribute's type says, text aside."""
+    vr = dictionary_VR(keyword) if keyword else ""
+    if keyword == "PatientSex":
+        PatientSexValues(value)
+    elif vr in _PARSERS:
+        _PARSERS[vr](value)
+    elif vr in ("AS", "CS"):
+        validate_value(vr, value, config.RAISE)
+
+
+def _make_legal(dataset: Dataset, encodings: list[str]) -> list[str]:
+    """Decode a header's text and remove what cannot be parsed.
+
+    Returns:
+        Keywords of attributes that were removed, or decoded in part.
+    """
+    dataset.set_original_encoding(*dataset.original_encoding, encodings)
+    wrong = []
+    for tag in sorted(dataset.keys()):
+        if tag.group >= 0x5200:  # functional groups, which are long and name nobody
+            break
+        keyword = keyword_for_tag(tag)
+        try:
+            element = dataset[tag]
+            if element.VR == "SQ":
+                for item in element.value:
+                    own = "SpecificCharacterSet" in item
+                    wrong += _make_legal(item, _encodings(item) if own else encodings)
+            elif not element.is_empty:
+                many = isinstance(element.value, MultiValue)
+                for value in element.value if many else [element.value]:
+                    _check_value(keyword, value)
+                if "\ufffd" in str(element.value):
+                    wrong.append(keyword)
+        except Exception:
+            del dataset[tag]
+            wrong.append(keyword)
+    if "SpecificCharacterSet" in dataset:
+        del dataset.SpecificCharacterSet
+    return wrong
+
+
 def _sources(series: Series) -> tuple[list[Dataset], list[int], list | None]:
     """The headers that the SEG refers to.
 
@@ -174,13 +241,13 @@ def _sources(series: Series) -> tuple[list[Dataset], list[int], list | None]:
     for file in files:
         with file.open() as stream:
             header = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
-        for keyword in _MAY_BE_EMPTY:
-            if keyword not in header:
-                setattr(header, keyword, "")
-        for keyword in ("FrameOfReferenceUID", "StudyInstanceUID"):
-            if not header.get(keyword):
-                raise VolumeError(f"no DICOM SEG can be made: its files have no {keyword}")
         headers.append(header)
+    for keyword in ("FrameOfReferenceUID", "StudyInstanceUID"):
+        found = next(filter(None, (header.get(keyword) for header in headers)), None)
+        if not found:
+            raise VolumeError(f"no DICOM SEG can be made: its files have no {keyword}")
+        for header in headers:  # an anonymiser may have given each its own
+            setattr(header, keyword, found)
     if len(files) == len(slices):
         return headers, list(range(len(slices))), None
     if len(files) > 1:
@@ -194,9 +261,15 @@ def _sources(series: Series) -> tuple[list[Dataset], list[int], list | None]:
 
 def _segmentation(
     labels: np.ndarray, series: Series, kind: str, provenance: Provenance
-) -> Segmentation:
-    """The SEG of (slices, rows, columns), in the series' order."""
+) -> tuple[Segmentation, list[str]]:
+    """The SEG of (slices, rows, columns), in the series' order, and notes."""
     headers, order, positions = _sources(series)
+    wrong = _make_legal(headers[0], _encodings(headers[0]))
+    headers[0].SpecificCharacterSet = "ISO_IR 192"
+    for keyword in _MAY_BE_EMPTY:
+        if keyword not in headers[0]:
+            setattr(headers[0], keyword, "")
+    wrong = [word for word in wrong if word in _MAY_BE_EMPTY or word.startswith("Patient")]
     algorithm = _algorithm(provenance)
     counts = np.bincount(labels.ravel(), minlength=len(LABEL_NAMES))
     present = [label for label in range(1, len(LABEL_NAMES)) if counts[label]] or [1]
@@ -226,4 +299,5 @@ def _segmentation(
         plane_positions=positions,
     )
     segmentation.ContentCreatorName = ""  # type 2: nobody, but said
-    return segmentation
+    notes = [f"in the SEG {', '.join(wrong)} is empty or cut: it cannot be parsed"] if wrong else []
+    return segmentation, notes

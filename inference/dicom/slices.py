@@ -1,10 +1,11 @@
 """Slices of CT as the headers of DICOM files tell them, whether a file holds one or many."""
 
 import math
+import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,7 +17,8 @@ ENHANCED = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 CT_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", *ENHANCED)
 
 _MOST_FRAMES = 1 << 16  # of one file
-_HOUNSFIELD = ("", "HU", "HU_MOD", "US")  # US: unspecified
+_LARGEST_MEMBER = 4 << 30  # bytes of a file in a zip
+_HOUNSFIELD = re.compile(r"(HU|HOUN|((UH|HE|US|UNSPECIFIED)?$))")  # RescaleType; US: unspecified
 
 
 class SliceError(ValueError):
@@ -42,11 +44,15 @@ class DicomFile:
         Raises:
             OSError, zipfile.BadZipFile: it cannot be read.
         """
+        if not self.path.is_file():  # a pipe would be waited for without end
+            raise OSError("not a regular file")
         if not self.member:
             with self.path.open("rb") as file:
                 yield file
             return
         with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
+            if archive.getinfo(self.member).file_size > _LARGEST_MEMBER:
+                raise zipfile.BadZipFile("a file too large")
             yield file
 
 
@@ -65,10 +71,11 @@ class Slice:
         step_mm: distance between slices by the header, its spacing or else its thickness; or None.
         slope, intercept: HU = slope * stored value + intercept.
         bits, stored_bits, signed: of a stored value.
-        acquisition: number of the acquisition, as text.
+        acquisition: AcquisitionNumber, or None.
+        patient, study, frame_of_reference: PatientID and the two UIDs, "" if absent.
     """
 
-    file: DicomFile
+    file: DicomFile = field(compare=False)
     frame: int
     uid: str
     number: int
@@ -83,7 +90,10 @@ class Slice:
     bits: int
     stored_bits: int
     signed: bool
-    acquisition: str
+    acquisition: int | None
+    patient: str
+    study: str
+    frame_of_reference: str
 
     @property
     def label(self) -> str:
@@ -162,8 +172,10 @@ def _rescale(dataset: Dataset | None) -> tuple[float, float]:
     intercept = _numbers(dataset, "RescaleIntercept", 1, "rescale intercept")[0]
     if slope == 0:
         raise SliceError("rescale slope 0")
-    if text(dataset, "RescaleType").upper() not in _HOUNSFIELD:
-        raise SliceError("values not in Hounsfield units")
+    unit = text(dataset, "RescaleType")
+    if not _HOUNSFIELD.match(re.sub("[^A-Z]", "", unit.upper())):
+        quoted = f' "{unit}"' if re.fullmatch(r"[\w %/]{1,16}", unit, re.ASCII) else ""
+        raise SliceError(f"RescaleType{quoted} is not Hounsfield units")
     return slope, intercept
 
 
@@ -196,6 +208,9 @@ def slices_of(file: DicomFile, dataset: Dataset) -> list[Slice]:
     stored_bits = _whole(dataset, "BitsStored", "bits stored")
     if bits not in (8, 16, 32) or stored_bits > bits:
         raise SliceError(f"{stored_bits} of {bits} bits a pixel")
+    high_bit = integer(dataset, "HighBit")
+    if high_bit not in (None, stored_bits - 1):
+        raise SliceError(f"HighBit {high_bit} does not go with BitsStored {stored_bits}")
     representation = _whole(dataset, "PixelRepresentation", "pixel representation", least=0)
     if representation > 1:
         raise SliceError("pixel representation missing or wrong")
@@ -208,7 +223,10 @@ def slices_of(file: DicomFile, dataset: Dataset) -> list[Slice]:
         "bits": bits,
         "stored_bits": stored_bits,
         "signed": bool(representation),
-        "acquisition": text(dataset, "AcquisitionNumber"),
+        "acquisition": integer(dataset, "AcquisitionNumber"),
+        "patient": text(dataset, "PatientID"),
+        "study": text(dataset, "StudyInstanceUID"),
+        "frame_of_reference": text(dataset, "FrameOfReferenceUID"),
     }
     if not common["uid"]:
         raise SliceError("no instance UID")
@@ -253,7 +271,7 @@ def _frames(dataset: Dataset, common: dict) -> list[Slice]:
         orientation = _group(groups, "PlaneOrientationSequence")
         slope, intercept = _rescale(_group(groups, "PixelValueTransformationSequence"))
         content = _group([own], "FrameContentSequence")
-        acquisition = text(content, "FrameAcquisitionNumber") if content is not None else ""
+        acquisition = integer(content, "FrameAcquisitionNumber") if content is not None else None
         slices.append(
             Slice(
                 frame=frame,

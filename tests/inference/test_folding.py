@@ -48,12 +48,11 @@ def kernels(request, monkeypatch):
 
 @pytest.mark.slow
 @torch.no_grad()
-@pytest.mark.parametrize("merges_upsampling", [True, False])
 @pytest.mark.parametrize("size", [(96, 96), (16, 16), (32, 80)])
-def test_fp32_is_the_plain_network(plain, slices, kernels, size, merges_upsampling):
+def test_fp32_is_the_plain_network(plain, slices, kernels, size):
     slices = slices[..., : size[0], : size[1]]
     expected = plain(slices.expand(-1, 3, -1, -1))
-    folded = fold(copy.deepcopy(plain), merges_upsampling=merges_upsampling)
+    folded = fold(copy.deepcopy(plain))
     if kernels == "cuDNN's kernels":
         folded.fuse_on_cuda()
     folded = folded(slices)

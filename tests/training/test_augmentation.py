@@ -1,12 +1,16 @@
 """What happens to a batch before the network, against independent computations."""
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
 from inference.intensity import clipped_window, normalise
-from training.augmentation import Intensities, _blur, prepare
+from inference.volume import read_volume
+from training.augmentation import Intensities, _blur, _clip_tissue, prepare
 from training.draws import draw_affine
 from training.loss import IGNORED
 from training.recipe import Recipe, load_recipe
@@ -96,7 +100,7 @@ def test_a_slice_is_moved_as_scipy_moves_it():
     smooth = ndimage.gaussian_filter(part.hu.astype(float), 3).round().astype(np.int16)
     images, _ = prepared([part._replace(hu=smooth)], recipe, seed=5)
     # The same generator gives the same matrix: (x, y) from the centre to (x, y) from the centre.
-    matrix = draw_affine(recipe, 1.5, np.random.default_rng((5, 0)))
+    matrix = draw_affine(recipe, 1.5, np.random.default_rng((5, 0)).spawn(5)[1])
     forward = matrix[::-1, 1::-1]  # in (row, column)
     centre = np.array([47.5, 47.5])
     offset = centre + 96 * matrix[::-1, 2] - forward @ centre
@@ -168,15 +172,71 @@ def test_intensities_change_only_intensities():
     assert np.abs(images[:, 0].numpy() - np.stack([part.hu for part in slices])).mean() > 10
 
 
-def test_an_organ_is_shifted_as_a_whole_and_the_background_is_not():
+def test_an_organ_is_shifted_as_a_whole_smoothly_and_the_background_is_not():
     recipe = Recipe(intensity_probability=1, organ_shift_hu=40)
     part = blocks()
     images, labels = prepared([part], recipe)
     change = images[0, 0].numpy() - part.hu
-    for label in range(15):
-        values = change[labels[0].numpy() == label]
+    within = inside(labels.numpy(), 5)[0]
+    for label in np.unique(labels[0].numpy()[within]):
+        values = change[(labels[0].numpy() == label) & within]
         assert np.ptp(values) < 1e-2
         assert (abs(values).max() > 1e-3) == (label != 0)
+    steps = np.abs(np.diff(change, axis=1))
+    assert steps.max() < 0.5 * np.ptp(change)
+
+
+def body_in_air():
+    """A slice of air at -1000 HU with a body of fat and organs in the middle."""
+    part = blocks()
+    rows, columns = np.mgrid[:96, :96] - 47.5
+    body = np.hypot(rows, columns) < 30
+    return part._replace(hu=np.where(body, part.hu // 2 - 100, -1000).astype(np.int16)), body
+
+
+def test_air_stays_at_the_low_end_whatever_the_intensities_do():
+    part, body = body_in_air()
+    recipe = Recipe(
+        clip_hu=(-400, 240),
+        intensity_probability=1,
+        brightness_hu=30,
+        contrast=(0.6, 1.5),
+        noise_hu=30,
+    )
+    for seed in range(5):
+        images, _ = prepared([part], recipe, seed)
+        values = images[0, 0].numpy()
+        assert (values[~body] == -400).all()
+        assert values.min() >= -400
+        assert values.max() <= 240
+
+
+def test_contrast_turns_around_the_mean_of_the_body():
+    part, body = body_in_air()
+    recipe = Recipe(intensity_probability=1, contrast=(1.4, 1.4))
+    images, _ = prepared([part._replace(window=(-2000.0, 2000.0))], recipe)
+    values = images[0, 0].numpy()
+    assert values[body].mean() == pytest.approx(part.hu[body].mean(), abs=0.1)
+    assert values[body].std() == pytest.approx(1.4 * part.hu[body].std(), rel=1e-3)
+
+
+def test_one_number_of_the_augmentation_leaves_the_other_draws():
+    slices = [blocks(seed=seed) for seed in range(2)]
+    recipe = Recipe(matrix_reduction=2, slice_size=64, intensity_probability=1, contrast=(0.5, 2))
+    plain, _ = prepared(slices, recipe)
+    again, _ = prepared(slices, dataclasses.replace(recipe, window_probability=1e-9, scale=(1, 1)))
+    assert torch.equal(plain, again)
+
+
+def test_a_soft_tissue_window_looks_like_a_data_set_that_lost_the_rest():
+    """Against a real slice, to whose own window nothing is left to clip."""
+    folder = Path(__file__).parents[3] / "shared" / "volumes" / "btcv"
+    if not folder.is_dir():
+        pytest.skip("the shared volumes are not here")
+    volume = read_volume(folder / "images" / "btcvvol_006_0000.nii.gz")
+    hu = torch.from_numpy(volume.voxels[::6].astype(np.float32))[:, None]
+    window = torch.tensor([[-130.0, 275.0]]).expand(len(hu), 2)
+    assert torch.equal(_clip_tissue(hu, window), hu)
 
 
 def test_what_is_drawn_goes_to_the_device_in_one_piece(monkeypatch):

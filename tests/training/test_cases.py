@@ -196,11 +196,11 @@ def test_slices_depend_on_seed_and_position_alone(tmp_path):
     for seed, name in enumerate("abc"):
         write_case(tmp_path, name, seed)
     cases = cached_cases(tmp_path, tmp_path / "cache")
-    dataset = SliceDataset(cases, seed=3, rare_organ_fraction=0.5)
+    dataset = SliceDataset(cases, seed=3, label_balanced_fraction=0.5)
     forwards = [dataset[position] for position in range(20)]
     backwards = [dataset[position] for position in range(19, -1, -1)][::-1]
     assert all(np.array_equal(a.hu, b.hu) for a, b in zip(forwards, backwards, strict=True))
-    other = SliceDataset(cases, seed=4, rare_organ_fraction=0.5)
+    other = SliceDataset(cases, seed=4, label_balanced_fraction=0.5)
     assert any(not np.array_equal(other[p].hu, forwards[p].hu) for p in range(20))
 
 
@@ -210,7 +210,7 @@ def test_rare_organs_are_favoured_as_asked(tmp_path):
     cases = cached_cases(tmp_path, tmp_path / "cache")
 
     def share_of_7(fraction):
-        dataset = SliceDataset(cases, rare_organ_fraction=fraction)
+        dataset = SliceDataset(cases, label_balanced_fraction=fraction)
         return np.mean([(dataset[position].labels == 7).any() for position in range(600)])
 
     assert share_of_7(0) == pytest.approx(1 / 6, abs=0.05)
@@ -269,12 +269,10 @@ def test_the_shared_data_set_is_understood():
     if not SHARED.is_dir():
         return
     cases = {case.name: case for case in find_training_cases(SHARED / "ct")}
-    assert sorted(cases) == [
-        *("amos_0018", "pancreas_cb_001", "totalseg_3mm", "totalseg_slab"),
-    ]
     assert cases["amos_0018"].annotated == tuple(range(1, 14))
     assert cases["amos_0018"].window_hu == (-160, 240)
     left_out = {case.name: case for case in find_training_cases(SHARED / "ct", left_out=True)}
+    assert not cases.keys() & left_out.keys()
     assert left_out["chaos"].annotated == (1,)
     assert left_out["amos_0013"].annotated == tuple(range(1, 14))
 

@@ -255,21 +255,3 @@ def test_auto_is_bf16_only_where_the_device_has_it(monkeypatch, capability, expe
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     assert choose_precision("auto", torch.device("cuda", 0)) == expected
-
-
-@pytest.mark.slow
-def test_a_run_with_pseudo_labels_asks_its_average(data, tmp_path, monkeypatch):
-    from training import fit as module
-
-    asked = []
-
-    def noted(teacher, images, labels, annotated, partly, threshold):
-        asked.append((partly, threshold))
-        return original(teacher, images, labels, annotated, partly, threshold)
-
-    original = module.pseudo_labelled
-    monkeypatch.setattr(module, "pseudo_labelled", noted)
-    options = ("--cross-entropy", "marginal", "--ema-decay", 0.9)
-    options += ("--pseudo-label-threshold", 0.8, "--pseudo-label-after", 1)
-    assert fit(data, tmp_path, "--held-out-fraction", 0, *options, "--steps", 3) == 0
-    assert asked == [([0, 1], 0.8)] * 2  # the liver alone was looked for

@@ -71,6 +71,23 @@ def test_label_maps_segmentations_statistics_and_previews(folders, run, series, 
         assert word not in said, word
 
 
+def test_a_label_map_is_written_where_no_segmentation_can_be_made(folders, run, series, capsys):
+    inputs, outputs = folders
+    for path in (inputs / "DOE^JANE" / "one").iterdir():
+        dataset = pydicom.dcmread(path)
+        del dataset.FrameOfReferenceUID
+        dataset.save_as(path)
+    shutil.rmtree(inputs / "DOE^JANE" / "two")
+    shutil.rmtree(inputs / "DOE^JANE" / "three")
+    assert run("--quiet") == 0
+    (plain,) = outputs.iterdir()
+    wanted = plain.read_bytes()
+    plain.unlink()
+    assert run("--quiet", "--format", "both") == 1
+    assert "FrameOfReferenceUID" in capsys.readouterr().err
+    assert list(outputs.iterdir()) == [plain] and plain.read_bytes() == wanted
+
+
 @pytest.mark.slow
 def test_only_a_segmentation(folders, run, series):
     _, outputs = folders
@@ -117,12 +134,13 @@ def test_what_is_whole_is_kept(folders, run, series, damage, capsys):
     elif damage == "nothing there":
         shutil.rmtree(outputs)
         outputs.mkdir()
+    stamp = 2 * 10**18  # later than any input's
     for path in outputs.iterdir():
-        os.utime(path, ns=(1, 1))
+        os.utime(path, ns=(stamp, stamp))
     assert run("--keep-existing", "--format", "both") == 1
-    assert ("made again" in capsys.readouterr().err) == (damage == "segmentation cut")
+    assert ("recomputing" in capsys.readouterr().err) == (damage == "segmentation cut")
     made = {"none": 0, "nothing there": 4}.get(damage, 2)
-    assert sum(stamp != 1 for stamp in stamps(outputs).values()) == made
+    assert sum(found != stamp for found in stamps(outputs).values()) == made
     assert len(stamps(outputs)) == 4
 
 

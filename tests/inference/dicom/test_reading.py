@@ -246,8 +246,12 @@ def doubled(slices):
         (set_in(2, Rows=11), "differ in size: 5 of 10x12, 1 of 10x11"),
         (set_in(2, RescaleSlope=None), "instance 3: no rescale slope"),
         (set_in(2, RescaleSlope=0), "rescale slope 0"),
-        (set_in(2, RescaleType="US"), ""),
-        (set_in(2, RescaleType="MGML"), "not in Hounsfield"),
+        *((set_in(2, RescaleType=value), "") for value in (
+            *("US", "HU", "hu", "HOUNSFIELD", "Houndsfield Unit", "Hounsfield Units", "HU_MOD"),
+        )),
+        *((set_in(2, RescaleType=value), value) for value in ("MGML", "ED", "Z_EFF", "normalized")),
+        (set_in(2, RescaleType="Doe"), "wrong"),
+        (set_in(2, HighBit=14), "HighBit 14"),
         (set_in(2, PhotometricInterpretation="MONOCHROME1"), "not MONOCHROME2"),
         (set_in(2, SamplesPerPixel=3), "colours"),
         (set_in(2, PixelSpacing=None), "no pixel spacing"),
@@ -268,7 +272,7 @@ def test_what_makes_no_volume_is_refused_in_a_line(tmp_path, change, words):
         return
     with pytest.raises(VolumeError) as caught:
         series.read()
-    assert words in str(caught.value)
+    assert words in str(caught.value) and "Doe" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 from conftest import metadata_of, trained_looking_network
+from pydicom.datadict import dictionary_VR
 from pydicom.sr._concepts_dict import concepts
 
 from inference import __version__
@@ -40,12 +41,13 @@ def weights(tmp_path_factory):
     return path
 
 
-def made(folder, weights, kind="binary", labels=LABELS, datasets=None):
+def made(folder, weights, kind="binary", labels=LABELS, datasets=None, change=bytes):
     """A SEG of a series written for it: its path and the series."""
-    write(folder / "series", datasets or single_slices(HU))
+    for path in write(folder / "series", datasets or single_slices(HU)):
+        path.write_bytes(change(path.read_bytes()))
     (series,) = find_series(folder / "series").series
     path = folder / f"{kind}.seg.dcm"
-    SegmentationWriter(kind, Provenance(lambda: [weights])).write(
+    series.seg_notes = SegmentationWriter(kind, Provenance(lambda: [weights])).write(
         path, labels, series.read(), series
     )
     return path, series
@@ -216,3 +218,68 @@ def test_a_damaged_seg_is_known(seg, tmp_path, weights):
     (stranger,) = find_series(tmp_path / "other").series
     assert writer.damage(path, stranger) == "it is of another series"
     assert writer.damage(tmp_path, series) == "it is no file"
+
+
+NAMES = {
+    "Japanese": (["", "ISO 2022 IR 87"], "", "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+    "Korean": (["", "ISO 2022 IR 149"], "", "Hong^Gildong=洪^吉洞=홍^길동"),
+    "Korean, one value": (["", "ISO 2022 IR 149"], "ISO_IR 149", "Hong^Gildong=洪^吉洞=홍^길동"),
+    "single ISO 2022": ("ISO 2022 IR 100", "", "Müßter^Zoë"),
+    "misspelt": ("ISO_IR 144", "ISO_IR144", "Люкceмбypг"),
+    "empty": ("ISO_IR 100", "", "Müßter^Zoë"),
+    "Chinese": ("GB18030", "", "Wang^XiaoDong=王^小东"),
+    "UTF-8": ("ISO_IR 192", "UTF-8", "王^小東=王^小東"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("charset", "instead", "name"), NAMES.values(), ids=NAMES)
+def test_a_name_survives_in_every_character_set(weights, tmp_path, charset, instead, name):
+    """Also where the source names its character set in another way, or not at all."""
+    datasets = single_slices(HU, SpecificCharacterSet=charset, PatientName=name)
+    item = pydicom.Dataset()
+    item.PatientID, item.TypeOfPatientID, item.IssuerOfPatientID = "1", "TEXT", name.split("^")[0]
+    for dataset in datasets:
+        dataset.OtherPatientIDsSequence = [item]
+    said = "\\".join([charset] if isinstance(charset, str) else charset).encode()
+    path, _ = made(tmp_path, weights, datasets=datasets, change=lambda content: content.replace(
+        said + b" " * (len(said) % 2), instead.encode().ljust(len(said) + len(said) % 2), 1
+    ) if instead else content)  # fmt: skip
+    found = pydicom.dcmread(path)
+    assert str(found.PatientName) == name
+    (other,) = found.OtherPatientIDsSequence
+    assert other.IssuerOfPatientID == name.split("^")[0]
+    dcmqi(path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        *(("PatientBirthDate", value) for value in ("00000000", "1980", "ANON", "20230231")),
+        *(("PatientSex", value) for value in ("female", "X", "1")),
+        *(("StudyDate", value) for value in ("2024-01-02", "20240102101112")),
+        *(("StudyTime", value) for value in ("10:11:12", "noon")),
+        *(("PatientAge", "57"), ("PatientWeight", "heavy"), ("PatientIdentityRemoved", "Yes")),
+    ],
+)
+def test_what_cannot_be_parsed_is_empty_and_named(weights, tmp_path, keyword, value):
+    datasets = single_slices(HU)
+    for dataset in datasets:
+        dataset.add(pydicom.DataElement(keyword, "LO", value))
+        dataset[keyword].VR = dictionary_VR(keyword)
+    path, series = made(tmp_path, weights, datasets=datasets)
+    found = pydicom.dcmread(path)
+    assert not found.get(keyword)
+    assert found.PatientName == datasets[0].PatientName
+    (note,) = series.seg_notes
+    assert keyword in note and value not in note
+    assert not shutil.which("dciodvfy") or dciodvfy_errors(path) == []
+
+
+def test_slices_of_many_frames_of_reference_get_one(weights, tmp_path):
+    datasets = single_slices(HU)
+    for index, dataset in enumerate(datasets):
+        dataset.FrameOfReferenceUID += f".{index}"
+    path, series = made(tmp_path, weights, datasets=datasets)
+    assert len(series.notes) == 1
+    first = series.stack.slices[0].frame_of_reference
+    assert pydicom.dcmread(path).FrameOfReferenceUID == first

@@ -268,11 +268,10 @@ def _find_series(options: argparse.Namespace, parser: argparse.ArgumentParser) -
         with contextlib.suppress(OSError, ValueError):
             print("No NIfTI file there: looking for DICOM series", file=sys.stderr, flush=True)
     try:
-        found = find_series(options.input, options.names)
+        series, options.left_out = find_series(options.input, options.names)
     except (OSError, ValueError) as error:
         parser.error(printable(f"--input {options.input}: {one_line(error)}"))
-    options.left_out = found.left_out
-    return found.series
+    return series
 
 
 def _protect_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:

@@ -23,7 +23,7 @@ from inference.intensity import clipped_window, normalise
 from inference.labelling import interpolated_labels, labels_of, upsampled_labels
 from inference.memory import slice_bytes
 from inference.model import DOWNSAMPLING, AttentionUNet
-from inference.transfer import LabelsUnderWay, to_device
+from inference.transfer import PendingLabels, to_device
 from inference.weights import WeightsMetadata, common_metadata
 
 # On a CPU so many slices at most are predicted at once, so that their maps fit in memory however
@@ -200,10 +200,10 @@ class Predictor:
             # on device 0 as well.
             torch.cuda.set_device(self.device)
 
-        def launch(first: int, start: int, stop: int) -> LabelsUnderWay:
+        def launch(first: int, start: int, stop: int) -> PendingLabels:
             slices = to_device(voxels[first:stop], self.device, pinned=pinned)
             labels = self._predict_batch(slices, window, slope, intercept, reduction)
-            return LabelsUnderWay(start, stop, labels[start - stop :], pinned=pinned)
+            return PendingLabels(start, stop, labels[start - stop :], pinned=pinned)
 
         def label(start: int, stop: int) -> None:
             label_map[start:stop] = launch(start, start, stop).fetch()
@@ -216,11 +216,11 @@ class Predictor:
                 on_slices(stop - start)
             return label_map
 
-        def finish(batch: LabelsUnderWay) -> None:
+        def finish(batch: PendingLabels) -> None:
             label_map[batch.start : batch.stop] = batch.fetch()
             on_slices(batch.stop - batch.start)
 
-        before: LabelsUnderWay | None = None
+        before: PendingLabels | None = None
         start = 0
         while start < len(voxels):
             stop = min(start + batch_size, len(voxels))

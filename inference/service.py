@@ -238,6 +238,7 @@ class Service:
         return None
 
     def _predict(self, case: Case, predictor: "Predictor") -> None:
+        case.clip_hu = predictor.metadata.clip_hu
         if case.kept:
             case.label_map = read_label_map(self.outputs.label_map(case.name), case.volume)
             return
@@ -274,7 +275,7 @@ class Service:
             self._add(case, "preview", self._draw_preview)
 
     def _find_flags(self, case: Case) -> None:
-        case.flags = find_flags(case.label_map, case.sizes, case.volume, case.window)
+        case.flags = find_flags(case.label_map, case.sizes, case.volume, case.window, case.clip_hu)
 
     def _compute_statistics(self, case: Case) -> None:
         case.statistics = label_statistics(case.name, case.label_map, case.volume, case.flags)

@@ -129,4 +129,5 @@ def use_for_temporary_files(folder: Path) -> None:
     try:
         tempfile.gettempdir()
     except FileNotFoundError:
-        tempfile.tempdir = str(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.tempdir = os.environ["TMPDIR"] = str(folder.resolve())

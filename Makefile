@@ -14,18 +14,20 @@ PREDICTION_TESTS := $(addprefix tests/inference/test_,prediction.py service.py d
 
 .PHONY: setup browser dciodvfy demo test quick docker test-docker clean
 
-setup: $(VENV)/.installed
+setup: $(VENV)/.dev
 
-$(VENV)/.installed: requirements.txt requirements-cluster.txt requirements-dev.txt
-	python3 -m venv $(VENV)
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+# .dev has everything, .demo what the demonstration needs.
+$(VENV)/.%: requirements-%.txt $(wildcard requirements*.txt)
+	[ -x $(PYTHON) ] || python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
-# A Debian package for a test, with the command by which it is known; others install it by hand.
+# Install a Debian package for a test, if we are root; $(1) is the command that shows it is there.
 define debian
-@command -v $(1) >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
-	&& apt-get -q update >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get -q install -y \
-	--no-install-recommends $(2) >/dev/null; } \
+@command -v $(1) >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	echo "Installing the Debian package $(2)"; \
+	apt-get -q update >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get -q install -y \
+	--no-install-recommends $(2) >/dev/null; else false; fi \
 	|| echo "$(1) is missing and needs root to be installed: apt-get install $(2)"
 endef
 
@@ -37,7 +39,7 @@ browser:
 dciodvfy:
 	$(call debian,dciodvfy,dicom3tools)
 
-demo: setup
+demo: $(VENV)/.demo
 	$(PYTHON) -m benchmark demo
 
 test: setup browser dciodvfy

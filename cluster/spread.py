@@ -34,6 +34,7 @@ from inference.case import Case
 from inference.command import make_service
 from inference.files import one_line, printable
 from inference.phases import PhaseTimer
+from inference.startup import StartError
 
 TRIES = 3
 """How often a case is begun at most, and how often a worker that dies before it is ready."""
@@ -108,7 +109,7 @@ class Spread:
             One `Case` per path, in order, each "done", "kept" or "failed".
 
         Raises:
-            ValueError: no worker could be started.
+            StartError: no worker could be started.
             KeyboardInterrupt: raised by a signal's handler; what was under way has been given 10 s.
         """
         with contextlib.ExitStack() as stack:
@@ -237,7 +238,7 @@ class Spread:
     def _give_up(self) -> None:
         """Fail what is left when no worker is."""
         if not self._ever_ready:
-            raise ValueError(f"no worker could begin: {self._dismissed}")
+            raise StartError(f"no worker could begin: {self._dismissed}")
         for case in (*self._again, *self._fresh):
             case.status, case.reason = "failed", f"no worker is left: {self._dismissed}"
             self._report(case)

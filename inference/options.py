@@ -35,7 +35,8 @@ def make_parser(package: str = "inference") -> argparse.ArgumentParser:
         prog=f"python -m {package}",
         description="Segment 13 organs and tumors in abdominal CT volumes.",
         epilog="Exit codes: 0 every case is done, 1 some cases failed and the rest are written, "
-        "2 wrong usage, 143 ended by SIGTERM, 130 by Ctrl-C. "
+        "2 wrong usage, 3 it could not start (a package, a library or memory is missing), "
+        "143 ended by SIGTERM, 129 by SIGHUP, 130 by Ctrl-C. "
         f"With {LOG_VARIABLE}=FILE in the environment, the time of each phase is appended to FILE "
         f"as JSON lines. Example: python -m {package} --input CTS --output LABELS "
         "--statistics volumes.csv; of DICOM series: --input SERIES --output LABELS --format both",
@@ -267,11 +268,10 @@ def _find_series(options: argparse.Namespace, parser: argparse.ArgumentParser) -
         with contextlib.suppress(OSError, ValueError):
             print("No NIfTI file there: looking for DICOM series", file=sys.stderr, flush=True)
     try:
-        found = find_series(options.input, options.names)
+        series, options.left_out = find_series(options.input, options.names)
     except (OSError, ValueError) as error:
         parser.error(printable(f"--input {options.input}: {one_line(error)}"))
-    options.left_out = found.left_out
-    return found.series
+    return series
 
 
 def _protect_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:

@@ -88,7 +88,7 @@ class Outputs:
             if self.with_label_map:
                 stale = is_label_map_of(self.label_map(case.name), header, self._maker)
             if not stale and self.segmentation:
-                stale = self.segmentation.damage(self._segmentation(case.name), case.path)
+                stale = self.segmentation.why_stale(self._segmentation(case.name), case.path)
             made_ns = min(path.stat().st_mtime_ns for path in self.of(case.name))
             return stale or why_changed(case.path, record, made_ns)
         except (ValueError, OSError) as error:

@@ -14,6 +14,9 @@ from inference.statistics import StatisticsTable
 class Records:
     """The table and the manifest of a run; each may be left out.
 
+    Attributes:
+        incomplete: a line of the manifest could not be written.
+
     Args:
         statistics: file of the table.
         manifest: file of the manifest.
@@ -38,6 +41,7 @@ class Records:
         self.timer = timer
         self.provenance = provenance
         self.table = self.manifest = None
+        self.incomplete = False
         try:
             option = f"--statistics {statistics}"
             if statistics:
@@ -72,6 +76,7 @@ class Records:
                 self.manifest.add(manifest_line(case, self.provenance, seconds))
             except (OSError, ValueError) as error:
                 case.warnings.append(f"{self.manifest.path}: {one_line(error)}")
+                self.incomplete = True
         case.statistics, case.about, case.sizes = [], {}, None  # of thousands, it adds up
 
     def close(self) -> None:

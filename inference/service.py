@@ -7,7 +7,7 @@ most three are in memory. The first is read while torch is still being imported.
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -126,29 +126,35 @@ class Service:
             KeyboardInterrupt: as `run`.
         """
         reader, writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        case: Case | None = None
         writing: Future | None = None
+        unread = iter(cases)
+        reading = reader.submit(self._read_next, unread, writer)
         try:
-            unread = iter(cases)
-            reading = reader.submit(self._read_next, unread, writer)
             predictor = self.make_predictor()
             if self.provenance:  # the weights' check sum, while the writer has nothing to do
                 writer.submit(lambda: self.provenance.made_by)
             while case := reading.result():
                 reading = reader.submit(self._read_next, unread, writer)
+                self._predicting = True
                 self._attempt(case, lambda case: self._predict(case, predictor))
-                if writing is not None:
-                    writing.result()  # so that label maps do not pile up behind a slow disk
-                writing = writer.submit(self._end, case)
+                before, writing, case = writing, writer.submit(self._end, case), None
+                self._predicting = False
                 if self._stop:
                     raise self._stop
+                if before is not None:
+                    before.result()  # so that label maps do not pile up behind a slow disk
             predictor.release()  # while the last label map is still being finished
             if writing is not None:
                 writing.result()
         finally:
-            # A case that was being read or predicted is given up; one being written is finished.
+            # A case that was being read or predicted is given up, one that is predicted is written.
+            # The reader may wait for the memory of both.
+            self._predicting = False
+            if case is not None:
+                self._drop(case)
+            reading.add_done_callback(self._drop_read)
             reader.shutdown(wait=False, cancel_futures=True)
-            if writing is not None:
-                wait([writing])
             writer.shutdown()
 
     def plan(self, paths: list[Source]) -> list[Case]:
@@ -174,11 +180,14 @@ class Service:
                 case.kept = not stale and self.outputs.with_label_map
                 if stale:
                     case.warnings.append(f"recomputing: {stale}")
-                elif record is not None:
+                elif record is not None and self._has_preview(case):
                     case.status = "kept"
             if case.status != "waiting":
                 self.on_case(case)
         return cases
+
+    def _has_preview(self, case: Case) -> bool:
+        return not self.with_preview or self.outputs.preview(case.name).exists()
 
     def _read(self, case: Case) -> None:
         case.input_state = source_state(case.path)
@@ -229,22 +238,19 @@ class Service:
         return None
 
     def _predict(self, case: Case, predictor: "Predictor") -> None:
+        case.clip_hu = predictor.metadata.clip_hu
         if case.kept:
             case.label_map = read_label_map(self.outputs.label_map(case.name), case.volume)
             return
-        self._predicting = True
-        try:
-            with self.timer.phase("predict", case.name):
-                case.label_map = predictor.predict(
-                    case.volume.voxels,
-                    window=case.window,
-                    slope=case.volume.slope,
-                    intercept=case.volume.intercept,
-                    reduction=predictor.metadata.reduction_at(case.volume.spacing),
-                    on_slices=lambda count: self.on_slices(case, count),
-                )
-        finally:
-            self._predicting = False
+        with self.timer.phase("predict", case.name):
+            case.label_map = predictor.predict(
+                case.volume.voxels,
+                window=case.window,
+                slope=case.volume.slope,
+                intercept=case.volume.intercept,
+                reduction=predictor.metadata.reduction_at(case.volume.spacing),
+                on_slices=lambda count: self.on_slices(case, count),
+            )
         if self.with_about and self.provenance:
             made = self.provenance
             case.about.update(device=made.device, precision=made.precision)
@@ -269,7 +275,7 @@ class Service:
             self._add(case, "preview", self._draw_preview)
 
     def _find_flags(self, case: Case) -> None:
-        case.flags = find_flags(case.label_map, case.sizes, case.volume, case.window)
+        case.flags = find_flags(case.label_map, case.sizes, case.volume, case.window, case.clip_hu)
 
     def _compute_statistics(self, case: Case) -> None:
         case.statistics = label_statistics(case.name, case.label_map, case.volume, case.flags)
@@ -290,6 +296,11 @@ class Service:
         self._attempt(case, self._finish)
         self._drop(case)
         self.on_case(case)
+
+    def _drop_read(self, reading: "Future[Case | None]") -> None:
+        """Give back the memory of a case that was read, and that nobody will predict."""
+        if not reading.cancelled() and not reading.exception() and (case := reading.result()):
+            self._drop(case)
 
     def _drop(self, case: Case) -> None:
         case.volume = case.label_map = None

@@ -39,7 +39,7 @@ class Score:
 
 def reference_of(case: Case) -> np.ndarray:
     """A cached case's label map, labels that its annotator did not look for as 0."""
-    labels = np.load(case.cached.labels, mmap_mode="r")
+    labels = case.cached.label_map
     return annotated_only(labels, annotated_mask(case.annotated))
 
 
@@ -102,7 +102,7 @@ def score_cases(
     scores = []
     for case in cases:
         prediction = predictor.predict(
-            np.load(case.cached.image, mmap_mode="r"),
+            case.cached.hu,
             window=case.cached.window,
             reduction=metadata.reduction_at(case.cached.spacing),
         )

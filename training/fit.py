@@ -27,7 +27,7 @@ from inference.device import choose_dtype
 from inference.model import DOWNSAMPLING, AttentionUNet
 from training.augmentation import Intensities, prepare
 from training.cases import Case
-from training.checkpoint import State
+from training.checkpoint import ADVICE, State
 from training.held_out import HeldOut
 from training.loss import deep_supervision_loss
 from training.pictures import draw_curves
@@ -293,10 +293,7 @@ def fit(
                     state.loss_sum /= processes.count
                 mean_loss = state.loss_sum.item() / state.loss_count
                 if not math.isfinite(mean_loss):
-                    raise RunError(
-                        f"the loss is {mean_loss} at step {state.step}: try a lower "
-                        "--learning-rate, --gradient-clip 1 or --precision fp32"
-                    )
+                    raise RunError(f"the loss is {mean_loss} at step {state.step}: {ADVICE}")
                 now = time.monotonic()
                 speed = (state.step - reported) * recipe.batch_size / (now - since)
                 with stop.unbroken:

@@ -64,8 +64,14 @@ def first_then_others(processes: Processes, work: Callable[[], Result]) -> Resul
     return done
 
 
+def stop_signals() -> list[int]:
+    """Return the signals that ask for an end: a lost terminal's too, unless nohup ignores it."""
+    hangs_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    return [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hangs_up else [])]
+
+
 class StopRequest:
-    """SIGTERM or Ctrl-C: answered at once, obeyed after the step under way or `GRACE_S` of it.
+    """SIGTERM, SIGHUP, Ctrl-C: answered at once, obeyed after the step under way or `GRACE_S`.
 
     A step of a large network on a CPU is a few calls into torch, a minute each, and Python handles
     signals between calls only. So a thread waits for them, on the descriptor that the signal itself
@@ -92,9 +98,7 @@ class StopRequest:
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
         self._descriptor = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
-        self.previous = {
-            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
-        }
+        self.previous = {number: signal.signal(number, self._note) for number in stop_signals()}
         self._watcher = threading.Thread(target=self._watch, name="signals", daemon=True)
         self._watcher.start()
 
@@ -157,5 +161,5 @@ class StopRequest:
 
 def leave_stopping_to_parent(_worker: int) -> None:
     """Ctrl-C and `kill` of a group reach the readers of slices too, which must not die first."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in stop_signals():
         signal.signal(number, signal.SIG_IGN)

@@ -163,7 +163,13 @@ def clips(clip_hu: Sequence[float]) -> tuple[float, float] | None:
     return (low, high) if (low, high) != (0, 0) else None
 
 
-MAY_CHANGE_ON_RESUME = ("steps", "log_interval", "checkpoint_interval", "evaluation_interval")
+MAY_CHANGE_WITH_A_LINE = ("learning_rate", "gradient_clip", "precision")
+"""What may help a run whose loss is no longer finite; it may differ when the run is taken up."""
+
+MAY_CHANGE_ON_RESUME = (
+    *("steps", "log_interval", "checkpoint_interval", "evaluation_interval"),
+    *MAY_CHANGE_WITH_A_LINE,
+)
 """Numbers that may differ when a run is taken up again; all others would make it another run."""
 
 

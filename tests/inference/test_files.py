@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import unicodedata
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from conftest import errors_of, save_nifti
 from inference import files
 from inference.files import locked, whole_file, write_atomically
 from inference.shards import shard_of
+from inference.startup import use_for_temporary_files
 from inference.statistics import LabelStatistics, StatisticsTable
 from training.cache import save_array
 
@@ -133,6 +135,18 @@ def test_a_lock_is_held_by_one_and_given_back(tmp_path, monkeypatch):
         pass
 
 
+def test_temporary_files_lie_in_the_report_where_no_usual_folder_can_be_written(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    use_for_temporary_files(tmp_path)
+    assert tempfile.gettempdir() != str(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/nowhere"])
+    use_for_temporary_files(tmp_path)
+    assert Path(tempfile.mkdtemp()).parent == tmp_path
+
+
 def rows_of(case):
     return [LabelStatistics(case, 1, "liver", 5, 1.0, 60.0)]
 
@@ -161,8 +175,10 @@ def test_a_table_is_the_same_in_every_locale(tmp_path):
     table.add(rows_of("Müller"))
     table.write()
     before = path.read_bytes()
-    again = "import sys; from pathlib import Path; from inference.statistics import *; " \
-        "StatisticsTable(Path(sys.argv[1]), keep=True)"  # fmt: skip
+    again = (
+        "import sys; from pathlib import Path; from inference.statistics import StatisticsTable\n"
+        "StatisticsTable(Path(sys.argv[1]), keep=True)"
+    )
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     subprocess.run(
         [sys.executable, "-c", again, str(path)], cwd=ROOT, env=os.environ | ascii_only, check=True

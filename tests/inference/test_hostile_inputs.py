@@ -22,6 +22,7 @@ from conftest import (
 from inference import files
 from inference.files import find_cases, write_atomically
 from inference.label_map import is_label_map_of, write_label_map
+from inference.labels import LABEL_NAMES
 from inference.service import Service
 from inference.volume import VolumeError, read_volume
 from inference.weights import WeightsError, load_weights, read_metadata, save_weights
@@ -317,6 +318,8 @@ def weights_with(path, stored=None, **fields):
         {"clip_hu": 5},
         {"supervised_channels": 4.0},
         {"label_names": 5},
+        {"label_names": ["background", "spleen", *LABEL_NAMES[2:]]},
+        {"percentiles": [0.5, 99.5]},
     ],
 )
 def test_weights_with_damaged_metadata_are_refused(tmp_path, damage):

@@ -336,7 +336,7 @@ def test_a_manifest_on_a_full_disk_costs_no_case(folders, run, ct, tmp_path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Manifest, "add", full)
-    assert run("--manifest", str(tmp_path / "m.jsonl")) == 0
+    assert run("--manifest", str(tmp_path / "m.jsonl")) == 1
     assert "m.jsonl: No space left on device" in capsys.readouterr().err
     assert (folders[1] / "a.nii.gz").is_file()
 
@@ -360,10 +360,8 @@ predict, read = service.Service._predict, service.Service._read
 def slowly(self, case, predictor):
     predict(self, case, predictor)
     if case.name == "b":
-        self._predicting = True
         print("predicting", flush=True)
         time.sleep({seconds})
-        self._predicting = False
 service.Service._predict = slowly
 if {grace}:
     signals.GRACE_SECONDS, signals.LAST_SECONDS = {grace}, {grace} + 0.3

@@ -47,7 +47,7 @@ def _reuse_freed_memory() -> None:
     libc.mallopt(arena_max, 1)  # what one thread has freed serves the others
 
 
-def _trained_network(state_dict: dict[str, Tensor], metadata: WeightsMetadata) -> AttentionUNet:
+def trained_network(state_dict: dict[str, Tensor], metadata: WeightsMetadata) -> AttentionUNet:
     with torch.device("meta"):
         network = AttentionUNet(**metadata.network)
     in_fp32 = {
@@ -116,7 +116,7 @@ class Predictor:
         self.batch_size = batch_size
         self.host_bytes = host_bytes
 
-        networks = [_trained_network(*one) for one in weights]
+        networks = [trained_network(*one) for one in weights]
         if device.type == "cuda":
             with cuda.told_in_one_line(device):
                 self._put_on_cuda(networks, gpu_memory_mb, ready or cuda.begin(device, self.dtype))

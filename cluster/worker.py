@@ -39,7 +39,7 @@ class Worker:
         self._timer = PhaseTimer()
         self._waiting: SimpleQueue[Case] = SimpleQueue()
         self._ended: dict[str, Future] = {}
-        self._unrecorded: set[str] = set()
+        self._records: dict[str, dict | None] = {}
 
     def start(self) -> str:
         """Load the network and begin to take cases.
@@ -64,23 +64,22 @@ class Worker:
         self._service = dataclasses.replace(
             service,
             make_predictor=lambda: predictor,
-            has_records=lambda name: name not in self._unrecorded,
+            recorded=self._records.get,
         )
         threading.Thread(target=self._segment_all, daemon=True).start()
         return said.getvalue().strip()
 
-    def segment(self, path: Path, has_records: bool = True) -> tuple[Case, dict[str, float]]:
+    def segment(self, path: Path, record: dict | None) -> tuple[Case, dict[str, float]]:
         """Segment one volume, while others are being read and written.
 
         Args:
             path: of the volume.
-            has_records: as `Service.has_records` says of it.
+            record: what `Service.recorded` returns for it.
 
         Returns:
             The case, "done", "kept" or "failed", and its seconds per stage.
         """
-        if not has_records:
-            self._unrecorded.add(case_name(path))
+        self._records[case_name(path)] = record
         (case,) = self._service.plan([path])
         if case.status == "waiting":
             ended = self._ended[case.name] = Future()

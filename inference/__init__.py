@@ -15,5 +15,5 @@ this machine's. `flags.py` says what to doubt, `provenance.py` what made a label
 `progress.py` are the command line; `__main__.py` and `signals.py` are how it starts and ends.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 """Of the program: the one place that says it. It stands in every label map's header."""

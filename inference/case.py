@@ -27,7 +27,8 @@ class Case:
         flags: doubts about the label map.
         statistics: of the label map, if asked for.
         about: what a manifest says of the input, if asked for.
-        volume, window, label_map: what the stages hand on; dropped when the case ends.
+        volume, window, clip_hu, label_map: what the stages hand on; dropped when the case ends.
+        input_state: of `source_state`, before it was read.
         memory: bytes taken of the budget.
     """
 
@@ -44,5 +45,7 @@ class Case:
     about: dict = field(default_factory=dict)
     volume: Volume | None = None
     window: tuple[float, ...] = ()
+    clip_hu: tuple[float, float] | None = None
     label_map: np.ndarray | None = None
+    input_state: tuple[int, int] | None = None
     memory: int = 0

@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from inference import driver
@@ -26,6 +25,7 @@ from inference.provenance import Provenance
 from inference.records import Records
 from inference.service import Service
 from inference.signals import Stopped, signals_raise
+from inference.startup import CANNOT_START, StartError, import_torch, starting, why_not_started
 from inference.weights import common_metadata, default_weights, read_metadata
 
 if TYPE_CHECKING:
@@ -35,29 +35,11 @@ if TYPE_CHECKING:
 _SWITCH_INTERVAL = 0.0002  # s; Python's own is 25 times as long
 
 
-def _import_torch() -> None:
-    """Import torch without its rules for tensors that have a shape and no values.
-
-    They are written in Python, take a quarter of torch's import and are for its compiler; the
-    service neither compiles nor traces. Whoever imports them afterwards gets them.
-    """
-    if "torch" in sys.modules:
-        return
-    rules = "torch._meta_registrations"
-    sys.modules[rules] = ModuleType(rules)
-    try:
-        import torch
-    finally:
-        del sys.modules[rules]
-    del torch._meta_registrations
-
-
 def _begin_device(device: str, choices: CudaChoices) -> None:
     """Begin what of a CUDA device needs no torch, if there is one."""
     if choices.expandable_segments and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    _, _, index = device.partition(":")
-    driver.begin(int(index or 0), with_context=choices.early_context)
+    driver.initialise()
 
 
 def find_weights(options: argparse.Namespace) -> list[Path]:
@@ -72,8 +54,9 @@ def find_weights(options: argparse.Namespace) -> list[Path]:
     if on_cpu == on_cuda or options.device == "cpu":
         return [on_cpu]
     _begin_device(options.device, CudaChoices.from_environment())  # before torch, as it must be
-    _import_torch()
-    from inference.device import choose_device
+    with starting():
+        import_torch()
+        from inference.device import choose_device
 
     return [on_cuda if choose_device(options.device).type == "cuda" else on_cpu]
 
@@ -82,7 +65,6 @@ def _make_predictor(
     options: argparse.Namespace,
     timer: PhaseTimer,
     memory: int,
-    budget: MemoryBudget,
     provenance: Provenance,
 ) -> "Predictor":
     """Import torch and put the network on the device.
@@ -94,16 +76,19 @@ def _make_predictor(
     with timer.phase("imports"):
         if options.device != "cpu":
             _begin_device(options.device, choices)
-        _import_torch()
-        import torch
+        with starting():
+            import_torch()
+            import torch
 
-        from inference import cuda
-        from inference.device import choose_device, choose_dtype
-        from inference.prediction import Predictor
-        from inference.weights import load_weights
+            from inference import cuda
+            from inference.device import choose_device, choose_dtype, thread_count
+            from inference.prediction import Predictor
+            from inference.weights import load_weights
+
+        torch.set_num_threads(thread_count())
     with timer.phase("context"):
         device = choose_device(options.device)
-        ready = cuda.begin(device, choose_dtype(device)) if device.type == "cuda" else None
+        ready = cuda.warm_up(device, choose_dtype(device)) if device.type == "cuda" else None
         weights, why = options.weights, ", averaged" if len(options.weights) > 1 else ""
         if not weights:
             weight, reason = default_weights(on_cuda=device.type == "cuda")
@@ -114,7 +99,6 @@ def _make_predictor(
             batch_size=options.batch_size,
             gpu_memory_mb=options.gpu_memory,
             host_bytes=max(0, memory - PROCESS_BYTES) // 2,
-            keeps_bytes=budget.keep,
             choices=choices,
             ready=ready,
             ends_context=True,
@@ -172,7 +156,7 @@ def make_service(
             per_organ=options.per_organ,
             segmentation=_segmentation_writer(options, provenance),
         ),
-        make_predictor=lambda: _make_predictor(options, timer, memory, budget, provenance),
+        make_predictor=lambda: _make_predictor(options, timer, memory, provenance),
         timer=timer,
         keep_existing=options.keep_existing,
         budget=budget,
@@ -200,12 +184,12 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
     Args:
         options: of `parse_arguments`.
         make: called as `make_service`; makes what runs the cases, here or elsewhere: its `run`,
-            and `stop` if it has one, are called as `Service`'s, its `has_records` is set, and its
+            and `stop` if it has one, are called as `Service`'s, its `recorded` is set, and its
             `provenance` is what a manifest says.
 
     Returns:
-        0 if every case is done (or was before), 1 if some failed, 2 for wrong usage, 143 if SIGTERM
-        and 130 if Ctrl-C ended it.
+        0 if every case is done (or was before), 1 if some failed or a record of them could not be
+        written, 2 for wrong usage, `CANNOT_START`, 128 and its number for a signal that ended it.
     """
     start = time.monotonic()
     log = os.environ.get(LOG_VARIABLE)
@@ -232,7 +216,7 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
     except ValueError as error:
         say(f"error: {one_line(error)}")
         return 2
-    service.has_records = records.has
+    service.recorded = records.recorded
 
     def end(case: Case) -> None:
         records.add(case)
@@ -245,6 +229,9 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
     except (ValueError, OSError) as error:
         say(f"error: {one_line(error)}")
         return 2
+    except (StartError, MemoryError) as error:
+        say(f"error: it cannot start: {why_not_started(error)}")
+        return CANNOT_START
     except Stopped as signalled:
         stopped = signalled
         discard_unfinished()
@@ -265,7 +252,7 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
         if flagged := count_in_words(case.flags for case in cases if case.status != "failed"):
             say(flagged, sys.stdout)
         say(f"{done}: {options.output}", sys.stdout)
-    return 1 if failed else 0
+    return 1 if failed or records.incomplete else 0
 
 
 def _segmentation_writer(

@@ -1,6 +1,6 @@
-"""The NVIDIA driver itself, without torch: begun while torch is imported, ended before the process.
+"""The NVIDIA driver's own API (`cuda.h`), called without torch.
 
-The calls are those of the CUDA driver API (`cuda.h`), whose functions return 0 where all went well.
+Its functions return 0 on success.
 """
 
 import ctypes
@@ -19,55 +19,38 @@ def _library() -> ctypes.CDLL | None:
 
 
 def cuda_version() -> tuple[int, int] | None:
-    """The newest CUDA that the driver knows, (13, 0) say; None where there is no driver."""
+    """Return the newest CUDA version that the driver supports, or None without a driver."""
     library, number = _library(), ctypes.c_int()
     if library is None or library.cuDriverGetVersion(ctypes.byref(number)) != _SUCCESS:
         return None
     return number.value // 1000, number.value % 1000 // 10
 
 
-def _device(library: ctypes.CDLL, index: int) -> ctypes.c_int | None:
-    device = ctypes.c_int()
-    return device if library.cuDeviceGet(ctypes.byref(device), index) == _SUCCESS else None
+def initialise() -> threading.Thread | None:
+    """Initialise the driver in a thread, so that it is done while torch is imported.
 
-
-def begin(index: int, *, with_context: bool) -> threading.Thread | None:
-    """Begin to initialise the driver in a thread; torch finds it ready, or waits for it.
-
-    The driver is free while torch is being imported, which takes longer. No memory of the device
-    is taken but by the context.
-
-    Args:
-        index: of the device, as torch counts.
-        with_context: make the device's primary context too, which torch will use.
+    No device memory is taken: torch makes the context later.
 
     Returns:
-        The thread; None where there is no driver. What goes wrong there, torch meets again.
+        The thread, or None without a driver. An error is ignored: torch gets the same one.
     """
     library = _library()
     if library is None:
         return None
-
-    def initialise() -> None:
-        if library.cuInit(0) != _SUCCESS or not with_context:
-            return
-        if (device := _device(library, index)) is not None:
-            library.cuDevicePrimaryCtxRetain(ctypes.byref(ctypes.c_void_p()), device)
-
-    thread = threading.Thread(target=initialise, name="driver", daemon=True)
+    thread = threading.Thread(target=library.cuInit, args=(0,), name="driver", daemon=True)
     thread.start()
     return thread
 
 
 def end_context(index: int) -> None:
-    """Destroy a device's primary context and give all its memory back.
+    """Destroy a device's primary context and free all its memory.
 
-    Nothing of this process can use the device afterwards. What the process would do at its end
-    happens before the last label map is written.
+    This process cannot use the device afterwards. Calling it after the last prediction frees the
+    memory before the last label map is written instead of when the process ends.
 
     Args:
         index: of the device, as torch counts.
     """
-    library = _library()
-    if library is not None and (device := _device(library, index)) is not None:
+    library, device = _library(), ctypes.c_int()
+    if library and library.cuDeviceGet(ctypes.byref(device), index) == _SUCCESS:
         library.cuDevicePrimaryCtxReset_v2(device)

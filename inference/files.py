@@ -1,12 +1,19 @@
 """Files by name: a folder's volumes, names and errors that may be shown, whole files or none."""
 
 import contextlib
+import errno
+import fcntl
 import os
 import secrets
 import stat
+import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 SUFFIXES = (".nii.gz", ".nii")
+
+_REFUSES_TO_REPLACE = (errno.EEXIST, errno.EACCES, errno.EPERM, errno.EBUSY)
 
 _unfinished: set[Path] = set()  # temporary files that are being written
 
@@ -15,11 +22,13 @@ def case_name(path: Path) -> str:
     """NAME of `NAME_0000.nii.gz`, `NAME.nii.gz` and the same with `.nii` (challenge rule).
 
     Raises:
-        ValueError: the name has no such ending.
+        ValueError: the name has no such ending, or nothing before it.
     """
     for suffix in SUFFIXES:
         if path.name.endswith(suffix):
-            return path.name.removesuffix(suffix).removesuffix("_0000")
+            if name := path.name.removesuffix(suffix).removesuffix("_0000"):
+                return name
+            raise ValueError("nothing before _0000 names its label map")
     raise ValueError("not a .nii.gz or .nii file (the ending in lower case)")
 
 
@@ -104,11 +113,34 @@ def spreadsheet_text(text: str) -> str:
     return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file under a hidden temporary name beside it, flush it to the disk, then rename it.
+def output_key(name: str) -> str:
+    """Return what is equal for the names of cases that a file system may take for one.
 
-    The temporary name is random, for process ids are alike in every container, and is opened only
-    if nothing is there, not even a link.
+    CIFS, exFAT, NTFS and APFS ignore case; APFS and HFS+ ignore how an accent is encoded as well.
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def flush_to_disk(descriptor: int) -> None:
+    """Call fsync; a file system that has none is no error.
+
+    Raises:
+        OSError: the file could not be written to the disk.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that appears under its name at the end of the block, if at all.
+
+    It is written under a hidden temporary name beside it, flushed to the disk, then renamed. The
+    temporary name is random, for process ids are alike in every container, and is opened only if
+    nothing is there, not even a link.
 
     Raises:
         OSError: the file cannot be written; nothing is left under either name.
@@ -118,18 +150,79 @@ def write_atomically(path: Path, data: bytes) -> None:
     descriptor = os.open(temporary, flags, 0o666)
     _unfinished.add(temporary)
     try:
-        with os.fdopen(descriptor, "wb", buffering=0) as file:
-            view = memoryview(data).cast("B")
-            while view:
-                view = view[file.write(view) :]
-            os.fsync(descriptor)
-        temporary.replace(path)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            flush_to_disk(descriptor)
+        try:
+            temporary.replace(path)
+        except OSError as error:
+            # Some network and FUSE file systems rename, but not over a file that is there.
+            if error.errno not in _REFUSES_TO_REPLACE or not path.is_file():
+                raise
+            path.unlink()
+            temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
     finally:
         _unfinished.discard(temporary)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a `whole_file`.
+
+    Raises:
+        OSError: the file cannot be written; nothing is left under its name.
+    """
+    with whole_file(path) as file:
+        file.write(data)
+
+
+def check_writable(folder: Path) -> None:
+    """Write, replace and remove a file as the outputs will be; access(2) is wrong on some mounts.
+
+    Raises:
+        OSError: it cannot be written, or cannot be renamed.
+    """
+    probe = folder / ".abdoseg-probe"
+    write_atomically(probe, b"first")
+    write_atomically(probe, b"second")
+    with contextlib.suppress(OSError):  # a store of files that are written once
+        probe.unlink()
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a path for the block, against every other process and thread.
+
+    The lock is that of a file `.NAME.lock` beside it, which stays: the path itself may be replaced
+    meanwhile, or not be there. Where the file system has no locks there is none.
+
+    Args:
+        path: of a file or folder.
+        wait: until whoever holds the lock gives it back.
+
+    Raises:
+        BlockingIOError: `wait` is false and somebody holds it.
+        OSError: the lock's file cannot be opened.
+    """
+    lock, flags = path.with_name(f".{path.name}.lock"), os.O_CREAT | os.O_CLOEXEC
+    try:
+        descriptor = os.open(lock, flags | os.O_RDWR, 0o666)  # NFS locks what may be written alone
+    except PermissionError:
+        descriptor = os.open(lock, flags | os.O_RDONLY)  # another user's
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def discard_unfinished() -> None:

@@ -112,5 +112,8 @@ def normalise(
         float32 z-scores; voxels that are not numbers (NaN) become the window's lower end.
     """
     low, high = window
-    clipped = slices.float().nan_to_num_(nan=low).clamp_(low, high)
+    clipped = slices.float()
+    if clipped is slices:  # the caller's own stays as it is
+        clipped = slices.clone()
+    clipped.nan_to_num_(nan=low).clamp_(low, high)
     return clipped.mul_(slope / std).add_((intercept - mean) / std)

@@ -1,23 +1,22 @@
 """Label maps on disk: written on the grid of the volume they were made from, and known again."""
 
-import zlib
 from pathlib import Path
 
 import nibabel
 import numpy as np
 from isal import isal_zlib
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 
 from inference.files import write_atomically
 from inference.labels import LABEL_NAMES
 from inference.provenance import MADE_BY_BYTES, made_by
 from inference.volume import (
+    GZIP_ERRORS,
     GZIP_WBITS,
-    ODD_NUMBERS,
+    HEADER_ERRORS,
     Volume,
     VolumeError,
     flipped,
+    header_affine,
     read_header,
     read_stored,
 )
@@ -28,7 +27,9 @@ _CHUNK = 1 << 20  # bytes unpacked at once where they are only looked at
 def label_map_header(
     header: nibabel.Nifti1Header, maker: str | None = None
 ) -> nibabel.Nifti1Header:
-    """The header of the label map that belongs to a volume, read back by its own rules.
+    """Return the header of the label map that belongs to a volume.
+
+    It is the volume's own but for type, scaling and texts: those of the input may name a patient.
 
     Args:
         header: of the volume.
@@ -44,6 +45,9 @@ def label_map_header(
         made.set_slope_inter(1, 0)
         made["cal_min"] = made["cal_max"] = 0
         made["intent_code"] = 0
+        for name in made.template_dtype.names:
+            if made.template_dtype[name].kind == "S" and name != "regular":
+                made[name] = b""
         made["descrip"] = (maker or made_by()).encode("ascii", "replace")[:MADE_BY_BYTES]
         made["magic"] = made.single_magic
         made["vox_offset"] = made.single_vox_offset
@@ -51,9 +55,9 @@ def label_map_header(
         same = (
             read.get_data_shape() == header.get_data_shape()
             and read.get_data_dtype() == np.uint8
-            and np.array_equal(read.get_best_affine(), header.get_best_affine())
+            and np.array_equal(header_affine(read), header_affine(header))
         )
-    except (HeaderDataError, WrapStructError, *ODD_NUMBERS) as error:
+    except HEADER_ERRORS as error:
         raise VolumeError(f"no label map can be written with its header ({error})") from error
     if not same:
         raise VolumeError("no label map can be written with its header")
@@ -82,7 +86,7 @@ def is_label_map_of(
             return f"its type is {found.get_data_dtype()}"
         for name, value, right in (
             ("shape", found.get_data_shape(), wanted.get_data_shape()),
-            ("affine", found.get_best_affine(), wanted.get_best_affine()),
+            ("affine", header_affine(found), header_affine(wanted)),
             ("sform code", int(found["sform_code"]), int(wanted["sform_code"])),
             ("qform code", int(found["qform_code"]), int(wanted["qform_code"])),
         ):
@@ -94,7 +98,7 @@ def is_label_map_of(
             return f"it was made by {other}, not by {is_now.decode()}"
         voxels = int(np.prod(found.get_data_shape(), dtype=np.int64))
         return _why_not_whole(path, int(found["vox_offset"]) + voxels)
-    except (VolumeError, OSError, EOFError, *ODD_NUMBERS) as error:
+    except (OSError, *HEADER_ERRORS) as error:
         return str(error)
 
 
@@ -113,7 +117,7 @@ def _why_not_whole(path: Path, size: int) -> str:
                     return "it ends before its end mark"
             if unpacker.unused_data or file.read(1):
                 return "it goes on behind its end"
-    except (zlib.error, isal_zlib.IsalError) as error:
+    except GZIP_ERRORS as error:
         return f"damaged gzip data ({error})"
     return "" if length == size else f"cut short: it holds {length} of {size} bytes"
 

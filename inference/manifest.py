@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import nibabel
 import numpy as np
 
-from inference.flags import voxel_volume_ml
+from inference.files import flush_to_disk
 from inference.labels import LABEL_NAMES
 from inference.provenance import Provenance
 from inference.volume import Volume
@@ -38,19 +38,15 @@ def describe_grid(volume: Volume) -> dict:
 
     Returns:
         `shape`; `spacing_mm`; `orientation`, where the axes run to, as nibabel's `aff2axcodes` says
-        it; `voxel_ml`, None where the header's spacing is none.
+        it; `voxel_ml`.
     """
     order = np.argsort(volume.disk_axes)
     return {
         "shape": [volume.voxels.shape[axis] for axis in order],
-        "spacing_mm": [_finite(volume.spacing[axis]) for axis in order],
+        "spacing_mm": [round(volume.spacing[axis], 6) for axis in order],
         "orientation": "".join(nibabel.aff2axcodes(volume.affine)),
-        "voxel_ml": voxel_volume_ml(volume),
+        "voxel_ml": volume.voxel_ml,
     }
-
-
-def _finite(value: float) -> float | None:
-    return round(float(value), 6) if np.isfinite(value) else None
 
 
 def manifest_line(case: "Case", provenance: Provenance, seconds: dict[str, float]) -> dict:
@@ -120,20 +116,22 @@ class Manifest:
         text = json.dumps(line, allow_nan=False)  # ASCII: a name of any bytes is kept
         self._append(text.encode() + b"\n")
 
-    def made(self, maker: str) -> set[str]:
-        """The cases whose last line says that they have a label map by this maker.
+    def made(self, maker: str) -> dict[str, dict]:
+        """Return size and SHA-256 of the inputs whose last line says a label map by this maker.
 
         Raises:
             OSError: the file cannot be read.
         """
-        found: dict[str, bool] = {}
+        found: dict[str, dict] = {}
         with self.path.open("rb") as file:
             for line in file:
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     record = json.loads(line)
-                    is_made = record["status"] in _MADE and record["made_by"] == maker
-                    found[record["case"]] = is_made
-        return {case for case, is_made in found.items() if is_made}
+                    found.pop(record["case"], None)
+                    if record["status"] in _MADE and record["made_by"] == maker:
+                        input_info = {name: record.get(name) for name in ("bytes", "sha256")}
+                        found[record["case"]] = input_info
+        return found
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:
@@ -153,7 +151,7 @@ class Manifest:
             while view:  # one write, unless the disk is full
                 view = view[os.write(descriptor, view) :]
             if data:
-                os.fsync(descriptor)
+                flush_to_disk(descriptor)
 
     def _mend(self, descriptor: int) -> None:
         """Take a torn last line away; a whole one that lacks its line end gets it.

@@ -1,48 +1,75 @@
-"""How much memory a case may take: the limit of the container or machine, shared by the cases."""
+"""Memory and CPUs: the limits of container and machine, and what cases take of them."""
 
 import os
+import re
+import resource
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 PROCESS_BYTES = 600 << 20
 """What interpreter, torch and the allocator's reserve take beside volumes and weights (measured:
 550 MB with two threads and the slim weights)."""
 
-_KEPT_SHARE = 3
-"""At most one part in so many of a budget is kept for what is only faster."""
-
 
 def memory_limit(root: Path = Path("/")) -> int:
-    """Bytes of memory that this process may take: its cgroup's limit, else the machine's memory.
+    """Return the bytes of memory that this process may take.
 
-    Both forms of cgroups are looked at, and the groups around this process's own as well.
+    They are the least of the machine's memory, the limits of its control groups and those that
+    `ulimit -v` and `-d` set.
 
     Args:
         root: of the file system; another one in tests.
     """
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    try:
-        groups = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        groups = []
-    for line in groups:
+    limits += [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    for folder in _control_groups(root, "memory"):
+        texts = [_read(folder / name) for name in ("memory.max", "memory.limit_in_bytes")]
+        limits += [int(text) for text in texts if text.isdecimal()]
+    return min(limit for limit in limits if limit != resource.RLIM_INFINITY)
+
+
+def cpu_limit(root: Path = Path("/")) -> int:
+    """Return how many CPUs this process can keep busy, at least 1.
+
+    They are the least of its affinity and of the quotas of its control groups (`docker run --cpus`,
+    Kubernetes' `limits.cpu`), rounded down: who takes more is throttled.
+
+    Args:
+        root: of the file system; another one in tests.
+    """
+    limits = [len(os.sched_getaffinity(0))]
+    for folder in _control_groups(root, "cpu"):
+        of_v1 = " ".join(_read(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+        for text in (_read(folder / "cpu.max"), of_v1):  # quota and period, microseconds
+            if re.fullmatch(r"\d+ [1-9]\d*", text):
+                quota, period = map(int, text.split())
+                limits.append(quota // period)
+    return max(1, min(limits))
+
+
+def _control_groups(root: Path, controller: str) -> Iterator[Path]:
+    """Yield the folders of this process's groups and of those around them, of both versions."""
+    for line in _read(root / "proc/self/cgroup").splitlines():
         number, controllers, group = [*line.split(":", 2), "", ""][:3]
         if number == "0" and not controllers:
-            base, name = root / "sys/fs/cgroup", "memory.max"
-        elif "memory" in controllers.split(","):
-            base, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+            bases = {""}
+        elif controller in controllers.split(","):
+            bases = {controller, controllers}
         else:
             continue
         # In a container its own group is mounted at the base, whatever the path is called outside.
         parts = [part for part in group.split("/") if part not in ("", "..")]
-        for depth in range(len(parts) + 1):
-            try:
-                text = base.joinpath(*parts[:depth], name).read_text().strip()
-            except OSError:
-                continue
-            if text.isdecimal():
-                limits.append(int(text))
-    return min(limits)
+        for base in bases:
+            for depth in range(len(parts) + 1):
+                yield root.joinpath("sys/fs/cgroup", base, *parts[:depth])
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="surrogateescape").strip()
+    except OSError:
+        return ""
 
 
 def case_bytes(file_bytes: int, voxels: int, voxel_bytes: int) -> int:
@@ -115,18 +142,6 @@ class MemoryBudget:
         with self._changed:
             self._changed.wait_for(lambda: self._taken + need <= self.total)
             self._taken += need
-
-    def keep(self, need: int) -> bool:
-        """Take bytes for good, if they are there now and cases are left most of the rest.
-
-        Returns:
-            Whether they were taken.
-        """
-        with self._changed:
-            kept = self._taken + need <= self.total and _KEPT_SHARE * need <= self.total
-            if kept:
-                self.total -= need
-            return kept
 
     def give_back(self, amount: int) -> None:
         """Give back what was taken."""

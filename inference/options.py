@@ -14,6 +14,7 @@ from pathlib import Path
 from inference import __version__
 from inference.files import (
     SUFFIXES,
+    check_writable,
     file_identity,
     find_entries,
     one_line,
@@ -34,7 +35,8 @@ def make_parser(package: str = "inference") -> argparse.ArgumentParser:
         prog=f"python -m {package}",
         description="Segment 13 organs and tumors in abdominal CT volumes.",
         epilog="Exit codes: 0 every case is done, 1 some cases failed and the rest are written, "
-        "2 wrong usage, 143 ended by SIGTERM, 130 by Ctrl-C. "
+        "2 wrong usage, 3 it could not start (a package, a library or memory is missing), "
+        "143 ended by SIGTERM, 129 by SIGHUP, 130 by Ctrl-C. "
         f"With {LOG_VARIABLE}=FILE in the environment, the time of each phase is appended to FILE "
         f"as JSON lines. Example: python -m {package} --input CTS --output LABELS "
         "--statistics volumes.csv; of DICOM series: --input SERIES --output LABELS --format both",
@@ -92,8 +94,8 @@ def make_parser(package: str = "inference") -> argparse.ArgumentParser:
         "--batch-size",
         type=int,
         metavar="N",
-        help="slices predicted at once (default: on CUDA what makes the least area under the "
-        "memory curve, within --gpu-memory; 1 on a CPU)",
+        help="slices predicted at once (default: on CUDA 4, or 16 and 32 of slices "
+        "reduced by 2 and 4, if they fit in --gpu-memory; 1 on a CPU)",
     )
     parser.add_argument(
         "--gpu-memory",
@@ -191,10 +193,10 @@ def parse_arguments(
     _check_weights(options, parser)
     try:
         options.output.mkdir(parents=True, exist_ok=True)
+        check_writable(options.output)
     except OSError as error:
-        parser.error(printable(f"--output {options.output}: {one_line(error)}"))
-    if not os.access(options.output, os.W_OK):
-        parser.error(printable(f"--output {options.output}: not writable"))
+        reason = f"files cannot be written and renamed there ({one_line(error)})"
+        parser.error(printable(f"--output {options.output}: {reason}"))
     shard = _parse_shard(options, parser) if options.shard else None
     _protect_inputs(options, parser)  # those of other shards too
     if shard:
@@ -248,7 +250,8 @@ def _find_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -
         if options.format != "nifti":
             parser.error(f"--format {options.format}: a DICOM SEG belongs to a DICOM series")
         return paths
-    if source.name.lower().endswith(SUFFIXES) and not stat.S_ISDIR(mode):
+    of_volume = source.name.lower().endswith(SUFFIXES) and not stat.S_ISDIR(mode)
+    if of_volume or not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
         parser.error(printable(f"--input {source}: {reason}"))
     series = _find_series(options, parser)
     if not series:
@@ -265,11 +268,10 @@ def _find_series(options: argparse.Namespace, parser: argparse.ArgumentParser) -
         with contextlib.suppress(OSError, ValueError):
             print("No NIfTI file there: looking for DICOM series", file=sys.stderr, flush=True)
     try:
-        found = find_series(options.input, options.names)
+        series, options.left_out = find_series(options.input, options.names)
     except (OSError, ValueError) as error:
         parser.error(printable(f"--input {options.input}: {one_line(error)}"))
-    options.left_out = found.left_out
-    return found.series
+    return series
 
 
 def _protect_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from inference.label_map import (
 )
 from inference.labels import LABEL_NAMES
 from inference.provenance import Provenance
-from inference.sources import source_header, why_not_a_source
+from inference.sources import source_header, why_changed, why_not_a_source
 
 if TYPE_CHECKING:
     from inference.dicom.segmentation import SegmentationWriter
@@ -76,34 +76,42 @@ class Outputs:
                 return f"its label map would replace an input, {printable(output.name)}"
         return ""
 
-    def damage(self, case: Case) -> str:
-        """Why what is there of a case is not whole, or not of this input by this maker, or ""."""
+    def why_stale(self, case: Case, record: dict | None) -> str:
+        """Return why a case's files are not whole or not of its input by this maker, or "".
+
+        Args:
+            case: whose files are all there.
+            record: the manifest line of its input, as far as it is known.
+        """
         try:
-            header = source_header(case.path)
+            header, stale = source_header(case.path), ""
+            if self.with_label_map:
+                stale = is_label_map_of(self.label_map(case.name), header, self._maker)
+            if not stale and self.segmentation:
+                stale = self.segmentation.why_stale(self._segmentation(case.name), case.path)
+            made_ns = min(path.stat().st_mtime_ns for path in self.of(case.name))
+            return stale or why_changed(case.path, record, made_ns)
         except (ValueError, OSError) as error:
             return one_line(error)
-        damage = ""
-        if self.with_label_map:
-            damage = is_label_map_of(self.label_map(case.name), header, self._maker)
-        if not damage and self.segmentation:
-            damage = self.segmentation.damage(self._segmentation(case.name), case.path)
-        return damage
 
     def write(self, case: Case) -> None:
-        """Write a case's files, the label map last: where it is, all are.
+        """Write a case's files; the label map also where no SEG can be made.
 
         Raises:
-            OSError: one cannot be written.
+            VolumeError: no SEG can be made.
+            OSError: a file cannot be written.
         """
         if self.per_organ:
             folder, labels = self.folder / case.name, self._masked_labels
             write_organ_masks(folder, case.label_map, case.volume, labels, self._maker)
         shown = only(self.labels, case.label_map) if self.labels else case.label_map
-        if self.segmentation:
-            output = self._segmentation(case.name)
-            self.segmentation.write(output, shown, case.volume, case.path)
-        if self.with_label_map:
-            write_label_map(self.label_map(case.name), shown, case.volume, self._maker)
+        try:
+            if self.segmentation:
+                output = self._segmentation(case.name)
+                case.warnings += self.segmentation.write(output, shown, case.volume, case.path)
+        finally:
+            if self.with_label_map:
+                write_label_map(self.label_map(case.name), shown, case.volume, self._maker)
 
     def _segmentation(self, name: str) -> Path:
         return self.folder / f"{name}.seg.dcm"

@@ -47,7 +47,7 @@ class PhaseTimer:
         if self._log is None:
             return
         try:
-            with self._log.open("a") as file:
+            with self._log.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
         except OSError as error:
             self._warn(f"{LOG_VARIABLE} {self._log}: no phases are logged: {error.strerror}")

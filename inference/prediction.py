@@ -17,15 +17,14 @@ from torch.nn import functional
 from inference import cuda, driver
 from inference.averaging import AveragedNetworks
 from inference.choices import CudaChoices
-from inference.device import choose_dtype
+from inference.device import choose_dtype, thread_count
 from inference.folding import fold
 from inference.intensity import clipped_window, normalise
 from inference.labelling import interpolated_labels, labels_of, upsampled_labels
 from inference.memory import slice_bytes
 from inference.model import DOWNSAMPLING, AttentionUNet
-from inference.transfer import LabelsUnderWay, to_device
+from inference.transfer import PendingLabels, to_device
 from inference.weights import WeightsMetadata, common_metadata
-from inference.winograd import map_weights, mapped_bytes
 
 # On a CPU so many slices at most are predicted at once, so that their maps fit in memory however
 # many cores there are.
@@ -68,21 +67,18 @@ class Predictor:
         weights: state dict of an `AttentionUNet`, fp16 or fp32, and its metadata; of several
             networks the probabilities are averaged.
         device: CUDA or CPU.
-        batch_size: slices a batch; by default as many on CUDA as make the least area under the
-            memory curve (`cuda.best_batch`) of those that fit, at most 32; 1 on a CPU (where larger
-            batches are slower: their maps leave the cache).
+        batch_size: slices a batch; by default `cuda.BATCH_SIZES` on CUDA, or fewer where they do
+            not fit; 1 on a CPU (where larger batches are slower: their maps leave the cache).
         lanes: batches at once, each in a thread that shares the cores with the others; by default
-            1 on CUDA, as many as cores on a CPU (at most 16), whose threads then seldom wait for
-            one another.
+            1 on CUDA, as many as `thread_count` on a CPU (at most 16), whose threads then seldom
+            wait for one another.
         gpu_memory_mb: device memory for the whole process, in MB, kept to by torch's allocator; by
             default what is free.
         host_bytes: on a CPU, for the maps of the slices that are predicted at once: where it is too
             little for all lanes, slices are predicted one at a time. By default there is no limit.
-        keeps_bytes: on a CPU, asked whether so many bytes more may be kept for weights mapped
-            beforehand (`winograd`).
         dtype: by default `choose_dtype(device)`.
         choices: of the CUDA path.
-        ready: what `cuda.begin` returned, if it has been called.
+        ready: what `cuda.warm_up` returned, if it has been called.
         ends_context: `release` gives back what the CUDA context takes too, if `choices` do not keep
             it; after that the process cannot use the device.
 
@@ -101,7 +97,6 @@ class Predictor:
         lanes: int | None = None,
         gpu_memory_mb: float | None = None,
         host_bytes: int | None = None,
-        keeps_bytes: Callable[[int], bool] = lambda need: True,
         dtype: torch.dtype | None = None,
         choices: CudaChoices = CudaChoices(),  # noqa: B008  (frozen)
         ready: "Future[bool] | None" = None,
@@ -118,15 +113,14 @@ class Predictor:
 
         networks = [trained_network(*one) for one in weights]
         if device.type == "cuda":
-            with cuda.told_in_one_line(device):
-                self._put_on_cuda(networks, gpu_memory_mb, ready or cuda.begin(device, self.dtype))
+            with cuda.as_value_error(device):
+                ready = ready or cuda.warm_up(device, self.dtype)
+                self._put_on_cuda(networks, gpu_memory_mb, ready)
         else:
             network = self._folded(networks)
-            if self.dtype == torch.float32 and keeps_bytes(mapped_bytes(network)):
-                map_weights(network)
             self.network = network.to(self.dtype, memory_format=torch.channels_last)
             _reuse_freed_memory()
-        threads = torch.get_num_threads()
+        threads = thread_count()
         self.lanes = lanes or (1 if device.type == "cuda" else min(threads, _MOST_LANES))
         self._pool = ThreadPoolExecutor(
             self.lanes,
@@ -134,8 +128,8 @@ class Predictor:
             initargs=(max(1, threads // self.lanes),),
         )
 
-    def _folded(self, networks: list[AttentionUNet], *, pads_head: bool = False) -> nn.Module:
-        folded = [fold(network, pads_head=pads_head) for network in networks]
+    def _folded(self, networks: list[AttentionUNet]) -> nn.Module:
+        folded = [fold(network) for network in networks]
         return folded[0] if len(folded) == 1 else AveragedNetworks(folded, self._each)
 
     def _put_on_cuda(
@@ -143,7 +137,7 @@ class Predictor:
     ) -> None:
         if not self.choices.folds_meanwhile:
             ready.result()
-        folded = self._folded(networks, pads_head=self.choices.padded_head)
+        folded = self._folded(networks)
         # What cuDNN has no fused kernel for is found out layer by layer; what it computes wrongly
         # in one it should in none.
         if ready.result() and self.choices.fused_kernels:
@@ -206,10 +200,10 @@ class Predictor:
             # on device 0 as well.
             torch.cuda.set_device(self.device)
 
-        def launch(first: int, start: int, stop: int) -> LabelsUnderWay:
+        def launch(first: int, start: int, stop: int) -> PendingLabels:
             slices = to_device(voxels[first:stop], self.device, pinned=pinned)
             labels = self._predict_batch(slices, window, slope, intercept, reduction)
-            return LabelsUnderWay(start, stop, labels[start - stop :], pinned=pinned)
+            return PendingLabels(start, stop, labels[start - stop :], pinned=pinned)
 
         def label(start: int, stop: int) -> None:
             label_map[start:stop] = launch(start, start, stop).fetch()
@@ -222,11 +216,11 @@ class Predictor:
                 on_slices(stop - start)
             return label_map
 
-        def finish(batch: LabelsUnderWay) -> None:
+        def finish(batch: PendingLabels) -> None:
             label_map[batch.start : batch.stop] = batch.fetch()
             on_slices(batch.stop - batch.start)
 
-        before: LabelsUnderWay | None = None
+        before: PendingLabels | None = None
         start = 0
         while start < len(voxels):
             stop = min(start + batch_size, len(voxels))
@@ -317,11 +311,5 @@ class Predictor:
         """The default batch size for slices of this size (rows, columns), reduced so."""
         if self.device.type == "cpu":
             return 1
-        slice_mb, weights_mb = self._slice_mb(size, reduction), self._weights_mb()
-        most = min(max(1, int((self.memory_mb - weights_mb) / slice_mb)), cuda.LARGEST_BATCH)
-        if not self.choices.area_batch:
-            return most
-        properties = torch.cuda.get_device_properties(self.device)
-        pixels = size[0] * size[1] // reduction**2
-        seconds = sum(cuda.slice_seconds(one, pixels, properties) for one in self._each)
-        return cuda.best_batch(slice_mb, cuda.CONTEXT_MB + weights_mb, seconds, most)
+        fitting = int((self.memory_mb - self._weights_mb()) / self._slice_mb(size, reduction))
+        return max(1, min(fitting, cuda.BATCH_SIZES[reduction]))

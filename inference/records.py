@@ -14,6 +14,9 @@ from inference.statistics import StatisticsTable
 class Records:
     """The table and the manifest of a run; each may be left out.
 
+    Attributes:
+        incomplete: a line of the manifest could not be written.
+
     Args:
         statistics: file of the table.
         manifest: file of the manifest.
@@ -38,6 +41,7 @@ class Records:
         self.timer = timer
         self.provenance = provenance
         self.table = self.manifest = None
+        self.incomplete = False
         try:
             option = f"--statistics {statistics}"
             if statistics:
@@ -49,20 +53,21 @@ class Records:
             raise ValueError(f"{option}: {one_line(error)}") from error
 
     @cached_property
-    def _in_manifest(self) -> set[str]:
+    def _in_manifest(self) -> dict[str, dict]:
         return self.manifest.made(self.provenance.made_by)
 
-    def has(self, name: str) -> bool:
-        """Whether a case whose label map is there is in all that was asked for."""
-        in_table = self.table is None or name in self.table
-        return in_table and (self.manifest is None or name in self._in_manifest)
+    def recorded(self, name: str) -> dict | None:
+        """Return what the manifest holds of a case's input; None if a record of it is missing."""
+        if self.table is not None and name not in self.table:
+            return None
+        return self._in_manifest.get(name) if self.manifest else {}
 
     def add(self, case: Case) -> None:
         """Take a case that has ended; what cannot be written becomes one of its warnings."""
         if self.table and case.statistics:
             try:
                 self.table.add(case.statistics)
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 case.warnings.append(f"{self.table.path}: {one_line(error)}")
         # A case that was left alone is in the manifest as it ended, of which no more is known now.
         if self.manifest and (case.status != "kept" or case.about):
@@ -71,6 +76,7 @@ class Records:
                 self.manifest.add(manifest_line(case, self.provenance, seconds))
             except (OSError, ValueError) as error:
                 case.warnings.append(f"{self.manifest.path}: {one_line(error)}")
+                self.incomplete = True
         case.statistics, case.about, case.sizes = [], {}, None  # of thousands, it adds up
 
     def close(self) -> None:
@@ -82,5 +88,5 @@ class Records:
         if self.table:
             try:
                 self.table.write()
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 raise ValueError(f"--statistics {self.table.path}: {one_line(error)}") from error

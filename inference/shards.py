@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from inference.files import output_key
 from inference.sources import Source, source_name
 
 _SLURM = "SLURM_ARRAY_TASK_"
@@ -76,8 +77,8 @@ def shard_of(paths: list[Source], index: int, count: int) -> list[Source]:
 
     Cases go from the largest file down to the shard that has the fewest bytes so far, which leaves
     no shard more than the largest case behind another. Inputs whose label maps would have the same
-    name stay together, so that one machine sees that they do. Sizes and names alone decide: while
-    shards run, inputs must not be added, removed or changed.
+    name, or one that a file system takes for the same, stay together: one machine sees that. Sizes
+    and names alone decide: while shards run, inputs must not be added, removed or changed.
 
     Args:
         paths: of all inputs, in any order.
@@ -89,7 +90,7 @@ def shard_of(paths: list[Source], index: int, count: int) -> list[Source]:
     """
     groups: dict[str, list[Source]] = {}
     for path in paths:
-        groups.setdefault(source_name(path), []).append(path)
+        groups.setdefault(output_key(source_name(path)), []).append(path)
     bytes_of = {name: sum(map(_size, group)) for name, group in groups.items()}
     shards = [(0, shard) for shard in range(count)]
     chosen: set[Source] = set()

@@ -1,5 +1,7 @@
 """What the service segments: NIfTI files, and DICOM series, whose room only they import."""
 
+import contextlib
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -49,6 +51,38 @@ def read_source(
 def source_notes(source: Source) -> list[str]:
     """What is odd about a source that was read, and costs nothing."""
     return [] if isinstance(source, Path) else source.notes
+
+
+def source_state(source: Source) -> tuple[int, int] | None:
+    """Return size and time of change (ns) of a file; None for a series and where there is none."""
+    with contextlib.suppress(OSError):
+        if isinstance(source, Path):
+            found = source.stat()
+            return found.st_size, found.st_mtime_ns
+    return None
+
+
+def why_changed(source: Source, record: dict | None, made_ns: int) -> str:
+    """Return why a source is not, or may not be, what its label map was made from, or "".
+
+    Size and SHA-256 decide if there is a record of them, else the time of change.
+
+    Args:
+        source: as it is now.
+        record: a manifest line, with `bytes` and `sha256`; None or empty if there is none.
+        made_ns: time of change of the label map, ns.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if not (record and record.get("sha256") and isinstance(source, Path)):
+        newest = max(file.stat().st_mtime_ns for file in source_files(source))
+        return "its input is newer" if newest > made_ns else ""
+    if source.stat().st_size != record["bytes"]:
+        return "its input has another size than in the manifest"
+    with source.open("rb") as file:
+        same = hashlib.file_digest(file, "sha256").hexdigest() == record["sha256"]
+    return "" if same else "its input has another SHA-256 than in the manifest"
 
 
 def source_header(source: Source) -> "nibabel.Nifti1Header":

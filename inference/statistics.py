@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inference.files import spreadsheet_text, write_atomically
+from inference.files import locked, spreadsheet_text, write_atomically
 from inference.flags import Flag
 from inference.labels import LABEL_NAMES
 from inference.volume import Volume
@@ -26,7 +26,7 @@ class LabelStatistics:
         label: number, 1 to 14.
         name: of the label.
         voxels: their number.
-        volume_ml: millilitres; 0 where the label is absent; None where the header has no spacing.
+        volume_ml: millilitres; 0 where the label is absent.
         mean_hu: mean HU of its voxels; None where the label is absent or a voxel is no number.
         flags: doubts about the label, names of `inference.flags.KINDS` separated by semicolons.
         case_flags: doubts about the whole case, the same in all its rows.
@@ -36,7 +36,7 @@ class LabelStatistics:
     label: int
     name: str
     voxels: int
-    volume_ml: float | None
+    volume_ml: float
     mean_hu: float | None
     flags: str = ""
     case_flags: str = ""
@@ -59,7 +59,7 @@ def label_statistics(
     Args:
         case: name of the case.
         label_map: (slices, rows, columns), SPL, uint8.
-        volume: the CT volume it labels; its header's spacing gives a voxel's size.
+        volume: the CT volume it labels.
         flags: of the case.
     """
     named = [[flag.name for flag in flags if flag.label == label] for label in range(_LABELS)]
@@ -67,14 +67,13 @@ def label_statistics(
     labels = label_map[labelled]
     voxels = np.bincount(labels, minlength=_LABELS)
     sums = np.bincount(labels, weights=volume.voxels[labelled], minlength=_LABELS)
-    voxel_ml = float(np.prod(volume.spacing)) / 1000
     return [
         LabelStatistics(
             case=case,
             label=label,
             name=LABEL_NAMES[label],
             voxels=int(voxels[label]),
-            volume_ml=_finite(round(voxels[label] * voxel_ml, 3)),
+            volume_ml=round(float(voxels[label] * volume.voxel_ml), 3),
             mean_hu=_finite(
                 round(volume.slope * sums[label] / voxels[label] + volume.intercept, 2)
                 if voxels[label]
@@ -88,7 +87,9 @@ def label_statistics(
 
 
 class StatisticsTable:
-    """The table of a run, on disk after every few cases, with the rows of a run before.
+    """The table of a run, on disk after every few cases, beside the rows of other runs.
+
+    Runs that share a table write it one after another, and each keeps the rows of the others.
 
     Args:
         path: `.csv` or `.json`.
@@ -106,22 +107,19 @@ class StatisticsTable:
 
     def __init__(self, path: Path, *, keep: bool = False) -> None:
         self.path = path
-        self._texts: dict[str, str] = {}  # rows as they are written: a small part of their size
-        if keep and path.exists():
-            rows: dict[str, list[dict]] = {}
-            for row in _read_rows(path):
-                rows.setdefault(row["case"], []).append(row)
-            self._texts = {case: self._text(records) for case, records in rows.items()}
-        self.write()
+        self._texts: dict[str, str] = {}  # own rows as they are written: a small part of their size
+        self._before: set[str] = set()
+        self.write(keep=keep)
 
     def __contains__(self, case: str) -> bool:
-        return spreadsheet_text(case) in self._texts
+        return spreadsheet_text(case) in self._before | self._texts.keys()
 
     def add(self, statistics: list[LabelStatistics]) -> None:
         """Take the rows of one case that has ended.
 
         Raises:
             OSError: the file cannot be written.
+            ValueError: it has become something else than such a table.
         """
         rows = [asdict(row) | {"case": spreadsheet_text(row.case)} for row in statistics]
         if rows:
@@ -129,21 +127,35 @@ class StatisticsTable:
         if time.monotonic() - self._written >= self._rest:
             self.write()
 
-    def write(self) -> None:
+    def write(self, *, keep: bool = True) -> None:
         """Write the table, sorted by case, whole or not at all.
 
+        Args:
+            keep: the rows of other cases that are there.
+
         Raises:
-            OSError: the file cannot be written.
+            OSError, ValueError: as `add`.
         """
         start = time.monotonic()
-        texts = [self._texts[case] for case in sorted(self._texts)]
-        if self.path.suffix == ".json":
-            text = "[\n" + ",\n".join(texts) + "\n]\n"
-        else:
-            text = ",".join(_COLUMNS) + "\n" + "".join(texts)
-        write_atomically(self.path, text.encode())
+        with locked(self.path):
+            texts = self._others() if keep and self.path.exists() else {}
+            self._before = set(texts)
+            texts |= self._texts
+            ordered = [texts[case] for case in sorted(texts)]
+            if self.path.suffix == ".json":
+                text = "[\n" + ",\n".join(ordered) + "\n]\n"
+            else:
+                text = ",".join(_COLUMNS) + "\n" + "".join(ordered)
+            write_atomically(self.path, text.encode())
         self._written = time.monotonic()
         self._rest = max(self.SECONDS_BETWEEN, self._LEAST_REST * (self._written - start))
+
+    def _others(self) -> dict[str, str]:
+        """The rows that are on disk, by case, as they stand there."""
+        rows: dict[str, list[dict]] = {}
+        for row in _read_rows(self.path):
+            rows.setdefault(row["case"], []).append(row)
+        return {case: self._text(records) for case, records in rows.items()}
 
     def _text(self, rows: list[dict]) -> str:
         """The rows of one case as they stand in the file."""
@@ -163,9 +175,9 @@ def _read_rows(path: Path) -> list[dict]:
     """
     try:
         if path.suffix == ".json":
-            rows = json.loads(path.read_text())
+            rows = json.loads(path.read_text(encoding="utf-8"))
         else:
-            with path.open(newline="") as file:
+            with path.open(encoding="utf-8", newline="") as file:
                 rows = list(csv.DictReader(file))
         if any(list(row) != _COLUMNS for row in rows):
             raise ValueError("other columns")

@@ -21,6 +21,7 @@ import nibabel as nib
 import numpy as np
 from isal import igzip
 
+from inference.files import write_atomically
 from inference.labels import TUMOR
 from synthetic.rendering import render
 from synthetic.sampling import draw_anatomy
@@ -91,9 +92,4 @@ def write_nifti(path: Path, array: np.ndarray, spacing: Sequence[float]) -> None
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
     image.header.set_xyzt_units("mm")
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_bytes(igzip.compress(image.to_bytes(), 2))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, igzip.compress(image.to_bytes(), 2))

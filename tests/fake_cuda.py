@@ -344,9 +344,6 @@ class FakeCuda(TorchDispatchMode):
             minor=self.capability[1],
             total_memory=int(self.total_mb * MB),
             multi_processor_count=82,
-            clock_rate=1_700_000,
-            memory_clock_rate=9_500_000,
-            memory_bus_width=384,
         )
         for name, value in {
             "is_available": lambda: True,

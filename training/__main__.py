@@ -3,10 +3,13 @@
 import argparse
 import sys
 from collections import Counter
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from inference import startup
+from inference.files import one_line
 from training import recipe as recipes
 from training.options import make_parser
 
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
     from training.cases import Case
     from training.label_mapping import LabelMapping
 
-COMMANDS = ("fit", "check", "export", "score", "compare", "folds")
+COMMANDS = ("fit", "check", "pack", "export", "score", "compare", "folds")
 
 
 def _data_sets(arguments: list[str]) -> "dict[Path, LabelMapping | None]":
@@ -71,28 +74,35 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from training.cases import intensity_statistics, label_table, split_patients
     from training.fit import fit
     from training.label_mapping import DataError
+    from training.packing import check_clip
     from training.processes import first_then_others, join_processes
-    from training.run_folder import RunError, describe_run, start_or_check_run, take_up
+    from training.run_folder import RunError, describe_run, held, start_or_check_run, take_up
 
     try:
-        cases = [case for part in _cases(options.data).values() for case in part]
+        data_sets = _cases(options.data)
+        check_clip([case for part in data_sets.values() for case in part], recipe.clips)
         processes = join_processes(options.device)
     except (DataError, OSError) as error:
         parser.error(str(error))
     except (ValueError, RuntimeError) as error:  # of torch: not a device, or none that is here
         parser.error(f"--device {options.device}: {str(error).splitlines()[0]}")
-    names = [case.name for case in cases]
+    names = [case.name for part in data_sets.values() for case in part]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         parser.error(f"--data: case names occur twice: {', '.join(twice[:5])}")
 
     report = partial(print, flush=True) if processes.first else lambda line: None
+    stack = ExitStack()
     try:
-        options.output.mkdir(parents=True, exist_ok=True)
+        if processes.first:
+            stack.enter_context(held(options.output))
         cache = options.cache or options.output.resolve().parent / "cache"
         for line in take_up(options.output, recipe):
             report(line)
-        cases = first_then_others(processes, lambda: cache_cases(cases, cache, report))
+        cases = first_then_others(
+            processes,
+            lambda: [c for part in data_sets.values() for c in cache_cases(part, cache, report)],
+        )
         if recipe.synthetic_fraction == 1:  # what is read is for scoring alone
             training, held_out = [], cases
         else:
@@ -149,6 +159,9 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     except (DataError, RunError, VolumeError, WeightsError, AnatomyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"error: {error.filename or options.output}: {one_line(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(
             "stopped before the first step; what was read and drawn is kept in "
@@ -157,6 +170,7 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         )
         return 130
     finally:
+        stack.close()
         if processes.count > 1:
             distributed.destroy_process_group()
 
@@ -186,11 +200,60 @@ def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     return 1 if lost or twice or not used else 0
 
 
+def _pack(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from inference.volume import VolumeError
+    from training.cache import read_case
+    from training.cases import CachedVolume, find_training_cases, read_description
+    from training.label_mapping import DataError
+    from training.packing import Packer, pack_case
+
+    try:
+        clip_hu = recipes.load_recipe(options.recipe).clips
+        if not clip_hu:
+            parser.error(f"--recipe {options.recipe}: its clip_hu is 0 0: 8 bits need a range")
+        if options.output.is_dir() and any(options.output.iterdir()):
+            parser.error(f"--output {options.output}: not empty")
+        data_sets = [
+            (
+                folder,
+                [c for part in parts for c in find_training_cases(folder, mapping, left_out=part)],
+            )
+            for folder, mapping in _data_sets(options.data).items()
+            for parts in [(False, True) if options.left_out else (False,)]
+        ]
+    except (recipes.RecipeError, DataError, OSError) as error:
+        parser.error(str(error))
+    packer, lost = Packer(options.output), 0
+    for folder, cases in data_sets:
+        described = read_description(folder)
+        for case in cases:
+            try:
+                hu, labels, about = read_case(case)
+                annotated = case.annotated or CachedVolume.of(hu, labels, about).present
+                if not annotated:
+                    raise VolumeError("nothing is labelled")
+            except VolumeError as error:
+                print(f"{case.name}: not packed: {error}", flush=True)
+                lost += 1
+                continue
+            *files, packed = pack_case(hu, labels, clip_hu, options.step)
+            about = {
+                **described.get(case.name, {}),
+                "annotated_labels": annotated,
+                "packed": {**about, **packed},
+            }
+            packer.add(case.name, *files, about)
+    for number, (size, about) in enumerate(zip(packer.sizes, packer.described, strict=True), 1):
+        print(f"{options.output}/part-{number}: {len(about)} cases, {size / 2**20:.1f} MiB")
+    return 1 if lost else 0
+
+
 def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if options.output.suffix != ".safetensors":
         parser.error(f"--output {options.output}: the name must end in .safetensors")
     from inference.weights import read_metadata
-    from training.export import ExportError, export
+    from training.checkpoint import RunError
+    from training.export import export
 
     try:
         card = export(
@@ -203,7 +266,7 @@ def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
             scores_of=options.scores_of,
             left_out=options.left_out,
         )
-    except ExportError as error:
+    except (RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if warning := read_metadata(options.output).warning:
@@ -221,6 +284,7 @@ def _score(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from training.cache import cache_cases
     from training.evaluation import mean_by_label, score_cases, write_left_out
     from training.label_mapping import DataError
+    from training.packing import check_clip
     from training.pictures import draw_best_median_worst, packed
 
     try:
@@ -231,6 +295,7 @@ def _score(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         parser.error("--data: no case has the split left_out in its cases.json")
     try:
         weights, metadata = load_weights(options.weights)
+        check_clip([case for part in data_sets.values() for case in part], metadata.clip_hu)
         device = choose_device(options.device)
     except (WeightsError, ValueError) as error:
         parser.error(str(error))
@@ -296,9 +361,12 @@ def main(arguments: list[str] | None = None) -> int:
         arguments = ["fit", *arguments]
     parser = make_parser()
     options = parser.parse_args(arguments)
+    if options.command == "fit":
+        startup.use_for_temporary_files(options.output)
     commands = {
         "fit": _fit,
         "check": _check,
+        "pack": _pack,
         "export": _export,
         "score": _score,
         "compare": _compare,
@@ -308,4 +376,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(startup.run(lambda: main))

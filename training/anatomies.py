@@ -80,7 +80,7 @@ def load_anatomy_map(name: str) -> AnatomyMap:
         shipped = ", ".join(sorted(file.stem for file in ANATOMY_MAPS.glob("*.json")))
         raise AnatomyError(f"no map of structures {name}: name one of {shipped} or a .json file")
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         structures = dict.fromkeys(map(int, content.get("left_out", ())), 0)
         for structure, numbers in content["structures"].items():
             structures.update(dict.fromkeys(map(int, numbers), NUMBERS[structure]))

@@ -4,6 +4,7 @@ A data set is a folder in one of three layouts:
 
     imagesTr*/NAME_0000.nii.gz and labelsTr*/NAME.nii.gz    the challenge, nnU-Net
     images/NAME_0000.nii.gz and labels/NAME.nii.gz          plain
+    part-*/cases.json and part-*/NAME-*.png                 packed (`training/packing.py`)
 
 Beside them may lie `cases.json`, which says of each case what its annotator looked for:
 
@@ -48,6 +49,7 @@ class Case:
         stack: whether its slices do not touch: single slices of a patient in one file.
         window_hu: the range outside which its HU are lost, or None.
         expert: whether people, not a model, made its labels.
+        packed: what is known of a packed case, or None.
         cached: what the cache knows of it, once there.
     """
 
@@ -60,16 +62,17 @@ class Case:
     stack: bool = False
     window_hu: tuple[float, float] | None = None
     expert: bool = True
+    packed: dict | None = None
     cached: "CachedVolume | None" = None
 
 
 @dataclass(frozen=True)
 class CachedVolume:
-    """A volume and its label map in the cache.
+    """A volume and its label map, mapped from the cache or, of a packed case, in memory.
 
     Attributes:
-        image: path of the HU, .npy, int16, (slices, rows, columns), SPL.
-        labels: path of the label map in our numbers, .npy, uint8, the same shape.
+        image: HU, int16, (slices, rows, columns), SPL, or the path of its .npy file.
+        labels: label map in our numbers, uint8, of the same shape, or the path of its .npy file.
         shape: of both.
         spacing: (slice, row, column), mm.
         window: 1st and 99th percentile, HU, of the file's own values.
@@ -78,8 +81,8 @@ class CachedVolume:
         remark: where the headers of image and label map disagree, or "".
     """
 
-    image: Path
-    labels: Path
+    image: Path | np.ndarray
+    labels: Path | np.ndarray
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
     window: tuple[float, float]
@@ -88,6 +91,23 @@ class CachedVolume:
     total_of_squares: float
     slice_labels: tuple[int, ...]
     remark: str
+
+    @classmethod
+    def of(cls, image: Path | np.ndarray, labels: Path | np.ndarray, about: dict) -> "CachedVolume":
+        """Return a volume of which `about`, maybe out of JSON, holds the other attributes."""
+        lists = ("shape", "spacing", "window", "slice_labels")
+        about = {**about, **{name: tuple(about[name]) for name in lists}}
+        return cls(image=image, labels=labels, **about)
+
+    @property
+    def hu(self) -> np.ndarray:
+        """The HU; mapped anew each time: thousands of open maps would exhaust a process's files."""
+        return self.image if isinstance(self.image, np.ndarray) else np.load(self.image, "r")
+
+    @property
+    def label_map(self) -> np.ndarray:
+        """The label map, as `hu`."""
+        return self.labels if isinstance(self.labels, np.ndarray) else np.load(self.labels, "r")
 
     @property
     def present(self) -> tuple[int, ...]:
@@ -104,7 +124,7 @@ def _pair_folders(folder: Path) -> tuple[list[Path], list[Path]]:
         if images and labels:
             return images, labels
     raise DataError(
-        f"{folder}: neither imagesTr*/ and labelsTr*/ nor images/ and labels/ are there"
+        f"{folder}: neither imagesTr*/ and labelsTr*/ nor images/ and labels/ nor part-*/cases.json"
     )
 
 
@@ -114,6 +134,14 @@ def paired_files(folder: Path) -> tuple[list[tuple[str, Path]], dict[str, Path]]
     Raises:
         DataError: not a data set.
     """
+    described = read_description(folder)
+    packed = {name: about["packed"] for name, about in described.items() if "packed" in about}
+    if packed:
+        images, labels = (
+            {name: about["folder"] / about[kind][0] for name, about in packed.items()}
+            for kind in ("images", "labels")
+        )
+        return list(images.items()), labels
     image_folders, label_folders = _pair_folders(folder)
     images = [(case_name(path), path) for part in image_folders for path in find_cases(part)]
     # A label map has no channel number: one called phantom_0000 is that of phantom_0000_0000.
@@ -131,15 +159,20 @@ def read_description(folder: Path) -> dict[str, dict]:
     Raises:
         DataError: it is damaged.
     """
-    description = folder / "cases.json"
-    if not description.is_file():
-        return {}
-    try:
-        described = json.loads(description.read_text())
-    except ValueError as error:
-        raise DataError(f"{description}: not JSON ({error})") from error
-    if not isinstance(described, dict) or not all(isinstance(v, dict) for v in described.values()):
-        raise DataError(f"{description}: not of the form {{case: {{…}}, …}}")
+    described: dict[str, dict] = {}
+    for path in (folder / "cases.json", *sorted(folder.glob("part-*/cases.json"))):
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{path}: not JSON ({error})") from error
+        if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
+            raise DataError(f"{path}: not of the form {{case: {{…}}, …}}")
+        for about in content.values():
+            if "packed" in about:
+                about["packed"]["folder"] = path.parent
+        described |= content
     return described
 
 
@@ -209,6 +242,7 @@ def find_training_cases(
                 stack=stack,
                 window_hu=window_hu,
                 expert=str(about.get("label_quality", "expert")).startswith("expert"),
+                packed=about.get("packed"),
             )
         )
     return sorted(cases, key=lambda case: case.name)
@@ -267,6 +301,16 @@ def intensity_statistics(cases: list[Case]) -> tuple[float, float]:
     mean = sum(case.cached.total for case in cases) / count
     variance = sum(case.cached.total_of_squares for case in cases) / count - mean**2
     return mean, max(variance, 0.0) ** 0.5
+
+
+def never_present(cases: list[Case]) -> str:
+    """Return a caution naming the labels annotated in every case and present in none, or ""."""
+    if not cases:
+        return ""
+    everywhere = set.intersection(*(set(case.annotated) for case in cases))
+    absent = sorted(everywhere.difference(*(case.cached.present for case in cases)))
+    names = ", ".join(LABEL_NAMES[label] for label in absent)
+    return f"annotated in every case and present in none: {names}" if names else ""
 
 
 def label_table(training: list[Case], held_out: list[Case]) -> str:

@@ -3,7 +3,6 @@
 Every volume is read as training reads it, and nothing is written.
 """
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -11,16 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from inference.labels import LABEL_NAMES
-from inference.volume import VolumeError, read_volume
+from inference.memory import cpu_limit
+from inference.volume import VolumeError
 from training.cache import read_case
 from training.cases import (
     CachedVolume,
     Case,
     find_training_cases,
     label_table,
+    never_present,
     paired_files,
     read_description,
 )
@@ -58,22 +57,11 @@ def _note(table: dict[str, list[str]], reason: str, names: Iterable[str]) -> Non
         table.setdefault(reason, []).extend(names)
 
 
-def _doubts(case: Case, numbers: np.ndarray) -> list[str]:
-    """What is doubtful of a case that can be used.
-
-    Args:
-        case: with what is known of its volume.
-        numbers: in the label map's file.
-    """
+def _doubts(case: Case) -> list[str]:
+    """Return what is doubtful of a case that can be used."""
     known, doubts = case.cached, []
     if known.remark:
         doubts.append(f"headers disagree: {known.remark}")
-    if (
-        unknown := sorted(set(numbers.tolist()) - {0} - set(case.mapping.labels))
-        if (case.mapping)
-        else []
-    ):
-        doubts.append(f"the label map's {', '.join(map(str, unknown))} become background")
     unlisted = [LABEL_NAMES[label] for label in known.present if label not in case.annotated]
     if unlisted:
         doubts.append(f"marked but not in annotated_labels, so not taught: {', '.join(unlisted)}")
@@ -94,15 +82,14 @@ def _read(case: Case) -> tuple[list[str], str]:
     """Read a case; its doubts, and the reason why it cannot be used or ""."""
     try:
         _, _, about = read_case(case)
-        numbers = np.unique(read_volume(case.label).voxels).astype(np.int64)
-    except (VolumeError, OSError) as error:
+    except VolumeError as error:
         return [], str(error).splitlines()[0]
-    case.cached = CachedVolume(image=case.image, labels=case.label, **about)
+    case.cached = CachedVolume.of(case.image, case.label, about)
     if case.annotated is None:
         case.annotated = case.cached.present
     if not case.annotated:
         return [], "nothing is labelled"
-    return _doubts(case, numbers), ""
+    return _doubts(case), ""
 
 
 def check_data_set(
@@ -139,7 +126,7 @@ def check_data_set(
     result.left_out = len(find_training_cases(folder, mapping, left_out=True))
     found = find_training_cases(folder, mapping)
     told = time.monotonic()
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(4, cpu_limit())) as pool:
         for done, (case, (doubts, reason)) in enumerate(
             zip(found, pool.map(_read, found), strict=True), 1
         ):
@@ -152,6 +139,8 @@ def check_data_set(
             if time.monotonic() - told > _REPORT_EVERY_S:
                 told = time.monotonic()
                 report(f"{folder}: read {done} of {len(found)} cases")
+    if absent := never_present(result.cases):
+        _note(result.cautions, absent, [case.name for case in result.cases])
     return result
 
 

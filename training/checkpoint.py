@@ -1,12 +1,26 @@
 """The state of a run: what a checkpoint holds, and what a run goes on from."""
 
+import math
+import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from inference.files import one_line, whole_file
+
+ADVICE = (
+    "the same command with a lower --learning-rate, --gradient-clip 1 or --precision fp32 "
+    "goes on from the last checkpoint"
+)
+"""What may help a run whose loss or weights are no longer finite; it may change on resuming."""
+
 _NUMBERS = ("step", "loss_count", "seconds", "best")
+
+
+class RunError(ValueError):
+    """A run that cannot start, go on or be exported; the message is the reason, in one line."""
 
 
 @dataclass
@@ -56,7 +70,12 @@ class State:
         return {**self.network.state_dict(), **self._settled}
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint under a temporary name, then rename it."""
+        """Write a checkpoint, whole and flushed to the disk or not at all.
+
+        Raises:
+            RunError: the weights are no longer finite; what is there stays.
+            OSError: the file cannot be written.
+        """
         network = self._network_state()
         average = self.average.state_dict() if self.average else None
         content = {
@@ -68,13 +87,21 @@ class State:
             "loss_sum": self.loss_sum.item(),
             **{name: getattr(self, name) for name in _NUMBERS},
         }
-        temporary = path.with_name(f".{path.name}.partial")
-        torch.save(content, temporary)
-        temporary.replace(path)
+        if not all_finite(content):
+            there = f"{path} stays as it was" if path.is_file() else "no checkpoint is there"
+            raise RunError(
+                f"the weights are not finite at step {self.step}, so not saved: {there}; {ADVICE}"
+            )
+        with whole_file(path) as file:
+            torch.save(content, file)
 
     def load(self, path: Path, device: torch.device) -> None:
-        """Take up what `save` wrote."""
-        content = torch.load(path, map_location=device, weights_only=True)
+        """Take up what `save` wrote.
+
+        Raises:
+            RunError: as `read_checkpoint`.
+        """
+        content = read_checkpoint(path, device)
         self.network.load_state_dict(content["network"])
         self.settle()
         if self.average:
@@ -87,11 +114,40 @@ class State:
             setattr(self, name, content[name])
 
 
-def steps_done(path: Path) -> int:
-    """The steps that a checkpoint has behind it; its tensors are not read.
+def all_finite(content: object) -> bool:
+    """Return whether no number in a checkpoint, or in a part of it, is infinite or NaN."""
+    if isinstance(content, Tensor):
+        return bool(content.isfinite().all())
+    if isinstance(content, dict | list | tuple):
+        values = content.values() if isinstance(content, dict) else content
+        return all(map(all_finite, values))
+    return not isinstance(content, float) or math.isfinite(content)
+
+
+def read_checkpoint(path: Path, device: torch.device | str = "cpu", *, mmap: bool = False) -> dict:
+    """Read what `State.save` wrote.
+
+    Args:
+        path: of the file.
+        device: for its tensors.
+        mmap: read no tensor before it is used.
 
     Raises:
-        OSError: the file cannot be read.
+        RunError: the file cannot be read, or is damaged.
     """
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return int(content["step"])
+    try:
+        content = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
+        return {**content, "step": int(content["step"])}
+    except OSError as error:
+        raise RunError(f"{path}: {one_line(error)}") from error
+    except (
+        RuntimeError,
+        EOFError,
+        pickle.UnpicklingError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise RunError(
+            f"{path}: damaged, not a checkpoint: delete it to begin anew, or put a whole one there"
+        ) from error

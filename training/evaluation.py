@@ -39,7 +39,7 @@ class Score:
 
 def reference_of(case: Case) -> np.ndarray:
     """A cached case's label map, labels that its annotator did not look for as 0."""
-    labels = np.load(case.cached.labels, mmap_mode="r")
+    labels = case.cached.label_map
     return annotated_only(labels, annotated_mask(case.annotated))
 
 
@@ -102,7 +102,7 @@ def score_cases(
     scores = []
     for case in cases:
         prediction = predictor.predict(
-            np.load(case.cached.image, mmap_mode="r"),
+            case.cached.hu,
             window=case.cached.window,
             reduction=metadata.reduction_at(case.cached.spacing),
         )
@@ -176,7 +176,7 @@ def read_left_out(path: Path) -> dict[str, list[Score]]:
         ValueError: it is another file.
     """
     data_sets: dict[str, list[Score]] = {}
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             try:
                 dsc, nsd = float(row["dsc"]), float(row["nsd"])
@@ -189,7 +189,7 @@ def read_left_out(path: Path) -> dict[str, list[Score]]:
 
 def read_scores(path: Path) -> list[Score]:
     """Read what `write_scores` wrote."""
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return [
             Score(
                 int(row["step"]),

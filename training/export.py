@@ -1,18 +1,16 @@
 """Weights for the container from a run, with a model card beside them."""
 
-import dataclasses
 import datetime
 import inspect
 import json
 import math
 from pathlib import Path
 
-import torch
-
 from inference.files import write_atomically
 from inference.labels import LABEL_NAMES
 from inference.model import AttentionUNet
 from inference.weights import WeightsMetadata, save_weights
+from training.checkpoint import ADVICE, RunError, all_finite, read_checkpoint
 from training.evaluation import (
     Score,
     mean_by_label,
@@ -20,7 +18,8 @@ from training.evaluation import (
     read_left_out,
     read_scores,
 )
-from training.recipe import Recipe, clips
+from training.recipe import clips
+from training.run_folder import read_run
 
 WEAK_DSC = 0.7
 """Labels below this held-out DSC are named among the known weaknesses."""
@@ -29,10 +28,6 @@ USELESS_DSC = 0.1
 """Weights whose organs score below this on average carry a warning wherever they are used."""
 
 _FEWEST_SLICES = 2000  # seen in training, below which no network of ours has learned anything
-
-
-class ExportError(ValueError):
-    """A run that cannot be exported; the message is the reason, in one line."""
 
 
 def export(
@@ -63,7 +58,7 @@ def export(
         The model card's path.
 
     Raises:
-        ExportError: not a run, or it has no such checkpoint.
+        RunError: not a run, or it has no such checkpoint.
         OSError: a file cannot be written.
     """
     about, state = _read_run(run, checkpoint)
@@ -75,9 +70,9 @@ def export(
     try:
         unseen_scores = read_left_out(left_out) if left_out else {}
     except (OSError, ValueError) as error:
-        raise ExportError(f"{left_out}: {error}") from error
+        raise RunError(f"{left_out}: {error}") from error
     if scores_of and not at_step:
-        raise ExportError(f"{scores_of}: no run with held-out scores is there")
+        raise RunError(f"{scores_of}: no run with held-out scores is there")
     metadata = WeightsMetadata(
         base_channels=recipe["base_channels"],
         num_classes=len(LABEL_NAMES),
@@ -116,16 +111,13 @@ def _read_run(run: Path, checkpoint: str) -> tuple[dict, dict]:
     """What a run says of itself, and a checkpoint of it.
 
     Raises:
-        ExportError: as `export`.
+        RunError: as `export`.
     """
     path = run / f"{checkpoint}.pt"
-    if not (run / "run.json").is_file():
-        raise ExportError(f"{run}: no run of `python -m training fit` is there")
-    about = json.loads((run / "run.json").read_text())
-    # Numbers that the run's version did not know have their defaults, which change nothing.
-    recipe = about["recipe"] = {**dataclasses.asdict(Recipe()), **about["recipe"]}
+    about = read_run(run)
+    recipe = about["recipe"]
     if not path.is_file() and not (run / "last.pt").is_file():
-        raise ExportError(
+        raise RunError(
             f"{run}: no checkpoint yet: a run writes one every {recipe['checkpoint_interval']} "
             "steps, and where it is stopped (Ctrl-C)"
         )
@@ -136,8 +128,11 @@ def _read_run(run: Path, checkpoint: str) -> tuple[dict, dict]:
             if about["held_out"]
             else "the run holds no case out, so none of its checkpoints is known to be the best"
         )
-        raise ExportError(f"{run}: {why}: take its last one, --checkpoint last, or train on")
-    return about, torch.load(path, map_location="cpu", weights_only=True)
+        raise RunError(f"{run}: {why}: take its last one, --checkpoint last, or train on")
+    state = read_checkpoint(path)
+    if not all_finite(state["weights"]):
+        raise RunError(f"{path}: its weights are not finite (step {state['step']}): {ADVICE}")
+    return about, state
 
 
 def warning_of(

@@ -29,7 +29,7 @@ from inference.prediction import trained_network
 from inference.weights import WeightsMetadata
 from training.augmentation import Intensities, prepare
 from training.cases import Case
-from training.checkpoint import State
+from training.checkpoint import ADVICE, State
 from training.held_out import HeldOut
 from training.loss import deep_supervision_loss
 from training.pictures import draw_curves
@@ -295,10 +295,7 @@ def fit(
                     state.loss_sum /= processes.count
                 mean_loss = state.loss_sum.item() / state.loss_count
                 if not math.isfinite(mean_loss):
-                    raise RunError(
-                        f"the loss is {mean_loss} at step {state.step}: try a lower "
-                        "--learning-rate, --gradient-clip 1 or --precision fp32"
-                    )
+                    raise RunError(f"the loss is {mean_loss} at step {state.step}: {ADVICE}")
                 now = time.monotonic()
                 speed = (state.step - reported) * recipe.batch_size / (now - since)
                 with stop.unbroken:
@@ -307,7 +304,7 @@ def fit(
                     if first:
                         rate = learning_rate_at(state.step - 1, recipe)
                         numbers = f"{mean_loss!r},{rate!r},{speed:.2f},{state.seconds:.1f}"
-                        with (output / "metrics.csv").open("a") as file:
+                        with (output / "metrics.csv").open("a", encoding="utf-8") as file:
                             file.write(f"{state.step},{numbers}\n")
                 since, reported = now, state.step
                 if first:

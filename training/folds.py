@@ -30,7 +30,7 @@ def fold_table(runs: list[Path]) -> str:
     steps: dict[int, int] = {}
     first: dict | None = None
     for run in runs:
-        recipe = json.loads((run / "run.json").read_text())["recipe"]
+        recipe = json.loads((run / "run.json").read_text(encoding="utf-8"))["recipe"]
         fold = recipe.get("fold", 0)
         if not recipe.get("folds", 0):
             raise ValueError(f"{run}: not a fold: it was trained without --folds")

@@ -90,6 +90,36 @@ def make_parser() -> argparse.ArgumentParser:
         "--data", action="append", required=True, metavar="DIR[=MAP]", help="as in fit"
     )
 
+    pack = commands.add_parser(
+        "pack",
+        help="write data sets as small files that need no header library",
+        description="Write the cases of data sets as 8-bit PNG files of at most 15 MB in parts of "
+        "at most 45 MiB, clipped to the recipe's clip_hu and cropped to the body, with all that "
+        "cases.json says. fit, score and check take the folder as --data. Exit code 1 if a case "
+        "could not be packed.",
+        epilog="example: python -m training pack --data CTS --recipe slim --output packed",
+    )
+    pack.add_argument(
+        "--data", action="append", required=True, metavar="DIR[=MAP]", help="as in fit"
+    )
+    pack.add_argument("--output", type=Path, required=True, metavar="DIR", help="an empty folder")
+    pack.add_argument(
+        "--recipe",
+        default="slim",
+        metavar="NAME|FILE.toml",
+        help="whose clip_hu bounds the HU (default: %(default)s)",
+    )
+    pack.add_argument(
+        "--step",
+        type=float,
+        default=0.0,
+        metavar="HU",
+        help="least distance of two levels; more of it packs smaller (default: what 8 bits hold)",
+    )
+    pack.add_argument(
+        "--left-out", action="store_true", help="pack the left-out cases as well, for score"
+    )
+
     export = commands.add_parser(
         "export",
         help="write a run's weights and model card",

@@ -6,22 +6,18 @@ import zlib
 from io import BytesIO
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from inference.colours import LABEL_COLOURS
+from inference.colours import LEGEND_COLOURS, overlay
 from inference.files import write_atomically
 from inference.labels import LABEL_NAMES
 from training.cases import Case
 from training.evaluation import mean_by_label, mean_organ_dsc, read_scores, reference_of
 
-_COLOURS = ListedColormap(LABEL_COLOURS / 255)
 _OVERLAY_SLICES = 6
-_SOFT_TISSUE_HU = (-160, 240)
 _AIR_BELOW_HU = -300
 
 
@@ -37,7 +33,7 @@ def draw_curves(run: Path) -> None:
     Raises:
         OSError: metrics.csv cannot be read, or the picture not be written.
     """
-    with (run / "metrics.csv").open(newline="") as file:
+    with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     steps = [int(row["step"]) for row in rows]
     figure = Figure(figsize=(15, 4.2), dpi=110, layout="constrained")
@@ -58,7 +54,7 @@ def draw_curves(run: Path) -> None:
             accuracy.plot(
                 scored,
                 [mean[label][0] if label in mean else np.nan for mean in means],
-                color=mpl.colormaps["tab20"](label),
+                color=LEGEND_COLOURS[label] / 255,
                 label=LABEL_NAMES[label],
                 **few,
             )
@@ -97,7 +93,7 @@ def draw_overlay(path: Path, case: Case, prediction: np.ndarray, title: str) -> 
         OSError: the picture cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    hu = np.load(case.cached.image, mmap_mode="r")
+    hu = case.cached.hu
     reference = reference_of(case)
     labelled = np.flatnonzero((reference | prediction).any(axis=(1, 2)))
     if not labelled.size:
@@ -113,17 +109,8 @@ def draw_overlay(path: Path, case: Case, prediction: np.ndarray, title: str) -> 
         strict=True,
     ):
         for axes, index in zip(row, shown, strict=True):
-            low, high = _SOFT_TISSUE_HU
-            axes.imshow(hu[index][box], "gray", vmin=low, vmax=high, aspect=row_mm / column_mm)
-            axes.imshow(
-                np.ma.masked_equal(label_map[index][box], 0),
-                _COLOURS,
-                vmin=0,
-                vmax=len(LABEL_NAMES) - 1,
-                alpha=0.5,
-                interpolation="nearest",
-                aspect=row_mm / column_mm,
-            )
+            picture = overlay(hu[index][box], label_map[index][box])
+            axes.imshow(picture, interpolation="hanning", aspect=row_mm / column_mm)
             axes.set_title(f"{name}, slice {index + 1}", fontsize=9)
             axes.axis("off")
             for x, side in ((0.01, "R"), (0.94, "L")):
@@ -131,7 +118,7 @@ def draw_overlay(path: Path, case: Case, prediction: np.ndarray, title: str) -> 
     present = np.union1d(np.unique(reference[shown]), np.unique(prediction[shown]))
     figure.legend(
         handles=[
-            Patch(color=LABEL_COLOURS[label] / 255, label=LABEL_NAMES[label])
+            Patch(color=LEGEND_COLOURS[label] / 255, label=LABEL_NAMES[label])
             for label in present[present > 0]
         ],
         loc="outside lower center",
@@ -205,7 +192,7 @@ def compare_runs(runs: list[Path], number: str, picture: Path) -> str:
     groups: dict[str, list[Path]] = {}
     scored_at: list[set[int]] = []
     for run in runs:
-        recipe = json.loads((run / "run.json").read_text())["recipe"]
+        recipe = json.loads((run / "run.json").read_text(encoding="utf-8"))["recipe"]
         groups.setdefault(str(recipe[number]), []).append(run)
         if not (run / "held_out.csv").is_file():
             raise ValueError(
@@ -225,7 +212,7 @@ def compare_runs(runs: list[Path], number: str, picture: Path) -> str:
         colour = f"C{len(lines)}"
         losses, scores = [], []
         for run in members:
-            with (run / "metrics.csv").open(newline="") as file:
+            with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
                 rows = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
             losses.append(dict(rows))
             of_run = read_scores(run / "held_out.csv")

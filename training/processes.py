@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import distributed
 
-from inference.device import choose_device
+from inference.device import choose_device, thread_count
 
 Result = TypeVar("Result")
 
@@ -42,6 +42,7 @@ def join_processes(device: str) -> Processes:
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
+        torch.set_num_threads(thread_count())
         return Processes(0, 1, choose_device(device))
     local = int(os.environ["LOCAL_RANK"])
     on_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
@@ -63,8 +64,14 @@ def first_then_others(processes: Processes, work: Callable[[], Result]) -> Resul
     return done
 
 
+def stop_signals() -> list[int]:
+    """Return the signals that ask for an end: a lost terminal's too, unless nohup ignores it."""
+    hangs_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    return [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hangs_up else [])]
+
+
 class StopRequest:
-    """SIGTERM or Ctrl-C: answered at once, obeyed after the step under way or `GRACE_S` of it.
+    """SIGTERM, SIGHUP, Ctrl-C: answered at once, obeyed after the step under way or `GRACE_S`.
 
     A step of a large network on a CPU is a few calls into torch, a minute each, and Python handles
     signals between calls only. So a thread waits for them, on the descriptor that the signal itself
@@ -91,9 +98,7 @@ class StopRequest:
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
         self._descriptor = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
-        self.previous = {
-            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
-        }
+        self.previous = {number: signal.signal(number, self._note) for number in stop_signals()}
         self._watcher = threading.Thread(target=self._watch, name="signals", daemon=True)
         self._watcher.start()
 
@@ -156,5 +161,5 @@ class StopRequest:
 
 def leave_stopping_to_parent(_worker: int) -> None:
     """Ctrl-C and `kill` of a group reach the readers of slices too, which must not die first."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in stop_signals():
         signal.signal(number, signal.SIG_IGN)

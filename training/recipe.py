@@ -163,7 +163,13 @@ def clips(clip_hu: Sequence[float]) -> tuple[float, float] | None:
     return (low, high) if (low, high) != (0, 0) else None
 
 
-MAY_CHANGE_ON_RESUME = ("steps", "log_interval", "checkpoint_interval", "evaluation_interval")
+MAY_CHANGE_WITH_A_LINE = ("learning_rate", "gradient_clip", "precision")
+"""What may help a run whose loss is no longer finite; it may differ when the run is taken up."""
+
+MAY_CHANGE_ON_RESUME = (
+    *("steps", "log_interval", "checkpoint_interval", "evaluation_interval"),
+    *MAY_CHANGE_WITH_A_LINE,
+)
 """Numbers that may differ when a run is taken up again; all others would make it another run."""
 
 
@@ -214,7 +220,7 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
         shipped = ", ".join(sorted(file.stem for file in FOLDER.glob("*.toml")))
         raise RecipeError(f"no recipe {name}: name one of {shipped} or a .toml file")
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path}: not TOML ({error})") from error
     numbers = {}

@@ -3,29 +3,69 @@
 import dataclasses
 import json
 import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from inference.files import write_atomically
+from inference.files import locked, one_line, write_atomically
 from training.augmentation import Intensities
 from training.cases import Case
-from training.checkpoint import steps_done
-from training.recipe import MAY_CHANGE_ON_RESUME, Recipe, learning_rate_at, to_toml
+from training.checkpoint import RunError, read_checkpoint
+from training.recipe import (
+    MAY_CHANGE_ON_RESUME,
+    MAY_CHANGE_WITH_A_LINE,
+    Recipe,
+    learning_rate_at,
+    to_toml,
+)
 
 METRICS = ("step", "loss", "learning_rate", "slices_per_s", "seconds")
 """Columns of metrics.csv: loss is the mean since the row before, seconds those of training."""
-
-
-class RunError(ValueError):
-    """A run that cannot be started or taken up; the message is the reason, in one line."""
 
 
 def code_revision() -> str:
     """The git revision of this code, with "+" if files were changed, or "unknown"."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def read_run(output: Path) -> dict:
+    """Return what `run.json` says of a run; numbers its version did not know have their defaults.
+
+    Raises:
+        RunError: there is none, or it is damaged.
+    """
+    path = output / "run.json"
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        defaults = json.loads(json.dumps(dataclasses.asdict(Recipe())))
+        return {**about, "recipe": {**defaults, **about["recipe"]}}
+    except OSError as error:
+        raise RunError(f"{output}: not a run ({path.name}: {one_line(error)})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path}: damaged ({one_line(error)})") from error
+
+
+@contextmanager
+def held(output: Path) -> Iterator[None]:
+    """Make a run's folder and hold it for as long as it is trained in.
+
+    Raises:
+        RunError: another process holds it.
+        OSError: it cannot be made or written.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(output / "last.pt", wait=False))
+        except BlockingIOError as error:
+            raise RunError(f"{output}: another training is running in this folder") from error
+        yield
 
 
 def describe_run(
@@ -72,14 +112,10 @@ def start_or_check_run(output: Path, recipe: Recipe, description: dict) -> None:
     Raises:
         RunError: the run there has other numbers or other data.
     """
-    known = output / "run.json"
     numbers = dataclasses.asdict(recipe)
     about = json.loads(json.dumps({**description, "recipe": numbers}))
-    if known.is_file() and (output / "last.pt").is_file():
-        before = json.loads(known.read_text())
-        # Numbers that the run's version did not know have their defaults, which change nothing.
-        defaults = json.loads(json.dumps(dataclasses.asdict(Recipe())))
-        before["recipe"] = {**defaults, **before["recipe"]}
+    if (output / "run.json").is_file() and (output / "last.pt").is_file():
+        before = read_run(output)
         for name in MAY_CHANGE_ON_RESUME:
             before["recipe"].pop(name), about["recipe"].pop(name)
         for name, value in about["recipe"].items():
@@ -89,13 +125,13 @@ def start_or_check_run(output: Path, recipe: Recipe, description: dict) -> None:
                     "name another --output, or give the same numbers to go on"
                 )
         for name in description:
-            if before[name] != about[name]:
+            if before.get(name) != about[name]:
                 raise RunError(f"{output} is a run with other data ({name}): name another --output")
         about = {**before, "recipe": numbers}
     else:
         about["revision"] = code_revision()
     write_atomically(output / "recipe.toml", to_toml(recipe).encode())
-    write_atomically(known, json.dumps(about, indent=1).encode())
+    write_atomically(output / "run.json", json.dumps(about, indent=1).encode())
 
 
 def take_up(output: Path, recipe: Recipe) -> list[str]:
@@ -118,7 +154,7 @@ def take_up(output: Path, recipe: Recipe) -> list[str]:
         )
     if not (output / "last.pt").is_file():
         return lines
-    done = steps_done(output / "last.pt")
+    done = read_checkpoint(output / "last.pt", mmap=True)["step"]
     if done > recipe.steps:
         raise RunError(
             f"{output} has done {done} steps, more than --steps {recipe.steps}: give more than "
@@ -127,9 +163,12 @@ def take_up(output: Path, recipe: Recipe) -> list[str]:
         )
     if done == recipe.steps:
         lines.append(f"{output} has done all its {done} steps: --steps above {done} would train on")
-    known = output / "run.json"
-    before = json.loads(known.read_text())["recipe"].get("steps") if known.is_file() else None
-    if before not in (None, recipe.steps) and recipe.schedule != "constant" and done < recipe.steps:
+    known = read_run(output)["recipe"]
+    for name in MAY_CHANGE_WITH_A_LINE:
+        if known[name] != (value := getattr(recipe, name)):
+            lines.append(f"{output}: {name} was {known[name]} and is {value} from step {done}")
+    before = known["steps"]
+    if before != recipe.steps and recipe.schedule != "constant" and done < recipe.steps:
         was = learning_rate_at(done, dataclasses.replace(recipe, steps=before))
         lines.append(
             f"{output} was to end at step {before} and now ends at {recipe.steps}: from step "
@@ -140,6 +179,6 @@ def take_up(output: Path, recipe: Recipe) -> list[str]:
 
 def truncate_metrics(path: Path, step: int) -> None:
     """Drop the rows after a checkpoint: their steps are about to be done again."""
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     kept = [line for line in lines[1:] if int(line.split(",")[0]) <= step]
     write_atomically(path, "".join([",".join(METRICS) + "\n", *kept]).encode())

@@ -103,9 +103,8 @@ class SliceDataset(Dataset):
             rows = patients[rng.choice(len(patients), p=share)]
         number, index = rows[rng.integers(len(rows))]
         case = self.cases[number]
-        # Opened anew each time: thousands of open maps would exhaust a process's file descriptors.
-        hu = np.load(case.cached.image, mmap_mode="r")[index]
-        labels = np.load(case.cached.labels, mmap_mode="r")[index]
+        hu = case.cached.hu[index]
+        labels = case.cached.label_map[index]
         annotated = annotated_mask(case.annotated)
         _, row_mm, column_mm = case.cached.spacing
         return Slice(

@@ -71,7 +71,7 @@ def remove_container() -> int:
 
 def load(archive: str) -> None:
     if not tarfile.is_tarfile(archive):
-        print("Loaded image: " + Path(archive).read_text())
+        print("Loaded image: " + Path(archive).read_text(encoding="utf-8"))
         return
     with tarfile.open(archive) as tar:
         (entry,) = json.load(tar.extractfile("manifest.json"))

@@ -126,12 +126,12 @@ def _judge(
     identity: tuple[str, ...],
 ) -> tuple[str, str]:
     try:
-        found = find_series(root)
+        found, lines = find_series(root)
     except Exception as error:
         return f"finding escaped: {type(error).__name__}", str(error)
-    lines, verdict = list(found.left_out), REFUSED
+    verdict = REFUSED
     seen = False
-    for series in found.series:
+    for series in found:
         if series.uid == good or {one.uid for one in series.slices} & set(intact):
             lines.append(str(series))  # whose other files tell the patient's name as well
         try:

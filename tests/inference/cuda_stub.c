@@ -14,8 +14,4 @@ static int note(const char *call, int argument) {
 int cuDriverGetVersion(int *version) { *version = 12040; return 0; }
 int cuInit(unsigned flags) { return note("cuInit", (int)flags); }
 int cuDeviceGet(int *device, int index) { *device = 40 + index; return note("cuDeviceGet", index); }
-int cuDevicePrimaryCtxRetain(void **context, int device) {
-    *context = (void *)1;
-    return note("cuDevicePrimaryCtxRetain", device);
-}
 int cuDevicePrimaryCtxReset_v2(int device) { return note("cuDevicePrimaryCtxReset", device); }

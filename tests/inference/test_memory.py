@@ -9,12 +9,15 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import torch
 from conftest import RAS_AFFINE, errors_of, metadata_of, save_nifti, trained_looking_network
 
 from inference import service
-from inference.memory import MemoryBudget, memory_limit
+from inference.memory import MemoryBudget, cpu_limit, memory_limit
 from inference.outputs import Outputs
+from inference.prediction import Predictor
 from inference.service import Service
+from inference.weights import load_weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,6 +40,52 @@ def test_the_memory_limit_is_that_of_the_group(tmp_path):
     (tmp_path / "sys/fs/cgroup/memory").mkdir()
     (tmp_path / "sys/fs/cgroup/memory/memory.limit_in_bytes").write_text("1000000000\n")
     assert memory_limit(tmp_path) == 1_000_000_000
+
+
+@pytest.mark.parametrize("kind", ["AS", "DATA"])
+def test_ulimits_are_limits_of_memory(kind):
+    script = (
+        "import resource; from inference.memory import memory_limit\n"
+        f"resource.setrlimit(resource.RLIMIT_{kind}, (1234567890, -1)); print(memory_limit())"
+    )
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(ended.stdout) == 1234567890
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "cpus"),
+    [
+        ("", {}, 64),
+        ("0::/", {"cpu.max": "max 100000"}, 64),
+        ("0::/", {"cpu.max": "50000 100000"}, 1),
+        ("0::/", {"cpu.max": "399999 100000"}, 3),
+        ("0::/a/b", {"a/cpu.max": "200000 100000", "a/b/cpu.max": "max 100000"}, 2),
+        ("3:cpu,cpuacct:/docker/1", {"cpu/cpu.cfs_quota_us": "-1"}, 64),
+        ("3:cpu,cpuacct:/x", {"cpu,cpuacct/x/cpu.cfs_quota_us": "500000"}, 5),
+        ("3:cpu:/docker/1\n0::/", {"cpu/cpu.cfs_quota_us": "25000"}, 1),
+    ],
+)
+def test_the_cpu_limit_is_that_of_affinity_and_quota(
+    tmp_path, monkeypatch, membership, files, cpus
+):
+    monkeypatch.setattr("inference.memory.os.sched_getaffinity", lambda _: set(range(64)))
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(membership)
+    for name, text in files.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+        (path.parent / "cpu.cfs_period_us").write_text("100000\n")
+    assert cpu_limit(tmp_path) == cpus
+
+
+@pytest.mark.parametrize(("asked", "threads"), [("", 2), ("3", 4)])
+def test_lanes_follow_the_quota_unless_openmp_is_told(weights_file, monkeypatch, asked, threads):
+    monkeypatch.setattr("inference.device.cpu_limit", lambda: 2)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 4)  # as OMP_NUM_THREADS or cores make it
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert Predictor([load_weights(weights_file)], torch.device("cpu")).lanes == threads
 
 
 def bomb(path, claimed, unpacked):

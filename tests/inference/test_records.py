@@ -5,6 +5,7 @@ Long because it is one way, which each test breaks elsewhere: written, cut off, 
 
 import hashlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -16,13 +17,14 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from conftest import RAS_AFFINE, metadata_of, save_nifti, trained_looking_network
+from conftest import RAS_AFFINE, metadata_of, save_nifti, trained_looking_network, with_header
+from PIL import Image
 
 import inference
+from inference.command import main
 from inference.labels import LABEL_NAMES
 from inference.manifest import Manifest
 from inference.provenance import Provenance, made_by
-from inference.service import Service
 from inference.weights import save_weights
 
 ROOT = Path(__file__).parents[2]
@@ -41,21 +43,6 @@ def other_weights(tmp_path):
     network = trained_looking_network(seed=1)
     save_weights(tmp_path / "other.safetensors", network.state_dict(), metadata_of(network))
     return tmp_path / "other.safetensors"
-
-
-@pytest.fixture
-def predicted(monkeypatch):
-    """Names of the cases that the network saw."""
-    names = []
-    predict = Service._predict
-
-    def seen(self, case, predictor):
-        if not case.kept:
-            names.append(case.name)
-        predict(self, case, predictor)
-
-    monkeypatch.setattr(Service, "_predict", seen)
-    return names
 
 
 # The header
@@ -96,7 +83,7 @@ def test_label_maps_of_other_weights_or_versions_are_made_again(
     others = (folders[1] / "a.nii.gz").read_bytes()
     assert run(*keep) == 0
     reason = capsys.readouterr().err
-    assert "made again: it was made by abdoseg" in reason and "other sha256:" in reason
+    assert "recomputing: it was made by abdoseg" in reason and "other sha256:" in reason
     assert (folders[1] / "a.nii.gz").read_bytes() != others
     assert predicted == ["a", "a"]
     assert run(*keep) == 0
@@ -126,6 +113,84 @@ def test_a_label_map_with_something_behind_it_is_not_whole(folders, run, ct, pre
         assert run("--keep-existing", "--quiet") == 0
         assert words in capsys.readouterr().err
         assert path.read_bytes() == good
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ending", "same_content", "same_time", "with_manifest", "again"),
+    [
+        (".nii", False, False, False, True),
+        (".nii", False, True, False, False),  # nothing tells
+        (".nii", False, True, True, True),  # the SHA-256 does
+        (".nii.gz", False, True, True, True),  # the size does
+        (".nii", True, False, False, True),
+        (".nii", True, False, True, False),  # touched alone: the SHA-256 is the same
+    ],
+)
+def test_a_replaced_input_is_segmented_again(
+    folders, run, ct, tmp_path, predicted, ending, same_content, same_time, with_manifest, again
+):
+    """Its label map and its rows are those of the new file, and a line says why."""
+    source, output = folders[0] / f"a_0000{ending}", folders[1] / "a.nii.gz"
+    log, table, fresh = tmp_path / "m.jsonl", tmp_path / "t.csv", tmp_path / "fresh.csv"
+    records = ["--quiet", "--statistics", str(table)]
+    records += ["--manifest", str(log)] if with_manifest else []
+    save_nifti(source, ct)
+    os.utime(source, ns=(10**18, 10**18))
+    assert run(*records) == 0
+    save_nifti(source, ct if same_content else ct[::-1] // 2)
+    later = output.stat().st_mtime_ns + 1
+    os.utime(source, ns=(10**18, 10**18) if same_time else (later, later))
+    predicted.clear()
+    assert run("--keep-existing", *records) == 0
+    assert predicted == ["a"] * again
+    if with_manifest:
+        assert len(lines_of(log)[-1]["warnings"]) == again
+    if again:
+        kept = output.read_bytes()
+        assert run("--quiet", "--statistics", str(fresh)) == 0
+        assert (output.read_bytes(), table.read_text()) == (kept, fresh.read_text())
+
+
+@pytest.mark.slow
+def test_doubts_about_the_header_are_in_the_manifest(folders, run, ct, tmp_path):
+    log = tmp_path / "m.jsonl"
+    with_header(folders[0] / "a_0000.nii", ct, codes=(0, 0))
+    with_header(folders[0] / "b_0000.nii", ct, pixdim=[1, 1, 1, 1, 0, 0, 0, 0])
+    with_header(folders[0] / "c_0000.nii", ct)
+    assert run("--quiet", "--manifest", str(log)) == 0
+    lines = {line["case"]: line for line in lines_of(log)}
+    assert [len(lines[name]["warnings"]) for name in "abc"] == [1, 1, 0]
+    assert "LAS" in lines["a"]["warnings"][0] and lines["a"]["orientation"] == "LAS"
+    assert all(size in lines["b"]["warnings"][0] for size in ("1.5x1.25x4 mm", "1x1x1 mm"))
+
+
+@pytest.mark.slow
+def test_statistics_flags_preview_and_reduction_are_the_affines(folders, ct, tmp_path):
+    """A leaning file whose `pixdim` is 1 mm has the numbers, slices and pictures of a plain one."""
+    network = trained_looking_network()
+    weights = tmp_path / "reduced.safetensors"
+    save_weights(weights, network.state_dict(), metadata_of(network, matrix_reduction=4))
+    lean = RAS_AFFINE.copy()
+    lean[1, 2] = 4 * np.tan(np.radians(18))
+    with_header(folders[0] / "a_0000.nii", ct)
+    odd = [1, 0.1, 0.1, 0.1, 0, 0, 0, 0]
+    with_header(folders[0] / "b_0000.nii", ct, lean, codes=(1, 0), pixdim=odd)
+    log, table = tmp_path / "m.jsonl", tmp_path / "t.csv"
+    places = ["--input", str(folders[0]), "--output", str(folders[1]), "--weights", str(weights)]
+    records = ["--manifest", str(log), "--statistics", str(table), "--preview", "--quiet"]
+    assert main([*places, "--device", "cpu", *records]) == 0
+    plain, leaning = (
+        np.asanyarray(nibabel.load(folders[1] / f"{name}.nii.gz").dataobj) for name in "ab"
+    )
+    assert np.array_equal(plain, leaning)
+    a, b = sorted(lines_of(log), key=lambda line: line["case"])
+    assert a["volumes_ml"] == b["volumes_ml"] and a["flags"] == b["flags"]
+    assert a["spacing_mm"] == b["spacing_mm"] == [1.5, 1.25, 4.0]
+    rows = [row[1:] for row in table.read_text().splitlines()[1:]]
+    assert rows[:14] == rows[14:]
+    sizes = [Image.open(folders[1] / f"{name}.png").size for name in "ab"]
+    assert sizes[0] == sizes[1]
 
 
 # Manifests
@@ -197,7 +262,9 @@ def test_an_interrupted_manifest_is_taken_up(folders, run, ct, tmp_path, predict
 
 
 @pytest.mark.slow
-def test_a_label_map_of_some_organs_does_not_stand_for_all(folders, run, ct, tmp_path, predicted):
+def test_a_label_map_of_some_organs_does_not_stand_for_all(
+    folders, run, ct, tmp_path, predicted, every_label
+):
     save_nifti(folders[0] / "a_0000.nii.gz", ct)
     log = tmp_path / "m.jsonl"
     some = ("--quiet", "--keep-existing", "--organs", "spleen")
@@ -206,7 +273,7 @@ def test_a_label_map_of_some_organs_does_not_stand_for_all(folders, run, ct, tmp
     assert predicted == ["a"]
     assert run(*some, "--manifest", str(log)) == 0
     assert predicted == ["a", "a"]
-    assert lines_of(log)[0]["volumes_ml"]["liver"] > 0
+    assert all(volume > 0 for volume in lines_of(log)[0]["volumes_ml"].values())
     assert run(*some, "--manifest", str(log)) == 0
     assert predicted == ["a", "a"]
 
@@ -269,7 +336,7 @@ def test_a_manifest_on_a_full_disk_costs_no_case(folders, run, ct, tmp_path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Manifest, "add", full)
-    assert run("--manifest", str(tmp_path / "m.jsonl")) == 0
+    assert run("--manifest", str(tmp_path / "m.jsonl")) == 1
     assert "m.jsonl: No space left on device" in capsys.readouterr().err
     assert (folders[1] / "a.nii.gz").is_file()
 
@@ -293,10 +360,8 @@ predict, read = service.Service._predict, service.Service._read
 def slowly(self, case, predictor):
     predict(self, case, predictor)
     if case.name == "b":
-        self._predicting = True
         print("predicting", flush=True)
         time.sleep({seconds})
-        self._predicting = False
 service.Service._predict = slowly
 if {grace}:
     signals.GRACE_SECONDS, signals.LAST_SECONDS = {grace}, {grace} + 0.3

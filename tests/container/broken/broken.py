@@ -44,7 +44,7 @@ if defect == "greedy":
     hoard = bytearray(4 << 30)
     hoard[::4096] = b"x" * (len(hoard) // 4096)
 if defect == "writes":
-    Path("cache").write_text("something")
+    Path("cache").write_text("something", encoding="utf-8")
 if defect == "shares":
     with open("/dev/shm/tensors", "wb") as shared:  # noqa: PTH123
         for _ in range(100):

@@ -1,0 +1,186 @@
+"""Places that fold names, refuse fsync or rename, or are shared by several runs."""
+
+import errno
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import errors_of, save_nifti
+
+from inference import files
+from inference.files import locked, whole_file, write_atomically
+from inference.shards import shard_of
+from inference.startup import use_for_temporary_files
+from inference.statistics import LabelStatistics, StatisticsTable
+from training.cache import save_array
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Case", "case"),
+        ("STRASSE", "straße"),
+        *[(unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)) for name in
+          ("Müller", "が", "ǰ")],
+        (unicodedata.normalize("NFC", "ÉA"), unicodedata.normalize("NFD", "éa")),
+    ],
+)  # fmt: skip
+def test_names_that_a_file_system_folds_are_one(folders, run, ct, names, capsys):
+    inputs, outputs = folders
+    paths = [save_nifti(inputs / f"{name}_0000.nii.gz", ct[:, :, :3]) for name in names]
+    assert run("--quiet", "--per-organ", "--preview") == 1
+    (line,) = errors_of(capsys)
+    second, first = sorted(paths)[::-1]
+    assert str(second) in line and first.name in line
+    name = first.name.removesuffix("_0000.nii.gz")
+    assert {path.name for path in outputs.iterdir()} == {name, f"{name}.nii.gz", f"{name}.png"}
+    shards = [len(shard_of(paths, index, 2)) for index in range(2)]
+    assert sorted(shards) == [0, 2]
+
+
+def refuses(number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_fsync_is_written_to(folders, run, ct, tmp_path, monkeypatch, number):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    monkeypatch.setattr(files.os, "fsync", refuses(number))
+    records = ("--manifest", str(tmp_path / "m.jsonl"), "--statistics", str(tmp_path / "t.csv"))
+    assert run("--quiet", *records) == 0
+    assert [path.name for path in folders[1].iterdir()] == ["a.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("function", "number"),
+    [
+        ("rename", errno.ENOSYS),
+        ("rename", errno.EINVAL),
+        ("fsync", errno.EIO),
+        ("open", errno.EROFS),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_refused_before_the_first_case(
+    folders, run, ct, monkeypatch, function, number
+):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    if function == "rename":
+        monkeypatch.setattr(Path, "replace", refuses(number))
+    else:
+        monkeypatch.setattr(files.os, function, refuses(number))
+    monkeypatch.setattr("inference.service.Service.run", lambda *_: pytest.fail("cases were begun"))
+    with pytest.raises(SystemExit) as ended:
+        run("--quiet")
+    assert ended.value.code == 2
+    assert not list(folders[1].iterdir())
+
+
+def test_access_is_not_asked_where_writing_works(folders, run, ct, monkeypatch):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    assert run("--quiet") == 0
+
+
+@pytest.mark.parametrize("number", [errno.EEXIST, errno.EACCES, errno.EBUSY])
+def test_a_file_system_that_renames_over_nothing(tmp_path, monkeypatch, number):
+    replace, path = Path.replace, tmp_path / "a.nii.gz"
+
+    def replace_nothing(self, target):
+        return refuses(number)() if target.exists() else replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace_nothing)
+    for content in (b"one", b"two"):
+        write_atomically(path, content)
+        assert path.read_bytes() == content
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        write_atomically(tmp_path / "folder", b"three")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.nii.gz", "folder"]
+
+
+def test_two_containers_write_one_cache_file(tmp_path):
+    """Both are process 1: what one is writing is not the other's."""
+    path, array = tmp_path / "a.npy", np.arange(5)
+    (tmp_path / f".a.npy.{os.getpid()}.partial").mkdir()
+    with whole_file(path) as file:
+        save_array(path, array)
+        file.write(b"another")
+        assert np.array_equal(np.load(path), array)
+    assert path.read_bytes() == b"another"
+    with pytest.raises(KeyboardInterrupt), whole_file(path) as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"another"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_lock_is_held_by_one_and_given_back(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    for _ in range(2):
+        with locked(path), pytest.raises(BlockingIOError), locked(path, wait=False):
+            pass
+    monkeypatch.setattr(files.fcntl, "flock", refuses(errno.ENOLCK))
+    with locked(path, wait=False):  # a file system without locks
+        pass
+
+
+def test_temporary_files_lie_in_the_report_where_no_usual_folder_can_be_written(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    use_for_temporary_files(tmp_path)
+    assert tempfile.gettempdir() != str(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/nowhere"])
+    use_for_temporary_files(tmp_path)
+    assert Path(tempfile.mkdtemp()).parent == tmp_path
+
+
+def rows_of(case):
+    return [LabelStatistics(case, 1, "liver", 5, 1.0, 60.0)]
+
+
+@pytest.mark.parametrize("ending", ["csv", "json"])
+def test_two_runs_share_a_table(tmp_path, ending):
+    path = tmp_path / f"t.{ending}"
+    one, other = StatisticsTable(path), StatisticsTable(path)
+    for table, cases in ((one, "ace"), (other, "bdf")):
+        for case in cases:
+            table.add(rows_of(case))
+    one.write()
+    other.write()
+    one.write()
+    both = StatisticsTable(path, keep=True)
+    assert all(case in both for case in "abcdef")
+    assert path.read_text().count("liver") == 6
+    assert "a" not in StatisticsTable(path)  # a later run that keeps nothing
+
+
+@pytest.mark.slow
+def test_a_table_is_the_same_in_every_locale(tmp_path):
+    path = tmp_path / "t.csv"
+    StatisticsTable(path).add(rows_of("Müller"))
+    table = StatisticsTable(path, keep=True)
+    table.add(rows_of("Müller"))
+    table.write()
+    before = path.read_bytes()
+    again = (
+        "import sys; from pathlib import Path; from inference.statistics import StatisticsTable\n"
+        "StatisticsTable(Path(sys.argv[1]), keep=True)"
+    )
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run(
+        [sys.executable, "-c", again, str(path)], cwd=ROOT, env=os.environ | ascii_only, check=True
+    )
+    assert path.read_bytes() == before

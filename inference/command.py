@@ -16,13 +16,13 @@ from inference.choices import CudaChoices
 from inference.colours import write_colour_tables
 from inference.files import discard_unfinished, one_line
 from inference.flags import count_in_words
+from inference.manifest import Records
 from inference.memory import PROCESS_BYTES, MemoryBudget, memory_limit, slice_bytes
 from inference.options import parse_arguments
 from inference.outputs import Outputs
 from inference.phases import LOG_VARIABLE, PhaseTimer
 from inference.progress import Progress, closing_table, say
 from inference.provenance import Provenance
-from inference.records import Records
 from inference.service import Service
 from inference.signals import Stopped, signals_raise
 from inference.startup import CANNOT_START, StartError, import_torch, starting, why_not_started
@@ -161,9 +161,8 @@ def make_service(
         keep_existing=options.keep_existing,
         budget=budget,
         network_bytes=_network_bytes(weights),
-        with_statistics=options.statistics is not None,
         with_preview=options.preview,
-        with_about=options.manifest is not None,
+        with_records=options.statistics is not None or options.manifest is not None,
         on_slices=on_slices,
         on_case=on_case,
     )

@@ -24,7 +24,7 @@ from inference.files import (
 from inference.labels import LABEL_NAMES
 from inference.phases import LOG_VARIABLE
 from inference.shards import parse_shard, shard_file, shard_of
-from inference.sources import Source, source_files, source_name, why_not_a_source
+from inference.sources import NiftiFile, Source
 
 _ROOT = Path(__file__).parents[1]
 
@@ -249,7 +249,7 @@ def _find_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -
     if not reason:
         if options.format != "nifti":
             parser.error(f"--format {options.format}: a DICOM SEG belongs to a DICOM series")
-        return paths
+        return [NiftiFile(path) for path in paths]
     of_volume = source.name.lower().endswith(SUFFIXES) and not stat.S_ISDIR(mode)
     if of_volume or not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
         parser.error(printable(f"--input {source}: {reason}"))
@@ -276,13 +276,13 @@ def _find_series(options: argparse.Namespace, parser: argparse.ArgumentParser) -
 
 def _protect_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Refuse a call that would write over what it reads, under whatever name or link."""
-    sources = [path for path in options.paths if not why_not_a_source(path)]
-    inputs = {file_identity(file): file for path in sources for file in source_files(path)}
+    sources = [source for source in options.paths if not source.refusal]
+    inputs = {file_identity(file): file for source in sources for file in source.files}
     endings = {"nifti": [".nii.gz"], "seg": [".seg.dcm"], "both": [".nii.gz", ".seg.dcm"]}
     written = {
         "--output": [
-            options.output / f"{source_name(path)}{ending}"
-            for path in sources
+            options.output / f"{source.name}{ending}"
+            for source in sources
             for ending in endings[options.format]
         ],
         "--statistics": [options.statistics] if options.statistics else [],
@@ -297,7 +297,7 @@ def _protect_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser
                         "another folder"
                     )
                 )
-    of_dicom = any(not isinstance(path, Path) for path in options.paths)
+    of_dicom = not all(isinstance(source, NiftiFile) for source in options.paths)
     if of_dicom and file_identity(options.output) == file_identity(options.input):
         parser.error(
             printable(

@@ -120,7 +120,7 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         )
         start = intensities = None
         if options.start_from:
-            start, metadata = load_weights(options.start_from)
+            _, metadata = start = load_weights(options.start_from)
             intensities = Intensities(metadata.intensity_mean, metadata.intensity_std)
         elif recipe.clips:
             intensities = Intensities.within(recipe.clips)

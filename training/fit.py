@@ -25,6 +25,8 @@ from torch.utils.data import DataLoader
 
 from inference.device import choose_dtype
 from inference.model import DOWNSAMPLING, AttentionUNet
+from inference.prediction import trained_network
+from inference.weights import WeightsMetadata
 from training.augmentation import Intensities, prepare
 from training.cases import Case
 from training.checkpoint import ADVICE, State
@@ -36,7 +38,7 @@ from training.progress import StepClock, duration
 from training.recipe import Recipe, learning_rate_at
 from training.run_folder import RunError, truncate_metrics
 from training.slices import Slice, SliceDataset, collate
-from training.widening import widened
+from training.widening import widen
 
 _AUGMENTATION, _DEVICE_NOISE = 1, 2  # streams of random numbers beside that of the slices
 
@@ -116,7 +118,7 @@ def fit(
     *,
     workers: int = 0,
     synthesise: Callable[[np.random.Generator], Slice] | None = None,
-    start: dict[str, Tensor] | None = None,
+    start: tuple[dict[str, Tensor], WeightsMetadata] | None = None,
 ) -> int:
     """Train until the recipe's last step, from `last.pt` if it is there.
 
@@ -128,7 +130,7 @@ def fit(
         processes: of which this is one.
         workers: processes that read slices; 0 reads them here.
         synthesise: draws the recipe's synthetic part of the slices.
-        start: state dict of the network's first weights, or of a narrower network's; None begins
+        start: the network's first weights, or a narrower network's, and their metadata; None begins
             with random ones.
 
     Returns:
@@ -157,7 +159,7 @@ def fit(
     )
     if start:
         try:
-            network.load_state_dict(widened(start, network.state_dict()))
+            widen(trained_network(*start), network)
         except ValueError as error:
             raise RunError(
                 f"the weights to start from are of another network ({error}): give its numbers, or "

@@ -201,12 +201,12 @@ def test_a_case_that_kills_its_worker_fails_alone(
     deadly = "c03"
 
     class Mortal(Worker):
-        def segment(self, path, *about):
-            if path.name.startswith(deadly):
+        def segment(self, source, record):
+            if source.name.startswith(deadly):
                 time.sleep(0.2)  # until it has company
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(1)  # and the company is not done before
-            return super().segment(path, *about)
+            return super().segment(source, record)
 
     monkeypatch.chdir(ROOT)  # where the workers find the packages
     monkeypatch.setattr(spread, "Worker", Mortal)

@@ -1,8 +1,10 @@
-"""Command line of the benchmark harness: `python -m benchmark COMMAND --help` says the rest."""
+"""Command line of the benchmark harness; `python -m benchmark COMMAND --help` describes each."""
 
 import argparse
 import importlib
 import sys
+
+from inference import startup
 
 COMMANDS = {
     "efficiency": (
@@ -32,8 +34,8 @@ COMMANDS = {
     ),
     "challenge": (
         "benchmark.challenge.challenge",
-        "an organiser's evening: every team's archive run, scored, ranked, on one page",
-        "--archives TEAMS --inputs CTS --reference TRUTH --report EVENING",
+        "run a whole challenge: every team's archive run, scored, ranked, on one page",
+        "--archives TEAMS --inputs CTS --reference TRUTH --report CHALLENGE",
     ),
     "report": (
         "benchmark.judging.report",
@@ -62,12 +64,14 @@ COMMANDS = {
     ),
     "demo": (
         "benchmark.demo",
-        "segment a synthetic CT and leave pictures (what `make demo` runs)",
+        "segment a synthetic CT and write pictures (what `make demo` runs)",
         "--output demo",
     ),
 }
 """Sub-command: the module with its `add_arguments(parser)` and `run(arguments) -> exit code`, its
 line of help, and an example of its options."""
+
+_CONTINUED = {"efficiency": "; --resume continues it", "challenge": "; the same command continues"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -77,9 +81,13 @@ def main(argv: list[str] | None = None) -> int:
     does not stop another.
 
     Returns:
-        0 all done, 1 some cases failed, 2 wrong usage, 130 interrupted.
+        0 all done, 1 some cases failed and the rest is written, 2 wrong usage or a run that cannot
+        go on, 128 + N if signal N ended it.
     """
     argv = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal may know ASCII alone
+            stream.reconfigure(errors="backslashreplace")
     parser = argparse.ArgumentParser(
         prog="python -m benchmark",
         description="Measure a segmentation container as the FLARE challenge's organisers do.",
@@ -96,12 +104,23 @@ def main(argv: list[str] | None = None) -> int:
             example = f"example: python -m benchmark {name} {example}"
             subparser.epilog = "\n\n".join(filter(None, (subparser.epilog, example)))
     arguments = parser.parse_args(argv)
+
+    from benchmark.options import HarnessError
+    from benchmark.signals import signals_raise
+    from benchmark.text import log
+    from inference.signals import Stopped
+
     try:
-        return module.run(arguments)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        with signals_raise():
+            return module.run(arguments)
+    except (HarnessError, OSError) as error:  # what is finished stays as it is
+        log(f"benchmark {arguments.command}: {error}")
+        return 2
+    except Stopped as stopped:
+        more = _CONTINUED.get(arguments.command, "")
+        log(f"stopped by {stopped}; nothing is left running{more}")
+        return 128 + stopped.number
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(startup.run(lambda: main))

@@ -1,31 +1,50 @@
-"""Numbers on a command line, each refused in a line that says what is needed."""
+"""What the commands share: errors that end one in a line, and numbers as options."""
 
 import argparse
+import contextlib
 import math
+import re
+from collections.abc import Callable
 
 
-def positive(text: str) -> float:
-    """Read an option that is a number above 0."""
-    value = float(text)
-    if not (value > 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"a number above 0 is needed, not {text}")
-    return value
+class HarnessError(RuntimeError):
+    """A command cannot go on: exit code 2; the message is the reason, in one line."""
 
 
-def not_negative(text: str) -> float:
-    """Read an option that is a number of 0 or more."""
-    value = float(text)
-    if not (value >= 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"a number of 0 or more is needed, not {text}")
-    return value
+class UsageError(HarnessError):
+    """What was asked cannot be done; the message says what to do."""
 
 
-def odd_count(text: str) -> int:
-    """Read a number of repetitions: odd, so that one of them is the middle."""
-    value = int(text)
-    if value < 1 or value % 2 == 0:
-        raise argparse.ArgumentTypeError(
-            f"an odd number such as 1, 3 or 5 is needed, so that one run is in the middle, not "
-            f"{text}"
-        )
-    return value
+def number(
+    what: str, accepts: Callable[[float], bool], kind: type = float
+) -> Callable[[str], float]:
+    """Return an option's type that refuses every other number with "WHAT is needed"."""
+
+    def parse(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            value = kind(text)
+            if math.isfinite(value) and accepts(value):
+                return value
+        raise argparse.ArgumentTypeError(f"{what} is needed, not {text!r}")
+
+    return parse
+
+
+positive = number("a number above 0", lambda value: value > 0)
+not_negative = number("a number of 0 or more", lambda value: value >= 0)
+count = number("a whole number from 1", lambda value: value >= 1, int)
+whole = number("a whole number from 0", lambda value: value >= 0, int)
+odd_count = number("an odd number such as 1, 3 or 5", lambda n: n >= 1 and n % 2 == 1, int)
+
+
+def memory_size(text: str) -> str:
+    """Read a size as `docker run -m` takes it: "28g", "28G" and "28gb" are "28g"; or "512m"."""
+    match = re.fullmatch(r"([1-9]\d*[mg])b?", text.lower())
+    if not match:
+        raise argparse.ArgumentTypeError(f"a size like 28g or 512m is needed, not {text!r}")
+    return match[1]
+
+
+def size_mb(size: str) -> int:
+    """Return a `memory_size` in MB (2**20 bytes)."""
+    return int(size[:-1]) * (1024 if size[-1] == "g" else 1)

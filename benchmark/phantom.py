@@ -4,58 +4,35 @@ DIR/images/NAME_0000.nii.gz and DIR/labels/NAME.nii.gz, for training and for mea
 """
 
 import argparse
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
+from benchmark.options import count, number, whole
+from benchmark.text import by, log, show
 from synthetic.phantom import draw_phantom, write_nifti
 from synthetic.structures import PHASES
 
 
-def _number(kind: Callable[[str], float], least: float, what: str) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = np.nan
-        if not least <= value < np.inf:
-            raise argparse.ArgumentTypeError(f"'{text}' is not {what}")
-        return value
-
-    return parse
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m benchmark phantom`."""
-    count = _number(int, 1, "a whole number from 1")
-    length = _number(float, 1e-3, "a length in mm")
-    seed = _number(int, 0, "a whole number from 0")
+    length = number("a length in mm", lambda value: value >= 1e-3)
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="DIR", help="folder to write to")
     add("--cases", type=count, default=4, metavar="N", help="phantoms to draw (default: 4)")
-    add("--seed", type=seed, default=0, metavar="N", help="seed of the first (default: 0)")
+    add("--seed", type=whole, default=0, metavar="N", help="seed of the first (default: 0)")
     add("--slices", type=count, default=100, metavar="N", help="slices of each (default: 100)")
     add("--size", type=count, default=512, metavar="N", help="rows and columns (default: 512)")
-    add(
-        "--spacing", type=length, nargs=3, default=[0.8, 0.8, 2.5],
-        metavar=("COLUMN", "ROW", "SLICE"),
-        help="spacing in mm, as a NIfTI header has it (default: 0.8 0.8 2.5)",
-    )  # fmt: skip
+    spacing = {"nargs": 3, "default": [0.8, 0.8, 2.5], "metavar": ("COLUMN", "ROW", "SLICE")}
+    text = "spacing in mm, as a NIfTI header has it (default: 0.8 0.8 2.5)"
+    add("--spacing", type=length, **spacing, help=text)
     add("--phase", choices=PHASES, help="contrast phase (default: drawn from each seed)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Write phantoms as a data set; 0 all written, 1 some could not be, 2 wrong usage."""
     images, labels = options.output / "images", options.output / "labels"
-    try:
-        for folder in (images, labels):
-            folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        print(f"benchmark phantom: cannot make {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
+    for folder in (images, labels):
+        folder.mkdir(parents=True, exist_ok=True)
     shape = (options.slices, options.size, options.size)
     spacing = tuple(options.spacing[::-1])
     failed = 0
@@ -69,11 +46,9 @@ def run(options: argparse.Namespace) -> int:
             write_nifti(labels / f"{name}.nii.gz", phantom.label_map, spacing)
         except OSError as error:
             failed += 1
-            print(f"{name}: cannot write {error.filename}: {error.strerror}", file=sys.stderr)
+            log(f"{name}: cannot write {error.filename}: {error.strerror}")
             continue
-        print(
-            f"[{index + 1}/{options.cases}] {name}  {'x'.join(map(str, shape))}  {phantom.phase}  "
-            f"{time.monotonic() - start:.1f} s",
-            flush=True,
-        )
+        seconds = time.monotonic() - start
+        done = f"[{index + 1}/{options.cases}] {name}"
+        show(f"{done}  {by(shape)}  {phantom.phase}  {seconds:.1f} s")
     return 1 if failed else 0

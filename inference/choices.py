@@ -1,25 +1,25 @@
-"""What of the CUDA path only a card can decide: `benchmark gpu-sweep` measures both sides."""
+"""Choices of the CUDA path that only a measurement can decide; `benchmark gpu-sweep` makes it."""
 
 import os
 from dataclasses import dataclass, fields
 
 CHOICES_VARIABLE = "ABDOSEG_CUDA"
-"""Environment variable with choices that differ from the defaults: `overlap=0,dense_borders=0`."""
+"""Environment variable that changes choices: `overlap=0,dense_borders=0`."""
 
 
 @dataclass(frozen=True)
 class CudaChoices:
-    """How a network is run on CUDA; labels do not depend on it, but for rounding.
+    """How a network runs on CUDA; labels do not depend on it, except for rounding.
 
     Attributes:
-        fused_kernels: bias, ReLU and sum within cuDNN's convolution, where it has such a kernel.
-        dense_borders: logits are interpolated everywhere, not only along the labels' borders, for
-            which the host would have to wait.
-        overlap: a batch is launched before the labels of the one before it are fetched.
-        pinned_buffers: voxels and labels cross through memory that the device copies from itself.
-        expandable_segments: torch's allocator grows its blocks instead of adding others.
-        folds_meanwhile: the network is folded while the device is made ready.
-        ends_context: the device's memory is given back, context and all, with the last label.
+        fused_kernels: use cuDNN's convolutions with bias, sum and ReLU, where it has them.
+        dense_borders: interpolate all logits instead of those along label borders, for which the
+            host would have to wait.
+        overlap: launch a batch before fetching the labels of the previous one.
+        pinned_buffers: copy voxels and labels through pinned memory.
+        expandable_segments: let torch's allocator grow its blocks instead of adding more.
+        folds_meanwhile: fold the network while the device is initialised.
+        ends_context: destroy the CUDA context after the last label.
     """
 
     fused_kernels: bool = True
@@ -32,16 +32,16 @@ class CudaChoices:
 
     @classmethod
     def from_environment(cls) -> "CudaChoices":
-        """The defaults, changed as `CHOICES_VARIABLE` says.
+        """Return the defaults with the changes in `CHOICES_VARIABLE`.
 
         Raises:
-            ValueError: it says what is no choice.
+            ValueError: it names an unknown choice or value.
         """
         changes = {}
         names = [field.name for field in fields(cls)]
         for part in filter(None, os.environ.get(CHOICES_VARIABLE, "").split(",")):
             name, _, value = part.partition("=")
             if name not in names or value not in ("0", "1"):
-                raise ValueError(f"{CHOICES_VARIABLE}: {part}: say NAME=0 or NAME=1, of {names}")
+                raise ValueError(f"{CHOICES_VARIABLE}: {part}: use NAME=0 or NAME=1, of {names}")
             changes[name] = value == "1"
         return cls(**changes)

@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from inference import driver
@@ -17,15 +16,16 @@ from inference.choices import CudaChoices
 from inference.colours import write_colour_tables
 from inference.files import discard_unfinished, one_line
 from inference.flags import count_in_words
+from inference.manifest import Records
 from inference.memory import PROCESS_BYTES, MemoryBudget, memory_limit, slice_bytes
 from inference.options import parse_arguments
 from inference.outputs import Outputs
 from inference.phases import LOG_VARIABLE, PhaseTimer
 from inference.progress import Progress, closing_table, say
 from inference.provenance import Provenance
-from inference.records import Records
 from inference.service import Service
 from inference.signals import Stopped, signals_raise
+from inference.startup import CANNOT_START, StartError, import_torch, starting, why_not_started
 from inference.weights import common_metadata, default_weights, read_metadata
 
 if TYPE_CHECKING:
@@ -33,23 +33,6 @@ if TYPE_CHECKING:
     from inference.prediction import Predictor
 
 _SWITCH_INTERVAL = 0.0002  # s; Python's own is 25 times as long
-
-
-def _import_torch() -> None:
-    """Import torch without its rules for tensors that have a shape and no values.
-
-    They are written in Python, take a quarter of torch's import and are for its compiler; the
-    service neither compiles nor traces. Whoever imports them afterwards gets them.
-    """
-    if "torch" in sys.modules:
-        return
-    rules = "torch._meta_registrations"
-    sys.modules[rules] = ModuleType(rules)
-    try:
-        import torch
-    finally:
-        del sys.modules[rules]
-    vars(torch).pop("_meta_registrations", None)  # not every version of torch names it
 
 
 def _begin_device(choices: CudaChoices) -> None:
@@ -71,8 +54,9 @@ def find_weights(options: argparse.Namespace) -> list[Path]:
     if on_cpu == on_cuda or options.device == "cpu":
         return [on_cpu]
     _begin_device(CudaChoices.from_environment())  # before torch, as it must be
-    _import_torch()
-    from inference.device import choose_device
+    with starting():
+        import_torch()
+        from inference.device import choose_device
 
     return [on_cuda if choose_device(options.device).type == "cuda" else on_cpu]
 
@@ -92,13 +76,14 @@ def _make_predictor(
     with timer.phase("imports"):
         if options.device != "cpu":
             _begin_device(choices)
-        _import_torch()
-        import torch
+        with starting():
+            import_torch()
+            import torch
 
-        from inference import cuda
-        from inference.device import choose_device, choose_dtype, thread_count
-        from inference.prediction import Predictor
-        from inference.weights import load_weights
+            from inference import cuda
+            from inference.device import choose_device, choose_dtype, thread_count
+            from inference.prediction import Predictor
+            from inference.weights import load_weights
 
         torch.set_num_threads(thread_count())
     with timer.phase("context"):
@@ -176,9 +161,8 @@ def make_service(
         keep_existing=options.keep_existing,
         budget=budget,
         network_bytes=_network_bytes(weights),
-        with_statistics=options.statistics is not None,
         with_preview=options.preview,
-        with_about=options.manifest is not None,
+        with_records=options.statistics is not None or options.manifest is not None,
         on_slices=on_slices,
         on_case=on_case,
     )
@@ -203,8 +187,8 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
             `provenance` is what a manifest says.
 
     Returns:
-        0 if every case is done (or was before), 1 if some failed, 2 for wrong usage, 143 if SIGTERM
-        and 130 if Ctrl-C ended it.
+        0 if every case is done (or was before), 1 if some failed or a record of them could not be
+        written, 2 for wrong usage, `CANNOT_START`, 128 and its number for a signal that ended it.
     """
     start = time.monotonic()
     log = os.environ.get(LOG_VARIABLE)
@@ -244,6 +228,9 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
     except (ValueError, OSError) as error:
         say(f"error: {one_line(error)}")
         return 2
+    except (StartError, MemoryError) as error:
+        say(f"error: it cannot start: {why_not_started(error)}")
+        return CANNOT_START
     except Stopped as signalled:
         stopped = signalled
         discard_unfinished()
@@ -264,7 +251,7 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
         if flagged := count_in_words(case.flags for case in cases if case.status != "failed"):
             say(flagged, sys.stdout)
         say(f"{done}: {options.output}", sys.stdout)
-    return 1 if failed else 0
+    return 1 if failed or records.incomplete else 0
 
 
 def _segmentation_writer(

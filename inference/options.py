@@ -24,7 +24,7 @@ from inference.files import (
 from inference.labels import LABEL_NAMES
 from inference.phases import LOG_VARIABLE
 from inference.shards import parse_shard, shard_file, shard_of
-from inference.sources import Source, source_files, source_name, why_not_a_source
+from inference.sources import NiftiFile, Source
 
 _ROOT = Path(__file__).parents[1]
 
@@ -35,7 +35,8 @@ def make_parser(package: str = "inference") -> argparse.ArgumentParser:
         prog=f"python -m {package}",
         description="Segment 13 organs and tumors in abdominal CT volumes.",
         epilog="Exit codes: 0 every case is done, 1 some cases failed and the rest are written, "
-        "2 wrong usage, 143 ended by SIGTERM, 130 by Ctrl-C. "
+        "2 wrong usage, 3 it could not start (a package, a library or memory is missing), "
+        "143 ended by SIGTERM, 129 by SIGHUP, 130 by Ctrl-C. "
         f"With {LOG_VARIABLE}=FILE in the environment, the time of each phase is appended to FILE "
         f"as JSON lines. Example: python -m {package} --input CTS --output LABELS "
         "--statistics volumes.csv; of DICOM series: --input SERIES --output LABELS --format both",
@@ -248,7 +249,7 @@ def _find_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -
     if not reason:
         if options.format != "nifti":
             parser.error(f"--format {options.format}: a DICOM SEG belongs to a DICOM series")
-        return paths
+        return [NiftiFile(path) for path in paths]
     of_volume = source.name.lower().endswith(SUFFIXES) and not stat.S_ISDIR(mode)
     if of_volume or not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
         parser.error(printable(f"--input {source}: {reason}"))
@@ -267,22 +268,21 @@ def _find_series(options: argparse.Namespace, parser: argparse.ArgumentParser) -
         with contextlib.suppress(OSError, ValueError):
             print("No NIfTI file there: looking for DICOM series", file=sys.stderr, flush=True)
     try:
-        found = find_series(options.input, options.names)
+        series, options.left_out = find_series(options.input, options.names)
     except (OSError, ValueError) as error:
         parser.error(printable(f"--input {options.input}: {one_line(error)}"))
-    options.left_out = found.left_out
-    return found.series
+    return series
 
 
 def _protect_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Refuse a call that would write over what it reads, under whatever name or link."""
-    sources = [path for path in options.paths if not why_not_a_source(path)]
-    inputs = {file_identity(file): file for path in sources for file in source_files(path)}
+    sources = [source for source in options.paths if not source.refusal]
+    inputs = {file_identity(file): file for source in sources for file in source.files}
     endings = {"nifti": [".nii.gz"], "seg": [".seg.dcm"], "both": [".nii.gz", ".seg.dcm"]}
     written = {
         "--output": [
-            options.output / f"{source_name(path)}{ending}"
-            for path in sources
+            options.output / f"{source.name}{ending}"
+            for source in sources
             for ending in endings[options.format]
         ],
         "--statistics": [options.statistics] if options.statistics else [],
@@ -297,7 +297,7 @@ def _protect_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser
                         "another folder"
                     )
                 )
-    of_dicom = any(not isinstance(path, Path) for path in options.paths)
+    of_dicom = not all(isinstance(source, NiftiFile) for source in options.paths)
     if of_dicom and file_identity(options.output) == file_identity(options.input):
         parser.error(
             printable(

@@ -45,13 +45,13 @@ class Progress:
         """A case has ended."""
         self.ended += 1
         for warning in case.warnings:
-            say(f"warning: {case.path}: {warning}")
+            say(f"warning: {case.source}: {warning}")
         if case.status == "failed":
-            say(f"error: {case.path}: {case.reason}")
+            say(f"error: {case.source}: {case.reason}")
         elif not self.quiet:
             say(f"[{self.ended}/{self.total}] {case.name}: {case.status}")
             if case.flags:
-                say(f"look at {case.name}: {in_words(case.flags)}")
+                say(f"check {case.name}: {in_words(case.flags)}")
 
 
 def closing_table(cases: list[Case], timer: PhaseTimer) -> str:

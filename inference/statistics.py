@@ -1,88 +1,72 @@
-"""Volume and mean intensity of each label of a case."""
+"""Volume and mean intensity of each label of a case, and the table of them."""
 
 import csv
 import json
 import math
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
 
 import numpy as np
 
 from inference.files import locked, spreadsheet_text, write_atomically
-from inference.flags import Flag
 from inference.labels import LABEL_NAMES
 from inference.volume import Volume
 
-
-@dataclass(frozen=True)
-class LabelStatistics:
-    """One label of one case.
-
-    Attributes:
-        case: its name.
-        label: number, 1 to 14.
-        name: of the label.
-        voxels: their number.
-        volume_ml: millilitres; 0 where the label is absent.
-        mean_hu: mean HU of its voxels; None where the label is absent or a voxel is no number.
-        flags: doubts about the label, names of `inference.flags.KINDS` separated by semicolons.
-        case_flags: doubts about the whole case, the same in all its rows.
-    """
-
-    case: str
-    label: int
-    name: str
-    voxels: int
-    volume_ml: float
-    mean_hu: float | None
-    flags: str = ""
-    case_flags: str = ""
-
-
-_COLUMNS = list(LabelStatistics.__annotations__)
 _LABELS = len(LABEL_NAMES)
 
-
-def _finite(value: float | None) -> float | None:
-    """A number that JSON knows, or None."""
-    return None if value is None or not math.isfinite(value) else float(value)
+_COLUMNS = ["case", "label", "name", "voxels", "volume_ml", "mean_hu", "flags", "case_flags"]
 
 
-def label_statistics(
-    case: str, label_map: np.ndarray, volume: Volume, flags: Iterable[Flag] = ()
-) -> list[LabelStatistics]:
-    """Statistics of every label but background.
+def label_statistics(label_map: np.ndarray, volume: Volume) -> dict[str, dict]:
+    """Return the statistics of every label but background, as a record has them.
 
     Args:
-        case: name of the case.
         label_map: (slices, rows, columns), SPL, uint8.
         volume: the CT volume it labels.
-        flags: of the case.
+
+    Returns:
+        Each by label name: `voxels`, their number; `volumes_ml`; `mean_hu`, None where the label is
+        absent or a voxel is no number.
     """
-    named = [[flag.name for flag in flags if flag.label == label] for label in range(_LABELS)]
     labelled = label_map != 0
     labels = label_map[labelled]
     voxels = np.bincount(labels, minlength=_LABELS)
     sums = np.bincount(labels, weights=volume.voxels[labelled], minlength=_LABELS)
+
+    def mean_hu(label: int) -> float | None:
+        mean = volume.slope * float(sums[label]) / max(voxels[label], 1) + volume.intercept
+        return round(mean, 2) if voxels[label] and math.isfinite(mean) else None
+
+    names = list(enumerate(LABEL_NAMES))[1:]
+    return {
+        "voxels": {name: int(voxels[label]) for label, name in names},
+        "volumes_ml": {
+            name: round(float(voxels[label] * volume.voxel_ml), 3) for label, name in names
+        },
+        "mean_hu": {name: mean_hu(label) for label, name in names},
+    }
+
+
+def _rows(record: dict) -> list[dict]:
+    """Return the rows of a case by its record: one for each label, with the names of its flags."""
+    flags: dict[str | None, list[str]] = {}
+    for flag in record["flags"]:
+        flags.setdefault(flag["label"], []).append(flag["flag"])
+    case, case_flags = spreadsheet_text(record["case"]), "; ".join(flags.get(None, []))
     return [
-        LabelStatistics(
-            case=case,
-            label=label,
-            name=LABEL_NAMES[label],
-            voxels=int(voxels[label]),
-            volume_ml=round(float(voxels[label] * volume.voxel_ml), 3),
-            mean_hu=_finite(
-                round(volume.slope * sums[label] / voxels[label] + volume.intercept, 2)
-                if voxels[label]
-                else None
-            ),
-            flags="; ".join(named[label]),
-            case_flags="; ".join(named[0]),
-        )
-        for label in range(1, _LABELS)
+        {
+            "case": case,
+            "label": label,
+            "name": name,
+            "voxels": record["voxels"][name],
+            "volume_ml": record["volumes_ml"][name],
+            "mean_hu": record["mean_hu"][name],
+            "flags": "; ".join(flags.get(name, [])),
+            "case_flags": case_flags,
+        }
+        for label, name in enumerate(LABEL_NAMES)
+        if label
     ]
 
 
@@ -93,10 +77,10 @@ class StatisticsTable:
 
     Args:
         path: `.csv` or `.json`.
-        keep: whether rows that are there already stay, but for those of cases that end anew.
+        keep: whether to keep the rows on disk, but for those of cases that are added.
 
     Raises:
-        OSError: the file cannot be written; told before any case is predicted.
+        OSError: the file cannot be written; raised before any case is predicted.
         ValueError: rows are to be kept and the file is no such table.
     """
 
@@ -114,16 +98,18 @@ class StatisticsTable:
     def __contains__(self, case: str) -> bool:
         return spreadsheet_text(case) in self._before | self._texts.keys()
 
-    def add(self, statistics: list[LabelStatistics]) -> None:
-        """Take the rows of one case that has ended.
+    def add(self, record: dict) -> None:
+        """Add the rows of a case.
+
+        Args:
+            record: with `case`, `flags` and what `label_statistics` returns.
 
         Raises:
             OSError: the file cannot be written.
             ValueError: it has become something else than such a table.
         """
-        rows = [asdict(row) | {"case": spreadsheet_text(row.case)} for row in statistics]
-        if rows:
-            self._texts[rows[0]["case"]] = self._text(rows)
+        rows = _rows(record)
+        self._texts[rows[0]["case"]] = self._text(rows)
         if time.monotonic() - self._written >= self._rest:
             self.write()
 
@@ -151,36 +137,28 @@ class StatisticsTable:
         self._rest = max(self.SECONDS_BETWEEN, self._LEAST_REST * (self._written - start))
 
     def _others(self) -> dict[str, str]:
-        """The rows that are on disk, by case, as they stand there."""
-        rows: dict[str, list[dict]] = {}
-        for row in _read_rows(self.path):
-            rows.setdefault(row["case"], []).append(row)
-        return {case: self._text(records) for case, records in rows.items()}
+        """Return the rows on disk, by case, as they stand there.
+
+        Raises:
+            ValueError: the file is no such table.
+            OSError: it cannot be read.
+        """
+        cases: dict[str, list[dict]] = {}
+        try:
+            with self.path.open(encoding="utf-8", newline="") as file:
+                is_json = self.path.suffix == ".json"
+                for row in json.load(file) if is_json else csv.DictReader(file):
+                    if list(row) != _COLUMNS:
+                        raise ValueError("other columns")
+                    cases.setdefault(row["case"], []).append(row)
+        except (ValueError, TypeError, csv.Error) as error:
+            raise ValueError(f"not a table of label statistics ({error})") from error
+        return {case: self._text(rows) for case, rows in cases.items()}
 
     def _text(self, rows: list[dict]) -> str:
-        """The rows of one case as they stand in the file."""
+        """Return the rows of one case as they stand in the file."""
         if self.path.suffix == ".json":
             return ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
         table = StringIO()
         csv.DictWriter(table, _COLUMNS, lineterminator="\n").writerows(rows)
         return table.getvalue()
-
-
-def _read_rows(path: Path) -> list[dict]:
-    """The rows of a table that an earlier run wrote.
-
-    Raises:
-        ValueError: it is no such table.
-        OSError: the file cannot be read.
-    """
-    try:
-        if path.suffix == ".json":
-            rows = json.loads(path.read_text(encoding="utf-8"))
-        else:
-            with path.open(encoding="utf-8", newline="") as file:
-                rows = list(csv.DictReader(file))
-        if any(list(row) != _COLUMNS for row in rows):
-            raise ValueError("other columns")
-    except (ValueError, TypeError, csv.Error) as error:
-        raise ValueError(f"not a table of label statistics ({error})") from error
-    return rows

@@ -2,15 +2,14 @@
 
 import argparse
 import dataclasses
-import os
 import sys
-import tempfile
 import time
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from inference import startup
 from inference.files import one_line
 from training import TrainingError
 from training import recipe as recipes
@@ -73,6 +72,7 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     # Torch takes seconds to import: wrong usage is reported before.
     from torch import distributed
 
+    from inference.signals import handling_stop_signals
     from inference.weights import load_weights
     from training import synthesis
     from training.augmentation import Intensities
@@ -92,7 +92,8 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         parser.error(f"--data or --device {options.device}: {str(error).splitlines()[0]}")
     report = processes.report
     cache = options.cache or options.output.resolve().parent / "cache"
-    with StopRequest() as stop, ExitStack() as stack:
+    stop = StopRequest()
+    with handling_stop_signals(stop.note), ExitStack() as stack:
         if processes.count > 1:
             stack.callback(distributed.destroy_process_group)
         try:
@@ -116,7 +117,7 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             report(f"held out: {', '.join(case.name for case in held_out) or 'none'}")
             start = intensities = synthesise = None
             if options.start_from:
-                start, metadata = load_weights(options.start_from)
+                _, metadata = start = load_weights(options.start_from)
                 intensities = Intensities(metadata.intensity_mean, metadata.intensity_std)
             elif recipe.clips:
                 intensities = Intensities.within(recipe.clips)
@@ -311,28 +312,15 @@ COMMANDS = {
 }
 
 
-def _use_temporary_folder_of(options: argparse.Namespace) -> None:
-    """Keep temporary files, such as matplotlib's, in the output where nothing else is writable."""
-    output = getattr(options, "output", None)
-    try:
-        tempfile.gettempdir()
-    except FileNotFoundError:
-        if output:
-            folder = output.parent if output.suffix else output
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, as `--help` says."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] not in (*COMMANDS, "-h", "--help"):
         arguments = ["fit", *arguments]
-    for stream in (sys.stdout, sys.stderr):  # a terminal of ASCII must not end a run
-        stream.reconfigure(errors="backslashreplace")
     parser = make_parser()
     options = parser.parse_args(arguments)
-    _use_temporary_folder_of(options)
+    if output := getattr(options, "output", None):
+        startup.use_for_temporary_files(output.parent if output.suffix else output)
     from inference.volume import VolumeError
     from inference.weights import WeightsError
 
@@ -348,4 +336,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(startup.run(lambda: main))

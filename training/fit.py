@@ -28,6 +28,8 @@ from tqdm import tqdm
 
 from inference.device import choose_dtype
 from inference.model import DOWNSAMPLING, AttentionUNet
+from inference.prediction import trained_network
+from inference.weights import WeightsMetadata
 from training import TrainingError
 from training.augmentation import Intensities, prepare
 from training.cases import Case
@@ -45,7 +47,7 @@ from training.run_folder import (
     write_metrics,
 )
 from training.slices import Batch, Slice, SliceDataset, collate
-from training.widening import widened
+from training.widening import widen
 
 _AUGMENTATION, _DEVICE_NOISE = 1, 2  # streams of random numbers beside that of the slices
 _STATISTICS_SLICES = 8
@@ -113,7 +115,9 @@ def estimate_statistics(
     network.train(mode)
 
 
-def _network(recipe: Recipe, start: dict[str, Tensor] | None) -> AttentionUNet:
+def _network(
+    recipe: Recipe, start: tuple[dict[str, Tensor], WeightsMetadata] | None
+) -> AttentionUNet:
     """Return a network with random weights, or those to start from; raises as `fit`."""
     torch.manual_seed(recipe.seed)
     network = AttentionUNet(
@@ -123,7 +127,7 @@ def _network(recipe: Recipe, start: dict[str, Tensor] | None) -> AttentionUNet:
     )
     if start:
         try:
-            network.load_state_dict(widened(start, network.state_dict()))
+            widen(trained_network(*start), network)
         except ValueError as error:
             raise TrainingError(
                 f"the weights to start from are of another network ({error}): give its numbers, or "
@@ -160,7 +164,7 @@ def fit(
     on_device: bool | None = None,
     deadline: float | None = None,
     synthesise: Callable[[np.random.Generator], Slice] | None = None,
-    start: dict[str, Tensor] | None = None,
+    start: tuple[dict[str, Tensor], WeightsMetadata] | None = None,
 ) -> int:
     """Train until the recipe's last step or a time, from `last.pt` if it is there.
 
@@ -176,7 +180,7 @@ def fit(
         deadline: of `time.monotonic`, at which the last step ends, whatever the recipe's steps: the
             learning rate's schedule follows the measured rate of steps.
         synthesise: draws the recipe's synthetic part of the slices.
-        start: state dict of the network's first weights, or of a narrower network's; None begins
+        start: the network's first weights, or a narrower network's, and their metadata; None begins
             with random ones.
 
     Returns:

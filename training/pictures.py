@@ -7,23 +7,19 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from inference.colours import LABEL_COLOURS
+from inference.colours import LEGEND_COLOURS, overlay
 from inference.files import one_line, write_atomically
 from inference.labels import LABEL_NAMES
 from training.cases import Case
 from training.evaluation import mean_by_label, mean_organ_dsc, read_scores, reference_of
 from training.run_folder import read_metrics
 
-_COLOURS = ListedColormap(LABEL_COLOURS / 255)
 _OVERLAY_SLICES = 6
-_SOFT_TISSUE_HU = (-160, 240)
 _AIR_BELOW_HU = -300
 
 
@@ -64,7 +60,7 @@ def draw_curves(run: Path) -> None:
         accuracy.plot(
             steps,
             [mean[label][0] if label in mean else np.nan for mean in means],
-            color=mpl.colormaps["tab20"](label),
+            color=LEGEND_COLOURS[label] / 255,
             label=LABEL_NAMES[label],
             marker="o" if len(steps) < 3 else None,
         )
@@ -119,17 +115,8 @@ def draw_overlay(path: Path, case: Case, prediction: np.ndarray, title: str) -> 
         strict=True,
     ):
         for axes, index in zip(row, shown, strict=True):
-            low, high = _SOFT_TISSUE_HU
-            axes.imshow(hu[index][box], "gray", vmin=low, vmax=high, aspect=row_mm / column_mm)
-            axes.imshow(
-                np.ma.masked_equal(label_map[index][box], 0),
-                _COLOURS,
-                vmin=0,
-                vmax=len(LABEL_NAMES) - 1,
-                alpha=0.5,
-                interpolation="nearest",
-                aspect=row_mm / column_mm,
-            )
+            picture = overlay(hu[index][box], label_map[index][box])
+            axes.imshow(picture, interpolation="hanning", aspect=row_mm / column_mm)
             axes.set_title(f"{name}, slice {index + 1}", fontsize=9)
             axes.axis("off")
             for x, side in ((0.01, "R"), (0.94, "L")):
@@ -137,7 +124,7 @@ def draw_overlay(path: Path, case: Case, prediction: np.ndarray, title: str) -> 
     present = np.union1d(np.unique(reference[shown]), np.unique(prediction[shown]))
     figure.legend(
         handles=[
-            Patch(color=LABEL_COLOURS[label] / 255, label=LABEL_NAMES[label])
+            Patch(color=LEGEND_COLOURS[label] / 255, label=LABEL_NAMES[label])
             for label in present[present > 0]
         ],
         loc="outside lower center",

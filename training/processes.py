@@ -11,6 +11,7 @@ import torch
 from torch import distributed
 
 from inference.device import choose_device, thread_count
+from inference.signals import STOP_SIGNALS
 
 Result = TypeVar("Result")
 
@@ -72,26 +73,21 @@ def first_then_others(processes: Processes, work: Callable[[], Result]) -> Resul
     return done
 
 
-def _stop_signals() -> list[int]:
-    """Return the signals that ask for an end: a lost terminal's too, unless nohup ignores it."""
-    hangs_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
-    return [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hangs_up else [])]
-
-
+@dataclass
 class StopRequest:
-    """SIGTERM, SIGHUP and Ctrl-C, for the time of a context.
+    """A signal that asks a run to end.
 
     Attributes:
-        signal: the number of the one that came, or 0.
+        signal: its number, or 0 before it comes.
         after_step: whether the first signal is only noted, for the loop to save and end after its
             step; a second one, or any before the loop, raises KeyboardInterrupt at once.
     """
 
-    def __init__(self) -> None:
-        self.signal = 0
-        self.after_step = False
+    signal: int = 0
+    after_step: bool = False
 
-    def _note(self, number: int, _frame: object) -> None:
+    def note(self, number: int, _frame: object) -> None:
+        """Handle a signal."""
         at_once = self.signal or not self.after_step
         self.signal = self.signal or number
         if at_once:
@@ -99,17 +95,8 @@ class StopRequest:
         # By os.write: a print may be under way.
         os.write(2, b"stopping after this step; once more to stop without saving\n")
 
-    def __enter__(self) -> "StopRequest":
-        self.previous = {number: signal.signal(number, self._note) for number in _stop_signals()}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Give the signals back to whoever had them."""
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
 
 def leave_stopping_to_parent(_worker: int) -> None:
     """Ignore signals in a reader of slices: they reach the whole group; it must not die first."""
-    for number in _stop_signals():
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

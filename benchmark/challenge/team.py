@@ -1,47 +1,54 @@
-"""One team's archive: looked at, loaded, checked, run, scored, and removed again.
+"""One team's archive: read through, loaded, checked, run, scored, and removed again.
 
-What becomes of a team is kept in `fate.json` of its folder, so that a second call goes on where the
+What became of a team is in `fate.json` of its folder, so that a second call continues where the
 first was stopped. A team that breaks has a folder all the same, in which every case failed. What is
-not the team's fault, such as a full disk, leaves it as "not run" for the next call.
+not the team's fault, such as a full disk or a lost GPU, leaves it as "not run" for the next call.
 """
 
-import argparse
 import contextlib
-import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import ModuleType
 
-from benchmark.checking import check
-from benchmark.checking.pages import CHECK_JSON, headline
-from benchmark.containers import efficiency
-from benchmark.containers.archive import (
-    ArchiveError,
+from benchmark.challenge.archive import ArchiveError, inspect_archive
+from benchmark.checking.check import check_image
+from benchmark.checking.pages import headline
+from benchmark.containers.efficiency import EFFICIENCY_SUFFIX, ResumeError, Settings, measure
+from benchmark.containers.engine import (
+    EngineError,
+    archive_image,
+    engine_version,
     free_image_bytes,
-    inspect_archive,
+    image_id,
+    load_archive,
     remove_image,
 )
-from benchmark.containers.cases import Case
-from benchmark.containers.engine import EngineError, docker, image_id, load_archive
-from benchmark.containers.run_folder import EFFICIENCY_SUFFIX, write_json
-from benchmark.containers.tables import failed_csv_table
-from benchmark.messages import UsageError, say
-from benchmark.scoring import accuracy
+from benchmark.containers.gpu import Gpu, GpuLost
+from benchmark.containers.measurement import Case
+from benchmark.containers.results import (
+    NOT_MEASURED,
+    TOLERANCES,
+    efficiency_csv,
+    failed_result,
+    read_json,
+    write_json,
+)
+from benchmark.containers.runner import Container
+from benchmark.options import HarnessError
+from benchmark.scoring.accuracy import score_folder
+from benchmark.scoring.protocol import PROTOCOLS
+from benchmark.text import log, plural
 from inference.files import printable, write_atomically
-from inference.signals import Stopped
 
 DONE, FAILED, NOT_RUN, RUNNING = "done", "failed", "not run", "running"
 
-FATE_JSON = "fate.json"
-
 _RESERVE_BYTES = 2 << 30
-"""Left free on every disk, whatever is loaded."""
+"""Free space that stays on every disk, whatever is loaded."""
 
 _ORGANISERS_FAULT = re.compile(r"could not select device driver|Cannot connect to the Docker")
-"""What the engine says when no team's container could start."""
+"""What the engine prints when no team's container could start."""
 
 
 @dataclass
@@ -67,24 +74,30 @@ class Fate:
 
 
 @dataclass(frozen=True)
-class Evening:
+class Challenge:
     """What is the same for every team.
 
     Attributes:
-        inputs, reference, report: folders.
-        cases: of `inputs`.
-        gpu: whether a device is measured.
-        efficiency_options, accuracy_options: more words for the two commands' lines.
+        inputs, report: folders.
+        cases: the volumes of `inputs`.
+        references: their label maps.
+        gpu, gpu_note: the GPU, and why its memory is not read.
+        timeout, memory_limit, repeat, warm_up: as in `Settings`.
+        protocol: the year's rules.
         check: whether each image is checked before it is run.
     """
 
     inputs: Path
-    reference: Path
     report: Path
     cases: list[Case]
-    gpu: bool
-    efficiency_options: Sequence[str]
-    accuracy_options: Sequence[str]
+    references: list[Path]
+    gpu: Gpu | None
+    gpu_note: str | None
+    timeout: float
+    memory_limit: str
+    repeat: int
+    warm_up: bool
+    protocol: str
     check: bool
 
 
@@ -97,60 +110,66 @@ class _NotNow(Exception):
 
 
 def team_name(archive: Path) -> str:
-    """A team's name: its archive's up to the first dot."""
+    """Return a team's name: its archive's up to the first dot."""
     return archive.name.partition(".")[0]
 
 
-def read_fate(folder: Path) -> Fate | None:
-    """What became of a team before; None where nothing readable says it."""
-    try:
-        return Fate(**json.loads((folder / FATE_JSON).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def run_team(archive: Path, folder: Path, evening: Evening) -> Fate:
-    """Take a team through the evening, or through what is left of it.
+def run_team(archive: Path, folder: Path, challenge: Challenge) -> Fate:
+    """Load, check, run and score a team, or do what is missing of that.
 
     Args:
         archive: the team's.
         folder: its run folder, made if need be.
-        evening: the rest.
+        challenge: the rest.
 
     Returns:
         What became of it, which is also written.
 
     Raises:
         EngineError: the engine does not answer, so that no team can be run.
-        Stopped: a signal came; the team's images are removed, and its cases so far are kept.
+        Stopped: a signal came; the team's images are removed, and its finished cases are written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"name": archive.name, "bytes": archive.stat().st_size}
-    about["mtime_ns"] = archive.stat().st_mtime_ns
-    names = [case.name for case in evening.cases]
-    earlier = read_fate(folder)
+    file = folder / "fate.json"
+    names = [case.name for case in challenge.cases]
+    try:
+        found = archive.stat()
+    except OSError as error:
+        fate = Fate(NOT_RUN, f"archive: {error.strerror}", cases=names)
+        write_json(file, asdict(fate))
+        return fate
+    about = {"name": archive.name, "bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
+    earlier = None
+    with contextlib.suppress(TypeError):
+        earlier = Fate(**read_json(file))
     same = earlier is not None and earlier.archive == about
     if same and earlier.cases == names and earlier.state in (DONE, FAILED):
         return earlier
-    if earlier is not None and not same:
-        say(f"{archive.name} has changed: the team starts anew")
-        _clear(folder, earlier)
+    if earlier is not None and earlier.archive and not same:
+        log(f"{archive.name} has changed: the team starts anew")
+        for image in earlier.images:
+            remove_image(image)
+        shutil.rmtree(folder)
+        folder.mkdir()
     fate = Fate(RUNNING, archive=about, cases=names, images=earlier.images if same else [])
     try:
-        _take_through(archive, folder, evening, fate)
+        _run(archive, folder, challenge, fate)
         fate.state, fate.reason = DONE, None
     except _Unusable as error:
         fate.state, fate.reason = FAILED, printable(error)
-        _write_failure(folder, evening)
+        _write_failure(folder, challenge)
     except _NotNow as error:
         fate.state, fate.reason = NOT_RUN, printable(error)
-    write_json(folder / FATE_JSON, asdict(fate))
+    write_json(file, asdict(fate))
     return fate
 
 
-def _take_through(archive: Path, folder: Path, evening: Evening, fate: Fate) -> None:
-    _remove(fate, folder)  # what a killed evening has left
-    free = _free_bytes(evening)
+def _run(archive: Path, folder: Path, challenge: Challenge, fate: Fate) -> None:
+    _remove_images(fate, folder)  # what a killed run has left
+    if shutil.disk_usage(challenge.report).free < _RESERVE_BYTES:
+        raise _NotNow(f"disk: less than {_RESERVE_BYTES / 1e9:.1f} GB are free for --report")
+    free = free_image_bytes()
+    free = None if free is None else max(0, free - _RESERVE_BYTES)
     try:
         content = inspect_archive(archive, free)
     except ArchiveError as error:
@@ -162,122 +181,95 @@ def _take_through(archive: Path, folder: Path, evening: Evening, fate: Fate) -> 
             f"disk: loading takes more than the {free / 1e9:.1f} GB that may be used; "
             "free some and call again"
         )
-    image = f"{team_name(archive).lower()}:latest"
+    image = archive_image(archive)
     if image not in content.images:
-        raise _Unusable(
-            f"archive: it holds {', '.join(content.images) or 'no named image'}, but the "
-            f"organisers run {image}"
-        )
+        held = ", ".join(content.images) or "no named image"
+        raise _Unusable(f"archive: it holds {held}, but the organisers run {image}")
     if here := [name for name in content.images if image_id(name) is not None]:
         raise _NotNow(
             f"an image {', '.join(here)} is here already and would be replaced: rename or remove "
             f"it (docker image rm {here[0]}) and call again"
         )
     fate.images = list(content.images)
-    write_json(folder / FATE_JSON, asdict(fate))
+    write_json(folder / "fate.json", asdict(fate))
     try:
-        say(f"  loading {archive.name}")
+        log(f"  loading {archive.name}")
         with _teams_fault("load"):
             load_archive(archive)
-        if evening.check:
-            say("  checking")
-            fate.check = check_image(image, folder, evening)
-        say("  running")
+        if challenge.check:
+            log("  checking")
+            fate.check = _check(image, folder, challenge)
+        log("  running")
         with _teams_fault("run"):
-            _measure(image, folder, evening)
+            _measure(image, folder, challenge)
     finally:
-        _remove(fate, folder)
-    say("  scoring")
-    _score(folder, evening)
+        _remove_images(fate, folder)
+    log("  scoring")
+    _score(folder, challenge)
 
 
-def check_image(image: str, folder: Path, evening: Evening) -> str:
-    """Check an image as `python -m benchmark check` does, its report beside the run's.
-
-    Returns:
-        What was found, in a line. Whatever it is, the image is run: the check is for the team.
-
-    Raises:
-        Stopped: a signal came.
-    """
-    words = ["--image", image, "--report", str(folder), "--large-slices", "0"]
-    code = check.run(_options(check, words))
-    if code > 128:
-        raise Stopped(code - 128)
-    if code == 2:
-        return "not made"
-    return headline(json.loads((folder / CHECK_JSON).read_text(encoding="utf-8")))
-
-
-def _measure(image: str, folder: Path, evening: Evening) -> None:
-    words = [
-        *("--inputs", str(evening.inputs), "--outputs", str(folder / "labels")),
-        *("--report", str(folder), "--image", image, "--team", folder.name),
-        *evening.efficiency_options,
-    ]
+def _check(image: str, folder: Path, challenge: Challenge) -> str:
+    """Return what the check found; whatever it is, the image is run: the check is for the team."""
+    gpu = (challenge.gpu, challenge.gpu_note)
     try:
-        efficiency.measure(_options(efficiency, [*words, "--resume"]))
-    except UsageError as error:
-        say(f"  what was measured before is not kept: {printable(error)}")
+        return headline(check_image(folder.name, image, [], folder, *gpu, challenge.memory_limit))
+    except (HarnessError, OSError) as error:
+        return f"not made: {printable(error)}"
+
+
+def _measure(image: str, folder: Path, challenge: Challenge) -> None:
+    device = challenge.gpu and challenge.gpu.device
+    what = (challenge.inputs, folder / "labels", folder)
+    how = {
+        "timeout": challenge.timeout,
+        "tolerances": TOLERANCES[challenge.protocol],
+        "repeat": challenge.repeat,
+        "warm_up": challenge.warm_up,
+    }
+    target = Container(image, challenge.memory_limit, device)
+    team = (target, folder.name, challenge.gpu, challenge.gpu_note)
+    try:
+        results = measure(Settings(*what, *team, **how, resume=True), challenge.cases, {})
+    except ResumeError as error:
+        log(f"  measuring anew: {error}")
         shutil.rmtree(folder / "labels", ignore_errors=True)
-        efficiency.measure(_options(efficiency, words))
+        results = measure(Settings(*what, *team, **how), challenge.cases, {})
+    except GpuLost as error:
+        raise _NotNow(str(error)) from error
+    missing = {
+        case: next((run["reason"] for run in runs if run["status"] == NOT_MEASURED), "see above")
+        for case, runs in results.items()
+        if len(runs) < challenge.repeat or any(run["status"] == NOT_MEASURED for run in runs)
+    }
+    if missing:
+        reason = next(iter(missing.values()))
+        raise _NotNow(f"{plural(len(missing), 'case')} not measured: {reason}; call again")
 
 
-def _score(folder: Path, evening: Evening) -> None:
+def _score(folder: Path, challenge: Challenge) -> None:
     labels = folder / "labels"
     labels.mkdir(exist_ok=True)
-    words = [
-        *("--reference", str(evening.reference), "--prediction", str(labels)),
-        *("--report", str(folder), *evening.accuracy_options),
-    ]
-    if accuracy.run(_options(accuracy, words)) == 2:
-        raise _NotNow("the label maps could not be scored")
+    score_folder(challenge.references, labels, folder, PROTOCOLS[challenge.protocol])
 
 
-def _write_failure(folder: Path, evening: Evening) -> None:
-    """The tables of a team that could not be run: every case failed."""
+def _write_failure(folder: Path, challenge: Challenge) -> None:
+    """Write the tables of a team that could not be run: every case failed."""
     for part in ("labels", "efficiency"):
         shutil.rmtree(folder / part, ignore_errors=True)
-    files = [case.image.name for case in evening.cases]
-    table = failed_csv_table(files, gpu=evening.gpu)
+    gpu = challenge.gpu is not None and challenge.gpu.unread is None
+    results = {case.name: [failed_result(case.image.name, gpu=gpu)] for case in challenge.cases}
+    table = efficiency_csv(results)
     write_atomically(folder / f"{folder.name}{EFFICIENCY_SUFFIX}", table.encode())
-    _score(folder, evening)
+    _score(folder, challenge)
 
 
-def _options(command: ModuleType, words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    return parser.parse_args(words)
-
-
-def _free_bytes(evening: Evening) -> int | None:
-    """What may be used of the engine's disk; None if it cannot be seen.
-
-    Raises:
-        _NotNow: the report's own disk is full.
-    """
-    if shutil.disk_usage(evening.report).free < _RESERVE_BYTES:
-        raise _NotNow(f"disk: less than {_RESERVE_BYTES / 1e9:.1f} GB are free for --report")
-    free = free_image_bytes()
-    return None if free is None else max(0, free - _RESERVE_BYTES)
-
-
-def _remove(fate: Fate, folder: Path) -> None:
-    """Remove the images that a team's archive brought; what cannot be removed is said."""
-    left = []
+def _remove_images(fate: Fate, folder: Path) -> None:
+    """Remove the images that a team's archive brought, and report what cannot be removed."""
+    reasons = {image: remove_image(image) for image in fate.images}
+    fate.images = [image for image, reason in reasons.items() if reason]
     for image in fate.images:
-        if reason := remove_image(image):
-            left.append(image)
-            say(f"  {image} is still here: {printable(reason)}")
-    fate.images = left
-    write_json(folder / FATE_JSON, asdict(fate))
-
-
-def _clear(folder: Path, earlier: Fate) -> None:
-    for image in earlier.images:
-        remove_image(image)
-    shutil.rmtree(folder)
-    folder.mkdir()
+        log(f"  {image} is still here: {reasons[image]}")
+    write_json(folder / "fate.json", asdict(fate))
 
 
 @contextlib.contextmanager
@@ -286,7 +278,7 @@ def _teams_fault(stage: str) -> Iterator[None]:
     try:
         yield
     except EngineError as error:
-        if docker("version", "--format", "{{.Server.Version}}").returncode != 0:
+        if not engine_version():
             raise
         if _ORGANISERS_FAULT.search(str(error)):
             raise _NotNow(f"{stage}: {error}") from error

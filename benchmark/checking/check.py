@@ -2,9 +2,9 @@
 
 Runs the image by the organisers' exact command line, without network, read-only and without
 rights, and with 64 MB of shared memory; on phantoms of typical size, thin, anisotropic, turned and
-very large, or on CTs of your own; twice on the same, and on a damaged file. Then says what passed,
-what to look at (warned) and what failed, with what each would cost in the challenge and what to
-do. The files of the report folder:
+very large, or on CTs of your own; twice on the same, and on a damaged file. Then reports what
+passed, what to check (warned) and what failed, with what each would cost in the challenge and what
+to do. The files of the report folder:
 
     check.json         every finding and every run
     check.md           the same, to read; `benchmark report` shows it as well
@@ -12,16 +12,15 @@ do. The files of the report folder:
 """
 
 import argparse
-import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 from benchmark.checking import findings as judge
-from benchmark.checking.findings import FAILED, Finding, Limits
+from benchmark.checking.findings import FAILED, FREE, Finding
 from benchmark.checking.image import find, judge_image, judge_weights, load
 from benchmark.checking.pages import CHECK_JSON, headline, markdown_page, terminal_list
 from benchmark.checking.trials import (
@@ -31,7 +30,6 @@ from benchmark.checking.trials import (
     SMALL_SHARED_MEMORY,
     Bench,
     Trial,
-    VariedContainer,
 )
 from benchmark.checking.volumes import (
     LARGE_SLICES,
@@ -40,18 +38,15 @@ from benchmark.checking.volumes import (
     draw_subjects,
     own_subjects,
 )
-from benchmark.containers.device import open_gpu, read_idle
-from benchmark.containers.engine import EngineError, image_id, remove_abandoned
+from benchmark.containers.efficiency import gpu_of
+from benchmark.containers.engine import image_id, remove_abandoned, team_of
 from benchmark.containers.environment import describe_machine
-from benchmark.containers.gpu import Gpu
-from benchmark.containers.run_folder import write_json
-from benchmark.containers.runner import signals_raise
-from benchmark.containers.tables import OFFICIAL_INTERVAL, by
-from benchmark.containers.targets import Folders, MemoryLimit
-from benchmark.messages import UsageError, say
-from benchmark.options import positive
-from inference.files import printable, write_atomically
-from inference.signals import Stopped
+from benchmark.containers.gpu import Gpu, read_idle
+from benchmark.containers.results import OFFICIAL_INTERVAL, write_json
+from benchmark.containers.runner import Container
+from benchmark.options import memory_size, positive, size_mb, whole
+from benchmark.text import by, log
+from inference.files import write_atomically
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,177 +55,137 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Exit code 0: nothing failed, though some may be warned of; 1: something failed; 2: wrong "
         "usage, or an engine that does not work."
     )
-    target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument(
-        "--archive",
-        type=Path,
-        metavar="TEAM.tar.gz",
-        help="a `docker save` file, as it is handed in",
+    target = parser.add_mutually_exclusive_group(required=True).add_argument
+    text = "a `docker save` file, as it is handed in"
+    target("--archive", type=Path, metavar="TEAM.tar.gz", help=text)
+    target("--image", metavar="NAME", help="a Docker image that is here")
+    add = parser.add_argument
+    text = "folder of NAME_0000.nii.gz to try instead of phantoms"
+    add("--inputs", type=Path, metavar="DIR", help=text)
+    text = "where the findings go (default: check-TEAM)"
+    add("--report", type=Path, metavar="DIR", help=text)
+    text = (
+        "slices of the very large phantom, 512×512 each; 0 leaves it out (default: %(default)s, "
+        "more than 95 %% of the challenge's CTs have; its largest has 2651)"
     )
-    target.add_argument("--image", metavar="NAME", help="a Docker image that is here")
-    parser.add_argument(
-        "--inputs",
-        type=Path,
-        metavar="DIR",
-        help="folder of NAME_0000.nii.gz to try instead of phantoms",
-    )
-    parser.add_argument(
-        "--report",
-        type=Path,
-        metavar="DIR",
-        help="where the findings go (default: check-TEAM)",
-    )
-    parser.add_argument(
-        "--large-slices",
-        type=_slices,
-        default=LARGE_SLICES,
-        metavar="N",
-        help="slices of the very large phantom, 512×512 each; 0 leaves it out (default: "
-        f"{LARGE_SLICES}, more than 95 %% of the challenge's CTs have; its largest has 2651)",
-    )
-    parser.add_argument("--gpu", type=int, default=0, metavar="N", help="device (default: 0)")
-    parser.add_argument(
-        "--timeout",
-        type=positive,
-        default=600.0,
-        metavar="S",
-        help="end a run after this time (default: 600; the challenge waits for 3600)",
-    )
-    parser.add_argument(
-        "--memory-limit",
-        type=MemoryLimit.parse,
-        default="28g",
-        metavar="SIZE",
-        help="RAM and shared memory of a run (default and official: 28g)",
-    )
-    parser.add_argument(
-        "--time-tolerance",
-        type=positive,
-        default=15.0,
-        metavar="S",
-        help="seconds that cost nothing (default: 15, as in 2023)",
-    )
-    parser.add_argument(
-        "--memory-tolerance",
-        type=positive,
-        default=4096.0,
-        metavar="MB",
-        help="GPU memory that costs nothing (default: 4096, as in 2023)",
-    )
+    add("--large-slices", type=whole, default=LARGE_SLICES, metavar="N", help=text)
+    text = "GPU by NVML's number (default: the first of CUDA_VISIBLE_DEVICES, or else 0)"
+    add("--gpu", type=int, metavar="N", help=text)
+    text = "end a run after this time (default: 600; the challenge waits for 3600)"
+    add("--timeout", type=positive, default=600.0, metavar="S", help=text)
+    text = "RAM and shared memory of a run (default and official: 28g)"
+    add("--memory-limit", type=memory_size, default="28g", metavar="SIZE", help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check a submission and write the report folder.
-
-    Returns:
-        0 if nothing failed, 1 if something did, 2 for wrong usage or an engine that does not work,
-        128 + N if signal N ended the check.
-    """
-    try:
-        with signals_raise():
-            return _run(arguments)
-    except (UsageError, EngineError, OSError) as error:
-        say(f"benchmark check: {printable(error)}")
-        return 2
-    except Stopped as stopped:
-        say(f"stopped by {stopped}; nothing is left running")
-        return 128 + stopped.number
-
-
-def _run(arguments: argparse.Namespace) -> int:
+    """Check a submission and write the report folder; 0 if nothing failed, 1 if something did."""
     if arguments.inputs is not None:
-        own_subjects(arguments.inputs)  # wrong usage is said before an archive is loaded
+        own_subjects(arguments.inputs)  # wrong usage is reported before an archive is loaded
     remove_abandoned()
     if arguments.archive:
-        _say(f"loading {arguments.archive}")
+        log(f"loading {arguments.archive}")
         image, findings = load(arguments.archive)
         team = arguments.archive.name.partition(".")[0] or "team"
     else:
         image, findings = find(arguments.image)
-        team = image.rpartition("/")[2].partition(":")[0]
+        team = team_of(image)
     report = arguments.report or Path(f"check-{team}")
+    with gpu_of(arguments.gpu) as (gpu, gpu_note):
+        limits = (arguments.memory_limit, arguments.timeout)
+        sources = (arguments.inputs, arguments.large_slices)
+        check = check_image(team, image, findings, report, gpu, gpu_note, *limits, *sources)
+    summary = f"{headline(check)}: {report / 'check.md'}"
+    log(*terminal_list(check), summary, to=sys.stdout)
+    return 1 if any(finding["level"] == FAILED for finding in check["findings"]) else 0
+
+
+def check_image(
+    team: str,
+    image: str | None,
+    findings: list[Finding],
+    report: Path,
+    gpu: Gpu | None,
+    gpu_note: str | None,
+    memory_limit: str = "28g",
+    timeout: float = 600.0,
+    inputs: Path | None = None,
+    large_slices: int = 0,
+) -> dict:
+    """Make every run of a check and write the report folder.
+
+    Args:
+        team: its name.
+        image: NAME:TAG; None if there is none to run.
+        findings: what was found of the archive or the image's name.
+        report: the folder.
+        gpu, gpu_note: the GPU, and why its memory is not read.
+        memory_limit, timeout: of a run, as "28g" and in seconds.
+        inputs: a folder of CTs instead of phantoms.
+        large_slices: of the very large phantom; 0 leaves it out.
+
+    Returns:
+        The content of `check.json`.
+
+    Raises:
+        HarnessError, OSError: the check cannot go on.
+    """
     logs = report / "check"
     shutil.rmtree(logs, ignore_errors=True)
     logs.mkdir(parents=True)
-
-    gpu, gpu_note = open_gpu(arguments.gpu)
-    try:
-        limit = arguments.memory_limit
-        limits = Limits(
-            arguments.time_tolerance, arguments.memory_tolerance, str(limit), float(limit.mb)
-        )
-        trials: list[Trial] = []
-        if image is None:
-            findings.append(judge.not_run("there is no image to run"))
-        else:
-            findings += judge_image(image) + judge_weights(image, limit, logs / "weights.log")
-            findings += _try(image, arguments, report, gpu, limits, trials)
-        check = {
-            "team": team,
-            "image": image or "none",
-            "image_digest": image_id(image) if image else None,
-            "command": _command(image, limit, gpu),
-            "environment": describe_machine(gpu, gpu_note),
-            "limits": {**asdict(limits), "timeout_s": arguments.timeout},
-            "findings": [asdict(finding) for finding in findings],
-            "runs": [_as_json(trial) for trial in trials],
-        }
-    finally:
-        if gpu:
-            gpu.close()
+    trials: list[Trial] = []
+    if image is None:
+        findings = [*findings, judge.not_run("there is no image to run")]
+    else:
+        findings = [*findings, *judge_image(image)]
+        findings += judge_weights(image, memory_limit, logs / "weights.log")
+        idle = read_idle(gpu, OFFICIAL_INTERVAL)
+        # Not below the system's own folder for such things, which may be of memory, or small.
+        work = Path(tempfile.mkdtemp(prefix=".work-check-", dir=report.resolve()))
+        bench = Bench(image, memory_limit, logs, work, gpu, idle, timeout)
+        try:
+            subjects = own_subjects(inputs) if inputs else draw_subjects(work, large_slices, log)
+            findings += _judge(bench, subjects, trials)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    check = {
+        "team": team,
+        "image": image or "none",
+        "image_digest": image_id(image) if image else None,
+        "command": Container(image or "none", memory_limit, gpu and gpu.device).shown_command,
+        "environment": describe_machine(gpu, gpu_note),
+        "limits": {
+            "seconds": FREE.seconds,
+            "gpu_mb": FREE.mb,
+            "timeout_s": timeout,
+            "memory": memory_limit,
+            "memory_mb": float(size_mb(memory_limit)),
+        },
+        "findings": [asdict(finding) for finding in findings],
+        "runs": [trial.as_json() for trial in trials],
+    }
     write_json(report / CHECK_JSON, check)
     write_atomically(report / "check.md", markdown_page(check).encode())
-    say(terminal_list(check), sys.stdout)
-    say(f"{headline(check)}: {report / 'check.md'}", sys.stdout)
-    return 1 if any(finding.level == FAILED for finding in findings) else 0
+    return check
 
 
-def _try(
-    image: str,
-    arguments: argparse.Namespace,
-    report: Path,
-    gpu: Gpu | None,
-    limits: Limits,
-    trials: list[Trial],
-) -> list[Finding]:
-    """Make every run, into `trials`, and judge them."""
-    idle = read_idle(gpu, OFFICIAL_INTERVAL)
-    # Not below the system's own folder for such things, which may be of memory, or small.
-    work = Path(tempfile.mkdtemp(prefix=".work-check-", dir=report.resolve()))
-    bench = Bench(report, work, gpu, idle, arguments.timeout, limits.gpu_mb)
-    try:
-        if arguments.inputs is not None:
-            subjects = own_subjects(arguments.inputs)
-        else:
-            subjects = draw_subjects(work, arguments.large_slices, _say)
-        count = len(subjects) + 5
-        index = gpu.index if gpu else None
-
-        def trial(subject: Subject, mode: str = ORGANISERS) -> Trial:
-            target = VariedContainer(image, arguments.memory_limit, index, phases=False, mode=mode)
-            done = bench.run(subject, target, len(trials) + 1)
-            trials.append(done)
-            _say(_progress_line(len(trials), count, done))
-            return done
-
-        return list(_judge(trial, subjects, work, limits))
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _judge(
-    trial: Callable[..., Trial], subjects: list[Subject], work: Path, limits: Limits
-) -> Iterator[Finding]:
-    """Every finding about runs, in the order of the list.
+def _judge(bench: Bench, subjects: list[Subject], trials: list[Trial]) -> Iterator[Finding]:
+    """Make every run, into `trials`, and yield the findings in the order of the list.
 
     Args:
-        trial: makes one run of a subject in a mode.
-        subjects: the volumes, one to begin with first.
-        work: a folder for the damaged volume.
-        limits: to hold the runs against.
+        bench: where and how.
+        subjects: the volumes, one to start with first.
+        trials: gets the runs.
     """
+
+    def trial(subject: Subject, mode: str = ORGANISERS) -> Trial:
+        done = bench.run(subject, mode, len(trials) + 1)
+        trials.append(done)
+        log(_progress_line(len(trials), len(subjects) + 5, done))
+        return done
+
+    memory = bench.memory_limit
     first = trial(subjects[0])
-    yield judge.judge_start(first, limits)
+    yield judge.judge_start(first, memory)
     if not first.ran:
         yield from judge.judge_outputs([first])
         yield judge.not_run(f"{first.label} gave no label map")
@@ -238,17 +193,14 @@ def _judge(
     again = trial(subjects[0])
     modes = [trial(subjects[0], mode) for mode in (NO_NETWORK, HARDENED, SMALL_SHARED_MEMORY)]
     volumes = [first, *(trial(subject) for subject in subjects[1:])]
-    damaged = trial(damaged_subject(work, subjects[0]))
-
-    for mode in modes:
-        yield judge.judge_mode(mode, first)
-    for volume in volumes:
-        yield judge.judge_volume(volume)
+    damaged = trial(damaged_subject(bench.work, subjects[0]))
+    yield from (judge.judge_mode(mode, first) for mode in modes)
+    yield from map(judge.judge_volume, volumes)
     yield from judge.judge_outputs(volumes)
     yield judge.judge_determinism(first, again)
-    yield judge.judge_time(volumes, limits)
-    yield judge.judge_gpu_memory(volumes, limits)
-    yield judge.judge_memory([*volumes, again, *modes], limits)
+    yield judge.judge_time(volumes)
+    yield judge.judge_gpu_memory(volumes)
+    yield judge.judge_memory([*volumes, again, *modes], memory)
     yield from judge.judge_leftovers([*volumes, again, *modes, damaged])
     yield judge.judge_damaged(damaged)
 
@@ -263,38 +215,3 @@ def _progress_line(number: int, count: int, trial: Trial) -> str:
     if outcome.status == "ok":
         parts.append("; ".join(trial.output.problems) or "label map valid")
     return ", ".join(parts)
-
-
-def _as_json(trial: Trial) -> dict:
-    return {
-        "volume": trial.label,
-        "mode": trial.mode,
-        "image_size": list(trial.image_size),
-        **asdict(trial.outcome),
-        "max_ram_mb": trial.max_ram_mb,
-        "peak_gpu_mb": trial.peak_gpu_mb,
-        "auc_flare_mb_s": trial.auc_flare_mb_s,
-        "auc_flare_tolerated_mb_s": trial.auc_tolerated_mb_s,
-        "output": asdict(trial.output),
-        "sha256": trial.digest,
-        "empty": trial.empty,
-        "left": trial.left,
-        "inputs_touched": trial.inputs_touched,
-    }
-
-
-def _command(image: str | None, limit: MemoryLimit, gpu: Gpu | None) -> str:
-    """The organisers' command line, for the page."""
-    target = VariedContainer(image or "none", limit, gpu.index if gpu else None, phases=False)
-    return shlex.join(target.command_line("NAME", Folders(Path("INPUTS"), Path("OUTPUTS"), Path())))
-
-
-def _say(line: str) -> None:
-    say(printable(line))
-
-
-def _slices(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"a whole number of 0 or more is needed, not {text}")
-    return value

@@ -1,25 +1,21 @@
 """What the runs of a check amount to: passed, warned or failed, with its cost and what to do.
 
 Failed is what costs cases in the challenge, or is not what it asks for. Warned is what costs
-points by degree, costs nothing there but elsewhere, or could not be looked at.
+points by degree, costs nothing there but elsewhere, or could not be checked.
 
 It is long because it is the whole list: a function for each line of it, with its words.
 """
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from benchmark.checking import symptoms
-from benchmark.checking.trials import (
-    HARDENED,
-    NO_NETWORK,
-    ORGANISERS,
-    SMALL_SHARED_MEMORY,
-    Trial,
-)
-from benchmark.containers.tables import PENALTY, by
+from benchmark.checking.trials import HARDENED, NO_NETWORK, SMALL_SHARED_MEMORY, Trial
+from benchmark.containers.results import PENALTY, TOLERANCES
+from benchmark.options import size_mb
+from benchmark.text import by
 from inference.labels import LABEL_NAMES
 from inference.volume import read_volume
 
@@ -31,10 +27,14 @@ LOST = (
 )
 """What a case costs that gives no label map."""
 
-_ROUNDING = 1e-3
-"""Of the labelled voxels: what a second run may label otherwise and still only be warned of."""
+FREE = TOLERANCES["flare23"]
+"""Seconds and MB of GPU memory that cost nothing."""
+
+_ROUNDING = 1e-3  # of the labelled voxels: what a second run may label otherwise with a warning
 
 _NEARLY_ALL = 0.9  # of the memory limit
+
+_LAST = len(LABEL_NAMES) - 1
 
 _ASPECTS = {
     "name": (
@@ -66,9 +66,9 @@ _ASPECTS = {
     ),
     "labels": (
         "output labels",
-        f"voxels of a label that is none of 0 to {len(LABEL_NAMES) - 1} are lost, or count as "
-        "another organ once the scorer has made them 8-bit",
-        f"map the network's classes to 0 to {len(LABEL_NAMES) - 1} as the challenge numbers them",
+        f"voxels of a label outside 0 to {_LAST} are lost, or count as another organ once the "
+        "scorer has made them 8-bit",
+        f"map the network's classes to 0 to {_LAST} as the challenge numbers them",
     ),
 }
 """Of each aspect of an output check: the check's name, what it costs, and what to do."""
@@ -96,18 +96,35 @@ _MODES = {
 }
 """Of each way but the organisers' own: how bad it is to fail, what it costs, and what to do."""
 
+_SYMPTOMS = {
+    r"Name or service not known|Temporary failure in name resolution|Network is unreachable"
+    r"|Could not resolve host|Failed to establish a new connection|urlopen error|getaddrinfo"
+    r"|Max retries exceeded|ConnectionError": "it asks for the network, which is not promised: put "
+    "weights and all else that is downloaded into the image",
+    r"Read-only file system|Permission denied|PermissionError": "it writes, or reads, where it may "
+    "not: write nothing but outputs/ and /tmp, and make every file of the image readable by anyone "
+    "(chmod -R a+rX)",
+    r"Bus error|unable to mmap|unable to open shared memory|No space left on device"
+    r"|insufficient shared memory": "it needs more shared memory: num_workers=0, or "
+    "torch.multiprocessing.set_sharing_strategy('file_system')",
+    r"exec format error": "it is built for another processor: docker build --platform linux/amd64",
+    r"predict\.sh: No such file|open predict\.sh|open '?predict\.sh": "predict.sh must lie in the "
+    "image's working folder: WORKDIR /workspace, COPY predict.sh .",
+    r"/bin/bash\S* ?:? .*no such file|\"/bin/bash\"": "the organisers call /bin/bash, and no "
+    "ENTRYPOINT may stand before it: install bash",
+    r"\$'?\\r|\r: (not found|command not found)|bad interpreter": "a script has line ends of "
+    "Windows: convert it to those of Unix",
+    r"No CUDA GPUs are available|Found no NVIDIA driver|libcuda\.so|CUDA driver version"
+    r"|No CUDA runtime is found|Torch not compiled with CUDA|no kernel image is available": "it "
+    "needs a GPU that is not here, or one that its CUDA fits: check it on a machine like the "
+    "organisers', or let it run on the CPU where there is none",
+}
+"""Words of a log, and what they call for."""
+
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the list.
-
-    Attributes:
-        level: "passed", "warned" or "failed".
-        check: what was looked at.
-        found: what was found.
-        cost: what it would cost in the challenge; empty if passed.
-        advice: what to do; empty if passed.
-    """
+    """One line of the list; cost in the challenge and advice are empty if it passed."""
 
     level: str
     check: str
@@ -116,84 +133,75 @@ class Finding:
     advice: str = ""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What runs are held against.
-
-    Attributes:
-        seconds: that cost nothing.
-        gpu_mb: MB of device memory that cost nothing.
-        memory: of RAM, as `docker run -m` takes it, and in MB.
-    """
-
-    seconds: float
-    gpu_mb: float
-    memory: str
-    memory_mb: float
+def advice(trial: Trial) -> str | None:
+    """Return what to do about a run that failed, by its log; None where that tells nothing."""
+    if trial.outcome.status == "timeout":
+        return (
+            "find what it waits for; if it is only slow, --timeout 3600 waits as long as the "
+            "challenge does"
+        )
+    if trial.outcome.status == "out of memory":
+        return "hold fewer copies of the volume, and work slice by slice or patch by patch"
+    return next((act for words, act in _SYMPTOMS.items() if re.search(words, trial.printed)), None)
 
 
-def judge_start(trial: Trial, limits: Limits) -> Finding:
-    """The first run, by the organisers' exact command line."""
+def judge_start(trial: Trial, memory: str) -> Finding:
+    """Judge the first run, by the organisers' exact command line."""
     check = "starts with the organisers' command"
     if trial.outcome.status == "ok":
-        found = f"exit code 0 after {trial.outcome.seconds:.1f} s, within {limits.memory} of memory"
+        found = f"exit code 0 after {trial.outcome.seconds:.1f} s, within {memory} of memory"
         return Finding(PASSED, check, found)
     return Finding(FAILED, check, _how_it_ended(trial), f"{LOST}, every time", _advice(trial))
 
 
 def judge_mode(trial: Trial, first: Trial) -> Finding:
-    """A run in another way than the organisers' own, held against theirs."""
-    level, cost, advice = _MODES[trial.mode]
+    """Judge a run in another way than the organisers' own, against theirs."""
+    level, cost, what_to_do = _MODES[trial.mode]
     if not trial.ran:
-        return Finding(
-            level, trial.mode, _how_it_ended(trial), cost, symptoms.advice(trial) or advice
-        )
+        act = advice(trial) or what_to_do
+        return Finding(level, trial.mode, _how_it_ended(trial), cost, act)
     differing = _differing(first, trial) if trial.digest != first.digest else None
     if differing and differing[0]:  # other bytes may hold the same labels
         found = f"another label map than by the organisers' command: {_share(*differing)}"
-        return Finding(WARNED, trial.mode, found, "the scores here are not theirs", advice)
+        return Finding(WARNED, trial.mode, found, "the scores here are not theirs", what_to_do)
     return Finding(PASSED, trial.mode, f"a label map after {trial.outcome.seconds:.1f} s")
 
 
 def judge_volume(trial: Trial) -> Finding:
-    """A volume by the organisers' command: whether the run ended well."""
+    """Judge a volume by the organisers' command: whether the run ended well."""
     check = f"volume: {trial.label}"
     if trial.outcome.status == "ok":
-        size = by(trial.image_size)
-        return Finding(PASSED, check, f"{size}, {trial.outcome.seconds:.1f} s")
+        found = f"{by(trial.image_size)}, {trial.outcome.seconds:.1f} s"
+        return Finding(PASSED, check, found)
     return Finding(FAILED, check, _how_it_ended(trial), LOST, _advice(trial))
 
 
 def judge_outputs(trials: Sequence[Trial]) -> list[Finding]:
-    """Names, files, shapes, affines, types and labels of the label maps of runs that ended well."""
+    """Judge names, files, shapes, affines, types and labels of the label maps of ended runs."""
     ended = [trial for trial in trials if trial.outcome.status == "ok"]
     findings = []
-    for aspect, (check, cost, advice) in _ASPECTS.items():
+    for aspect, (check, cost, what_to_do) in _ASPECTS.items():
         wrong = [
             f"{trial.label}: {problem}"
             for trial in ended
             for kind, problem in zip(trial.output.aspects, trial.output.problems, strict=True)
             if kind == aspect
         ]
-        looked_at = [trial for trial in ended if _was_looked_at(trial, aspect)]
+        checked = ", ".join(trial.label for trial in ended if _was_checked(trial, aspect))
         if wrong:
-            findings.append(Finding(FAILED, check, "; ".join(wrong), cost, advice))
-        elif looked_at:
-            findings.append(Finding(PASSED, check, f"as they must be: {_labels_of(looked_at)}"))
-    empty = sorted({trial.label for trial in ended if trial.empty})
-    if empty:
-        findings.append(
-            Finding(
-                WARNED, "something is labelled", f"no organ at all in {', '.join(empty)}",
-                "DSC 0 where the patient is as the reference says",
-                "phantoms are cartoons of an abdomen: try --inputs with CTs of your own",
-            )
-        )  # fmt: skip
+            findings.append(Finding(FAILED, check, "; ".join(wrong), cost, what_to_do))
+        elif checked:
+            findings.append(Finding(PASSED, check, f"as they must be: {checked}"))
+    if empty := sorted({trial.label for trial in ended if trial.empty}):
+        found = f"no organ at all in {', '.join(empty)}"
+        cost = "DSC 0 where the patient is as the reference shows"
+        act = "phantoms are cartoons of an abdomen: try --inputs with CTs of your own"
+        findings.append(Finding(WARNED, "something is labelled", found, cost, act))
     return findings
 
 
 def judge_determinism(first: Trial, again: Trial) -> Finding:
-    """The same volume twice, by the same command."""
+    """Judge the same volume twice, by the same command."""
     check = "twice the same"
     if not again.ran:
         found = f"the second run: {_how_it_ended(again)}"
@@ -202,144 +210,112 @@ def judge_determinism(first: Trial, again: Trial) -> Finding:
         return Finding(PASSED, check, "the same bytes")
     differing = _differing(first, again)
     if differing is None:
-        found, advice = "the bytes differ, and the labels cannot be compared", "mend the label map"
-        return Finding(WARNED, check, found, "unknown", advice)
-    count, labelled = differing
-    if count == 0:
-        return Finding(
-            WARNED, check, "the labels are the same, the bytes differ", "nothing",
-            "gzip writes the time into its header: mtime=0 gives the same file every time",
-        )  # fmt: skip
-    level = WARNED if count <= _ROUNDING * labelled else FAILED
-    return Finding(
-        level, check, _share(count, labelled), "the scores are another draw than yours",
-        "model.eval(), fixed seeds, and no test-time augmentation by chance",
-    )  # fmt: skip
+        found = "the bytes differ, and the labels cannot be compared"
+        return Finding(WARNED, check, found, "unknown", "mend the label map")
+    if not differing[0]:
+        act = "gzip writes the time into its header: mtime=0 gives the same file every time"
+        return Finding(WARNED, check, "the labels are the same, the bytes differ", "nothing", act)
+    level = WARNED if differing[0] <= _ROUNDING * differing[1] else FAILED
+    act = "model.eval(), fixed seeds, and no test-time augmentation by chance"
+    return Finding(level, check, _share(*differing), "other scores than yours, by chance", act)
 
 
-def judge_time(trials: Sequence[Trial], limits: Limits) -> Finding:
-    """Wall clock of the organisers' command against the tolerance."""
-    check = f"time, {limits.seconds:g} s cost nothing"
-    measured = [trial for trial in trials if trial.ran]
-    above = [trial for trial in measured if trial.outcome.seconds > limits.seconds]
+def judge_time(trials: Sequence[Trial]) -> Finding:
+    """Judge the wall clock of the organisers' command by the tolerance."""
+    check = f"time, {FREE.seconds:g} s cost nothing"
+    times = {trial.label: trial.outcome.seconds for trial in trials if trial.ran}
+    above = {label: seconds for label, seconds in times.items() if seconds > FREE.seconds}
     if not above:
-        return Finding(PASSED, check, f"at most {_most(t.outcome.seconds for t in measured):.1f} s")
-    found = ", ".join(
-        f"{trial.label} {trial.outcome.seconds:.1f} s, "
-        f"{trial.outcome.seconds - limits.seconds:.1f} s above"
-        for trial in above
-    )
-    return Finding(
-        WARNED, check, found, "ranked by the seconds above",
+        return Finding(PASSED, check, f"at most {max(times.values(), default=0.0):.1f} s")
+    found = ", ".join(f"{k} {s:.1f} s, {s - FREE.seconds:.1f} s above" for k, s in above.items())
+    act = (
         "their machine has a GPU and other cores than this one: `benchmark efficiency` on one like "
-        "theirs says more",
-    )  # fmt: skip
+        "theirs tells more"
+    )
+    return Finding(WARNED, check, found, "ranked by the seconds above", act)
 
 
-def judge_gpu_memory(trials: Sequence[Trial], limits: Limits) -> Finding:
-    """Device memory of the organisers' command against the tolerance."""
-    check = f"GPU memory, {limits.gpu_mb:,.0f} MB cost nothing"
+def judge_gpu_memory(trials: Sequence[Trial]) -> Finding:
+    """Judge the GPU memory of the organisers' command by the tolerance."""
+    check = f"GPU memory, {FREE.mb:,.0f} MB cost nothing"
     measured = [trial for trial in trials if trial.peak_gpu_mb is not None]
     if not measured:
-        return Finding(
-            WARNED, check, "not measured: there is no GPU here", "unknown",
-            "check it on a machine with an NVIDIA GPU",
-        )  # fmt: skip
-    above = [trial for trial in measured if trial.peak_gpu_mb > limits.gpu_mb]
+        broken = [trial.gpu_error for trial in trials if trial.gpu_error]
+        found = f"not measured: {broken[0] if broken else 'no GPU memory can be read here'}"
+        act = "check it on a machine with an NVIDIA GPU"
+        return Finding(WARNED, check, found, "unknown", act)
+    above = [trial for trial in measured if trial.peak_gpu_mb > FREE.mb]
     if not above:
-        return Finding(PASSED, check, f"at most {_most(t.peak_gpu_mb for t in measured):,.0f} MB")
+        most = max(trial.peak_gpu_mb for trial in measured)
+        return Finding(PASSED, check, f"at most {most:,.0f} MB")
     found = ", ".join(
-        f"{trial.label} {trial.peak_gpu_mb:,.0f} MB, {trial.auc_tolerated_mb_s:,.0f} MB·s above"
+        f"{trial.label} {trial.peak_gpu_mb:,.0f} MB, "
+        f"{trial.figures['auc_flare_tolerated_mb_s']:,.0f} MB·s above"
         for trial in above
     )
-    return Finding(
-        WARNED, check, found, "ranked by the area above",
-        "smaller batches or patches, half precision, torch.inference_mode()",
-    )  # fmt: skip
+    act = "smaller batches or patches, half precision, torch.inference_mode()"
+    return Finding(WARNED, check, found, "ranked by the area above", act)
 
 
-def judge_memory(trials: Sequence[Trial], limits: Limits) -> Finding:
-    """The most RAM of any run against the limit."""
-    check = f"memory, at most {limits.memory}"
+def judge_memory(trials: Sequence[Trial], memory: str) -> Finding:
+    """Judge the most RAM of any run by the limit."""
+    check = f"memory, at most {memory}"
     most = max(trials, key=lambda trial: trial.max_ram_mb)
     found = f"at most {most.max_ram_mb:,.0f} MB ({most.label})"
-    if most.max_ram_mb <= _NEARLY_ALL * limits.memory_mb:
+    if most.max_ram_mb <= _NEARLY_ALL * size_mb(memory):
         return Finding(PASSED, check, found)
-    return Finding(
-        WARNED, check, found, f"{LOST}, once a volume is a little larger",
-        "keep fewer copies of the volume, and probabilities of one label at a time",
-    )  # fmt: skip
+    act = "hold fewer copies of the volume, and probabilities of one label at a time"
+    return Finding(WARNED, check, found, f"{LOST}, once a volume is a little larger", act)
 
 
 def judge_leftovers(trials: Sequence[Trial]) -> list[Finding]:
-    """What containers left beside the label map, and what they did to their inputs."""
-    # Where there is no label map, what is there instead is said of the names.
+    """Judge what containers left beside the label map, and what they did to their inputs."""
+    # Where there is no label map, what is there instead is reported with the names.
     left = {trial.label: trial.left for trial in trials if trial.left and trial.output.found}
     shown = "; ".join(
-        f"{label}: {', '.join(names[:5])}" + (" …" if len(names) > 5 else "")
+        f"{label}: {', '.join(names[:5])}" + " …" * (len(names) > 5)
         for label, names in left.items()
     )
     check = "files left behind"
     if not left:
         findings = [Finding(PASSED, check, "none")]
     elif any(name.endswith((".nii.gz", ".nii")) for names in left.values() for name in names):
-        findings = [
-            Finding(
-                FAILED, check, shown,
-                "may be taken for the label map of another case, whose own it replaces",
-                "write nothing but outputs/NAME.nii.gz; what lies between goes to /tmp",
-            )
-        ]  # fmt: skip
+        cost = "may be taken for the label map of another case, whose own it replaces"
+        act = "write nothing but outputs/NAME.nii.gz; what lies between goes to /tmp"
+        findings = [Finding(FAILED, check, shown, cost, act)]
     else:
-        findings = [
-            Finding(
-                WARNED, check, shown, "nothing that is known; they are in the next case's way",
-                "remove them before the container ends; what lies between goes to /tmp",
-            )
-        ]  # fmt: skip
-    touched = sorted({trial.label for trial in trials if trial.inputs_touched})
-    if touched:
-        findings.append(
-            Finding(
-                WARNED, "inputs left alone", f"inputs/ was changed: {', '.join(touched)}",
-                "nothing that is known; a read-only mount fails",
-                "write what lies between to /tmp",
-            )
-        )  # fmt: skip
+        cost = "nothing that is known; they are in the next case's way"
+        act = "remove them before the container ends; what lies between goes to /tmp"
+        findings = [Finding(WARNED, check, shown, cost, act)]
+    if touched := sorted({trial.label for trial in trials if trial.inputs_touched}):
+        found = f"inputs/ was changed: {', '.join(touched)}"
+        cost = "nothing that is known; a read-only mount fails"
+        act = "write what lies between to /tmp"
+        findings.append(Finding(WARNED, "inputs left alone", found, cost, act))
     return findings
 
 
 def judge_damaged(trial: Trial) -> Finding:
-    """A file that ends in its middle: the run must end, and say so."""
+    """Judge a file that ends in its middle: the run must end, with an exit code."""
     check = "a damaged input"
     ended, written = trial.outcome, trial.output.found
     if ended.status == "crashed" and not written:
         return Finding(PASSED, check, f"refused: {ended.reason}")
+    found = "a label map is written of half a file" if written else "exit code 0, and no label map"
     if ended.status in ("timeout", "out of memory"):
         found = _how_it_ended(trial)
-    elif written:
-        found = "a label map is written of half a file"
-    else:
-        found = "exit code 0, and no label map"
-    return Finding(
-        WARNED, check, found, "nothing unless their copy is damaged, which nobody would notice",
-        "let the exit code say that a case failed, and write no label map of it",
-    )  # fmt: skip
+    cost = "nothing unless their copy is damaged, which nobody would notice"
+    act = "let the exit code show that a case failed, and write no label map of it"
+    return Finding(WARNED, check, found, cost, act)
 
 
-def not_run(left_out: str) -> Finding:
-    """What is left out because the first run gave no label map."""
-    return Finding(
-        WARNED, "everything else", f"not run: {left_out}", "unknown",
-        "mend what failed, and check again",
-    )  # fmt: skip
+def not_run(reason: str) -> Finding:
+    """Return what stands for everything else where the first run gave no label map."""
+    act = "mend what failed, and check again"
+    return Finding(WARNED, "everything else", f"not run: {reason}", "unknown", act)
 
 
-def _labels_of(trials: Sequence[Trial]) -> str:
-    return ", ".join(trial.label for trial in trials)
-
-
-def _was_looked_at(trial: Trial, aspect: str) -> bool:
+def _was_checked(trial: Trial, aspect: str) -> bool:
     if aspect == "name":
         return trial.output.found
     if aspect in ("file", "shape"):
@@ -354,29 +330,21 @@ def _how_it_ended(trial: Trial) -> str:
 
 
 def _advice(trial: Trial) -> str:
-    return symptoms.advice(trial) or (
-        f"run it by hand and read what it prints; the last lines are in check/ of the report "
-        f"({ORGANISERS})"
-    )
+    by_hand = "run it by hand and read what it prints; the last lines are in check/ of the report"
+    return advice(trial) or by_hand
 
 
 def _differing(first: Trial, second: Trial) -> tuple[int, int] | None:
-    """Voxels whose labels differ, and voxels that either labels; None if they have no one shape."""
+    """Count voxels whose labels differ, and voxels that either labels; None if shapes differ."""
     if not (first.output.scorable and second.output.scorable):
         return None
     one, two = (read_volume(trial.label_map).voxels for trial in (first, second))
     if one.shape != two.shape:
         return None
-    differ = labelled = 0
-    for a, b in zip(one, two, strict=True):
-        differ += np.count_nonzero(a != b)
-        labelled += np.count_nonzero((a != 0) | (b != 0))
+    differ = sum(np.count_nonzero(a != b) for a, b in zip(one, two, strict=True))
+    labelled = sum(np.count_nonzero((a != 0) | (b != 0)) for a, b in zip(one, two, strict=True))
     return int(differ), int(labelled)
 
 
-def _share(count: int, labelled: int) -> str:
-    return f"{count:,} of {labelled:,} labelled voxels differ"
-
-
-def _most(values: Iterable[float]) -> float:
-    return max(values, default=0.0)
+def _share(differ: int, labelled: int) -> str:
+    return f"{differ:,} of {labelled:,} labelled voxels differ"

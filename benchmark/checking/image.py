@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 from benchmark.checking.findings import FAILED, PASSED, WARNED, Finding
@@ -10,20 +9,17 @@ from benchmark.containers.engine import (
     EngineError,
     archive_image,
     docker,
+    find_image,
     image_id,
     load_images,
 )
-from benchmark.containers.runner import run_case
+from benchmark.containers.results import OFFICIAL_INTERVAL
+from benchmark.containers.runner import Container, Folders, run_case
 from benchmark.containers.sampler import Sampler
-from benchmark.containers.tables import OFFICIAL_INTERVAL
-from benchmark.containers.targets import Container, Folders, MemoryLimit
-from benchmark.messages import UsageError
 
-WARN_ARCHIVE_GB = 10.0
-"""GB (10**9 bytes) of an archive above which it is warned of. Not a rule of the challenge."""
-
-WARN_IMAGE_GB = 20.0
-"""GB of an unpacked image above which it is warned of. Not a rule of the challenge."""
+_WARN_GB = {"archive's size": 10.0, "image's size": 20.0}
+"""GB (10**9 bytes) of an archive, and of an image unpacked, above which it is warned of. Not a rule
+of the challenge."""
 
 _QUESTION_SECONDS = 60.0
 
@@ -47,55 +43,54 @@ def load(archive: Path) -> tuple[str | None, list[Finding]]:
     Raises:
         UsageError: there is no such file.
     """
-    if not archive.is_file():
-        raise UsageError(f"--archive {archive} is not a file")
     lost = "every case: the organisers' `docker load` and `docker run` find nothing"
-    wanted = archive_image(archive)
-    findings = [_judge_archive_name(archive), _judge_size("archive's size", archive.stat().st_size)]
+    wanted, stem = archive_image(archive), archive.name.partition(".")[0]
+    save = f"docker save {wanted} | gzip > {archive.name}"
     check = "archive loads"
+    loaded, failure = [], None
     try:
         loaded = load_images(archive)
+        failure = Finding(PASSED, check, f"it holds {', '.join(loaded) or 'no image'}")
     except EngineError as error:
         image_id(wanted)  # raises where it is the engine that is at fault
-        advice = f"docker save {wanted} | gzip > {archive.name}, and compare its size after copying"
-        return None, [*findings, Finding(FAILED, check, str(error), lost, advice)]
-    findings.append(Finding(PASSED, check, f"it holds {', '.join(loaded) or 'no image'}"))
+        act = f"{save}, and compare its size after copying"
+        failure = Finding(FAILED, check, str(error), lost, act)
+    if archive.name == f"{stem}.tar.gz" and stem:
+        name = Finding(PASSED, "archive's name", archive.name)
+    else:
+        found, act = f"{archive.name} is not TEAM.tar.gz", f"name it {stem or 'team'}.tar.gz"
+        cost = "every case, if it is not found: the image's name is the file's up to its first dot"
+        name = Finding(WARNED, "archive's name", found, cost, act)
+    findings = [name, _judge_size("archive's size", archive.stat().st_size), failure]
+    if failure.level == FAILED:
+        return None, findings
     check = "image's name"
     if wanted in loaded:
         return wanted, [*findings, Finding(PASSED, check, wanted)]
     found = f"the organisers run {wanted}, the archive holds {', '.join(loaded) or 'no image'}"
-    advice = f"docker tag YOURS {wanted}, docker save {wanted} | gzip > {archive.name}"
-    findings.append(Finding(FAILED, check, found, lost, advice))
+    findings.append(Finding(FAILED, check, found, lost, f"docker tag YOURS {wanted}, {save}"))
     return next(iter(loaded), None), findings
 
 
 def find(image: str) -> tuple[str, list[Finding]]:
-    """An image that is here already.
-
-    Returns:
-        NAME:TAG, and what was found of its name.
+    """Return NAME:TAG of an image that is here already, and what was found of its name.
 
     Raises:
         UsageError: there is none.
     """
-    name = image if ":" in image.rpartition("/")[2] else f"{image}:latest"
-    if image_id(name) is None:
-        raise UsageError(f"there is no image {name} here: `docker pull` it, or use --archive")
+    name = find_image(image)
     team, _, tag = name.rpartition("/")[2].partition(":")
     check = "image's name"
-    if "/" in name or tag != "latest" or "." in team:
-        plain = team.partition(".")[0]
-        found = f"{name}; the organisers run {plain}:latest from {plain}.tar.gz"
-        advice = (
-            f"docker tag {name} {plain}:latest, docker save {plain}:latest | gzip > {plain}.tar.gz"
-        )
-        cost = "every case, if it is saved under this name"
-        return name, [Finding(WARNED, check, found, cost, advice)]
-    return name, [Finding(PASSED, check, f"{name}: save it as {team}.tar.gz")]
+    if "/" not in name and tag == "latest" and "." not in team:
+        return name, [Finding(PASSED, check, f"{name}: save it as {team}.tar.gz")]
+    plain = team.partition(".")[0]
+    found = f"{name}; the organisers run {plain}:latest from {plain}.tar.gz"
+    act = f"docker tag {name} {plain}:latest, docker save {plain}:latest | gzip > {plain}.tar.gz"
+    return name, [Finding(WARNED, check, found, "every case, if it is saved under this name", act)]
 
 
 def judge_image(image: str) -> list[Finding]:
-    """Size, processor and entry point of an image.
+    """Judge size, processor and entry point of an image.
 
     Raises:
         EngineError: the engine does not answer.
@@ -104,50 +99,33 @@ def judge_image(image: str) -> list[Finding]:
     if answer.returncode != 0:
         raise EngineError(f"the container engine does not answer: {answer.stderr.strip()}")
     details = json.loads(answer.stdout)
-    size = details.get("VirtualSize") or details.get("Size") or 0
-    findings = [_judge_size("image's size", size)]
-    built_for = f"{details.get('Os')}/{details.get('Architecture')}"
-    check = "built for linux/amd64"
+    findings = [_judge_size("image's size", details.get("VirtualSize") or details.get("Size") or 0)]
+    built_for, check = f"{details.get('Os')}/{details.get('Architecture')}", "built for linux/amd64"
     if built_for == "linux/amd64":
         findings.append(Finding(PASSED, check, built_for))
     else:
-        advice = "docker build --platform linux/amd64"
-        findings.append(Finding(FAILED, check, built_for, "every case: it does not start", advice))
+        act = "docker build --platform linux/amd64"
+        findings.append(Finding(FAILED, check, built_for, "every case: it does not start", act))
     if entry := (details.get("Config") or {}).get("Entrypoint"):
-        findings.append(
-            Finding(
-                WARNED, "no entry point", f"ENTRYPOINT {json.dumps(entry)}",
-                "every case, unless it passes /bin/bash -c \"sh predict.sh\" on",
-                "ENTRYPOINT [] in the Dockerfile",
-            )
-        )  # fmt: skip
+        cost = 'every case, unless it passes /bin/bash -c "sh predict.sh" on'
+        found, act = f"ENTRYPOINT {json.dumps(entry)}", "ENTRYPOINT [] in the Dockerfile"
+        findings.append(Finding(WARNED, "no entry point", found, cost, act))
     return findings
 
 
-@dataclass(frozen=True)
-class _WeightsQuestion(Container):
-    """An image, asked which weights it takes; it gets no folders, no network and no rights."""
-
-    def command_line(self, name: str, folders: Folders) -> list[str]:
-        return [
-            *("docker", "container", "run", "-m", str(self.memory_limit), "--name", name, "--rm"),
-            *("--network", "none", "--read-only", "--cap-drop", "ALL"),
-            *("--entrypoint", "python3", self.image, "-c", _ASK_WEIGHTS),
-        ]
-
-
-def judge_weights(image: str, memory_limit: MemoryLimit, log: Path) -> list[Finding]:
-    """Which weights an image of this project uses by default, asked of itself.
+def judge_weights(image: str, memory_limit: str, log: Path) -> list[Finding]:
+    """Report which weights an image of this project uses by default, asked of itself.
 
     Args:
         image: NAME:TAG.
-        memory_limit: for the container.
+        memory_limit: for the container, which gets no folders, no network and no rights.
         log: gets the answer.
 
     Returns:
         One finding; none for an image that is not of this project.
     """
-    question = _WeightsQuestion(image, memory_limit, gpu=None, phases=False)
+    rights = ("--network", "none", "--read-only", "--cap-drop", "ALL", "--entrypoint", "python3")
+    question = Container(image, memory_limit, extra=rights, command=("-c", _ASK_WEIGHTS))
     sampler = Sampler(None, OFFICIAL_INTERVAL)
     run_case(question, "weights", Folders(Path(), Path(), log), _QUESTION_SECONDS, sampler)
     try:
@@ -159,23 +137,11 @@ def judge_weights(image: str, memory_limit: MemoryLimit, log: Path) -> list[Find
     return [Finding(PASSED, "weights", shown)]
 
 
-def _judge_archive_name(archive: Path) -> Finding:
-    check, stem = "archive's name", archive.name.partition(".")[0]
-    if archive.name == f"{stem}.tar.gz" and stem:
-        return Finding(PASSED, check, archive.name)
-    return Finding(
-        WARNED, check, f"{archive.name} is not TEAM.tar.gz",
-        "every case, if it is not found: the image's name is the file's up to its first dot",
-        f"name it {stem or 'team'}.tar.gz",
-    )  # fmt: skip
-
-
 def _judge_size(check: str, size: int) -> Finding:
-    limit = WARN_ARCHIVE_GB if "archive" in check else WARN_IMAGE_GB
+    limit = _WARN_GB[check]
     shown = f"{math.ceil(size / 1e7) / 100:g} GB, warned of above {limit:g} GB"
     if size <= limit * 1e9:
         return Finding(PASSED, check, shown)
-    return Finding(
-        WARNED, check, shown, "nothing by the rules; uploads break off, and disks fill",
-        "a slim base, pip --no-cache-dir, a .dockerignore, and no data sets or training code",
-    )  # fmt: skip
+    cost = "nothing by the rules; uploads break off, and disks fill"
+    act = "a slim base, pip --no-cache-dir, a .dockerignore, and no data sets or training code"
+    return Finding(WARNED, check, shown, cost, act)

@@ -6,23 +6,23 @@ from collections import Counter
 from pathlib import Path
 
 from benchmark.checking.findings import FAILED, PASSED, WARNED
-from benchmark.containers.tables import by
-from benchmark.markdown import cell
-from inference.files import printable
+from benchmark.text import bullets, by, cell, number_or_dash, table
 
 CHECK_JSON = "check.json"
 
-_RUN_COLUMNS = ("Volume", "Way", "Size", "Seconds", "RAM (MB)", "GPU (MB)", "Ended", "Label map")
+_COLUMNS = ("", "Check", "Found", "Costs in the challenge", "What to do")
+
+_KEYS = ("check", "found", "cost", "advice")
 
 
 def headline(check: dict) -> str:
-    """How many of each, worst first: "2 failed, 1 warned, 14 passed"."""
+    """Return how many of each, worst first: "2 failed, 1 warned, 14 passed"."""
     levels = Counter(finding["level"] for finding in check["findings"])
     return ", ".join(f"{levels[level]} {level}" for level in (FAILED, WARNED, PASSED))
 
 
-def terminal_list(check: dict) -> str:
-    """Every finding, a line each, with cost and advice below what did not pass.
+def terminal_list(check: dict) -> list[str]:
+    """Return a line for every finding, with cost and advice below what did not pass.
 
     Args:
         check: the content of `check.json`.
@@ -34,43 +34,50 @@ def terminal_list(check: dict) -> str:
         if finding["level"] != PASSED:
             lines.append(f"{'':<8}costs: {finding['cost']}")
             lines.append(f"{'':<8}to do: {finding['advice']}")
-    return "\n".join(printable(line) for line in lines)
+    return lines
 
 
 def markdown_page(check: dict) -> str:
-    """The page `check.md`.
+    """Return the page `check.md`.
 
     Args:
         check: the content of `check.json`.
     """
     machine = check["environment"]
-    findings = [
-        [_marked(finding["level"]), *(finding[key] for key in ("check", "found", "cost", "advice"))]
-        for finding in check["findings"]
-    ]
-    return "\n".join(
+    findings = []
+    for finding in check["findings"]:
+        level = finding["level"]
+        marked = level if level == PASSED else f"**{level}**"
+        findings.append([marked, *(finding[key] for key in _KEYS)])
+    runs = [
         [
-            f"# Check of {cell(check['team'])}: {headline(check)}",
-            "",
-            *_table(("", "Check", "Found", "Costs in the challenge", "What to do"), findings),
-            "",
-            "## Runs",
-            "",
-            *_table(_RUN_COLUMNS, [_run_row(run) for run in check["runs"]]),
-            "",
-            f"- Image: {cell(check['image'])} ({cell(check['image_digest'])})",
-            f"- Command: `{check['command']}`",
-            f"- Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB; "
-            f"GPU: {machine['gpu'] or 'none'}; {machine['date']}",
-            f"- A run is ended after {check['limits']['timeout_s']:g} s. Sizes are warned of by "
-            "limits of this check, not of the challenge.",
-            "",
+            *(run["volume"], run["mode"], by(run["image_size"]), f"{run['seconds']:.2f}"),
+            *(f"{run['max_ram_mb']:,.0f}", number_or_dash(run["peak_gpu_mb"], ",.0f")),
+            *(run["status"], "; ".join(run["output"]["problems"]) or "valid"),
         ]
-    )
+        for run in check["runs"]
+    ]
+    titles = ("Volume", "Way", "Size", "Seconds", "RAM (MB)", "GPU (MB)", "Ended", "Label map")
+    notes = [
+        f"Image: {cell(check['image'])} ({cell(check['image_digest'])})",
+        f"Command: `{check['command']}`",
+        f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB; "
+        f"GPU: {machine['gpu'] or 'none'}; {machine['date']}",
+        f"A run is ended after {check['limits']['timeout_s']:g} s. Sizes are warned of by limits "
+        "of this check, not of the challenge.",
+    ]
+    parts = [
+        f"# Check of {cell(check['team'])}: {headline(check)}",
+        table(_COLUMNS, "lllll", findings),
+        "## Runs",
+        table(titles, "llllllll", runs),
+        bullets(notes),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def html_section(folder: Path, team: str) -> str:
-    """One run's section of the report page; empty where the run was not checked.
+    """Return one run's section of the report page; "" where the run was not checked.
 
     Args:
         folder: the run's.
@@ -80,7 +87,7 @@ def html_section(folder: Path, team: str) -> str:
         check = json.loads((folder / CHECK_JSON).read_text(encoding="utf-8"))
         head = "".join(
             f'<th class="text" style="padding:9px 10px">{word}</th>'  # the page's have buttons
-            for word in ("", "Check", "Found", "Costs in the challenge", "What to do")
+            for word in _COLUMNS
         )
         rows = "".join(f"<tr>{_html_cells(finding)}</tr>" for finding in check["findings"])
         title = html.escape(f"Check of {team}: {headline(check)}")
@@ -93,35 +100,9 @@ def html_section(folder: Path, team: str) -> str:
 
 
 def _html_cells(finding: dict) -> str:
-    level = "failed" if finding["level"] == FAILED else ""
-    kinds = {"level": level, "check": "", "found": "wrap", "cost": "wrap", "advice": "wrap"}
+    kinds = {"level": "failed" * (finding["level"] == FAILED), "check": ""}
+    kinds |= dict.fromkeys(("found", "cost", "advice"), "wrap")
     return "".join(
         f'<td class="text {kind}">{html.escape(str(finding[key]))}</td>'
         for key, kind in kinds.items()
     )
-
-
-def _marked(level: str) -> str:
-    return level if level == PASSED else f"**{level}**"
-
-
-def _run_row(run: dict) -> list[str]:
-    gpu = run["peak_gpu_mb"]
-    return [
-        run["volume"],
-        run["mode"],
-        by(run["image_size"]),
-        f"{run['seconds']:.2f}",
-        f"{run['max_ram_mb']:,.0f}",
-        "" if gpu is None else f"{gpu:,.0f}",
-        run["status"],
-        "; ".join(run["output"]["problems"]) or "valid",
-    ]
-
-
-def _table(columns: tuple[str, ...], rows: list[list[str]]) -> list[str]:
-    return [
-        f"| {' | '.join(columns)} |",
-        "|" + "---|" * len(columns),
-        *(f"| {' | '.join(map(cell, row))} |" for row in rows),
-    ]

@@ -3,22 +3,16 @@
 import filecmp
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from benchmark.checking.volumes import Subject
-from benchmark.containers.areas import flare_area
-from benchmark.containers.device import Idle
-from benchmark.containers.gpu import Gpu
-from benchmark.containers.measurement import take_output
-from benchmark.containers.output_check import OutputCheck
-from benchmark.containers.runner import Outcome, log_tail, run_case
-from benchmark.containers.sampler import Sampler, Samples
-from benchmark.containers.tables import OFFICIAL_INTERVAL
-from benchmark.containers.targets import Container, Folders
-from benchmark.messages import say
+from benchmark.containers.gpu import Gpu, Idle
+from benchmark.containers.measurement import run_alone
+from benchmark.containers.outputs import OutputCheck, log_tail
+from benchmark.containers.results import OFFICIAL_INTERVAL, TOLERANCES, peaks_and_areas
+from benchmark.containers.runner import Container, Outcome
 from inference.files import printable
 from inference.volume import read_volume
 
@@ -27,39 +21,21 @@ NO_NETWORK = "no network"
 HARDENED = "read-only and hardened"
 SMALL_SHARED_MEMORY = "64 MB of shared memory"
 
-_MODES: dict[str, tuple[str, ...]] = {
-    ORGANISERS: (),
-    NO_NETWORK: ("--network", "none"),
-    HARDENED: (
-        *("--user", "1000:1000", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
-        *("--network", "none", "--read-only", "--tmpfs", "/tmp"),
-    ),
-    SMALL_SHARED_MEMORY: (),  # the engine's own default, as in 2021 and 2022
+MODES: dict[str, dict] = {
+    ORGANISERS: {},
+    NO_NETWORK: {"extra": ("--network", "none")},
+    HARDENED: {
+        "extra": (
+            *("--user", "1000:1000", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
+            *("--network", "none", "--read-only", "--tmpfs", "/tmp"),
+        ),
+        "read_only_inputs": True,
+    },
+    SMALL_SHARED_MEMORY: {"shared_memory": False},  # the engine's own default, as in 2021 and 2022
 }
-"""Options that each way adds to the organisers' command line."""
+"""What each way changes in the organisers' command line, as fields of `Container`."""
 
 _MOST_LEFT = 1000  # files left behind that are counted
-
-
-@dataclass(frozen=True)
-class VariedContainer(Container):
-    """A team's image, run with the organisers' command line but for what a mode changes.
-
-    Attributes:
-        mode: one of the ways above.
-    """
-
-    mode: str = ORGANISERS
-
-    def command_line(self, name: str, folders: Folders) -> list[str]:
-        """`docker container run` for a container called `name`."""
-        line = super().command_line(name, folders)
-        if self.mode == SMALL_SHARED_MEMORY:
-            line = [word for word in line if not word.startswith("--shm-size=")]
-        if self.mode == HARDENED:
-            line = [f"{word}:ro" if word.endswith(":/workspace/inputs/") else word for word in line]
-        start = line.index("run") + 1
-        return [*line[:start], *_MODES[self.mode], *line[start:]]
 
 
 @dataclass(frozen=True)
@@ -71,16 +47,15 @@ class Trial:
         mode: the way it was run.
         image_size: of the volume, as stored.
         outcome: how the run ended.
-        output: what is to be said of the label map.
+        output: what is wrong with the label map.
+        figures: its peaks and areas, as `peaks_and_areas` returns them.
         label_map: a copy of it, None if there was none.
         digest: SHA-256 of its bytes.
-        empty: whether it has no label but background; None if it cannot be looked at.
+        empty: whether it has no label but background; None if it cannot be read.
         left: what else is in the outputs folder, kinds in brackets.
         inputs_touched: whether the inputs folder is not as it was.
         printed: the last of what the container printed.
-        peak_gpu_mb, auc_flare_mb_s, auc_tolerated_mb_s: of device memory (MB, MB·s), None without
-            a device; the last of what lies above the tolerance.
-        max_ram_mb: the most resident memory that was seen; 0 if the run ended before a reading.
+        gpu_error: why reading the GPU stopped, if it did.
     """
 
     label: str
@@ -88,21 +63,46 @@ class Trial:
     image_size: tuple[int, ...]
     outcome: Outcome
     output: OutputCheck
+    figures: dict = field(default_factory=dict)
     label_map: Path | None = None
     digest: str | None = None
     empty: bool | None = None
     left: list[str] = field(default_factory=list)
     inputs_touched: bool = False
     printed: str = ""
-    peak_gpu_mb: float | None = None
-    auc_flare_mb_s: float | None = None
-    auc_tolerated_mb_s: float | None = None
-    max_ram_mb: float = 0.0
+    gpu_error: str | None = None
 
     @property
     def ran(self) -> bool:
         """It ended by itself with exit code 0 and left a label map."""
         return self.outcome.status == "ok" and self.output.found
+
+    @property
+    def max_ram_mb(self) -> float:
+        """The most memory that was read; 0 if the run ended before a reading."""
+        return self.figures.get("max_ram_mb") or 0.0
+
+    @property
+    def peak_gpu_mb(self) -> float | None:
+        """The most GPU memory; None where it was not read."""
+        return self.figures.get("peak_gpu_mb")
+
+    def as_json(self) -> dict:
+        """Return the run's entry of `check.json`."""
+        keys = ("peak_gpu_mb", "auc_flare_mb_s", "auc_flare_tolerated_mb_s")
+        return {
+            "volume": self.label,
+            "mode": self.mode,
+            "image_size": list(self.image_size),
+            **asdict(self.outcome),
+            "max_ram_mb": self.max_ram_mb,
+            **{key: self.figures.get(key) for key in keys},
+            "output": asdict(self.output),
+            "sha256": self.digest,
+            "empty": self.empty,
+            "left": self.left,
+            "inputs_touched": self.inputs_touched,
+        }
 
 
 @dataclass(frozen=True)
@@ -110,94 +110,70 @@ class Bench:
     """Where and how the runs of one check are made.
 
     Attributes:
-        report: the report folder; `check/` in it gets what the containers print.
+        image, memory_limit: as in `Container`.
+        logs: folder for what the containers print.
         work: a folder for volumes and label maps, removed at the end of the check.
-        gpu, idle: the device, and how it was before.
+        gpu, idle: the GPU, and how it was before.
         timeout: seconds after which a run is ended.
-        memory_tolerance: MB of device memory that cost nothing.
     """
 
-    report: Path
+    image: str
+    memory_limit: str
+    logs: Path
     work: Path
     gpu: Gpu | None
     idle: Idle
     timeout: float
-    memory_tolerance: float
 
-    def run(self, subject: Subject, target: VariedContainer, number: int) -> Trial:
-        """Run one volume in folders of its own.
-
-        Args:
-            subject: the volume.
-            target: the container.
-            number: of the run, for names.
+    def run(self, subject: Subject, mode: str, number: int) -> Trial:
+        """Run one volume in folders of its own; `number` is for names.
 
         Raises:
             EngineError: the engine did not start the container.
             OSError: the folders cannot be made or written.
         """
-        case, place = subject.case, self.work / f"run-{number}"
-        words = printable(f"{number:02d}-{subject.label}-{target.mode}")
-        log = self.report / "check" / ("".join(c if c.isalnum() else "-" for c in words) + ".log")
-        folders = Folders(place / "inputs", place / "outputs", log)
-        try:
-            for folder in (folders.inputs, folders.outputs):
-                folder.mkdir(parents=True)
-                folder.chmod(0o777)  # as the organisers do: a container may run as any user
-            shutil.copy(case.image, folders.inputs)
-            (folders.inputs / case.image.name).chmod(0o644)
-            sampler = Sampler(self.gpu, OFFICIAL_INTERVAL, self.idle.processes)
-            outcome, samples, _ = run_case(target, case.name, folders, self.timeout, sampler)
-            collected = self.work / f"label-map-{number}"  # which the container does not see
-            collected.mkdir()
-            output = take_output(folders.outputs, collected, case)
-            label_map = collected / f"{case.name}.nii.gz"
+        case = subject.case
+        device = self.gpu and self.gpu.device
+        target = Container(self.image, self.memory_limit, device, **MODES[mode])
+        words = printable(f"{number:02d}-{subject.label}-{mode}")
+        log = self.logs / ("".join(c if c.isalnum() else "-" for c in words) + ".log")
+        how = (self.gpu, self.idle, OFFICIAL_INTERVAL, self.timeout)
+        with run_alone(case, target, self.work / f"run-{number}", log, *how) as run:
+            digest = empty = label_map = None
+            if run.output.found:
+                label_map = run.label_map.rename(self.work / f"{number}.nii.gz")
+                with label_map.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if run.output.scorable:
+                empty = not read_volume(label_map).voxels.any()
+            limits = (OFFICIAL_INTERVAL, TOLERANCES["flare23"])
             return Trial(
                 label=subject.label,
-                mode=target.mode,
+                mode=mode,
                 image_size=case.size,
-                outcome=outcome,
-                output=output,
-                label_map=label_map if output.found else None,
-                digest=_digest(label_map) if output.found else None,
-                empty=not read_volume(label_map).voxels.any() if output.scorable else None,
-                left=list(_left_behind(folders.outputs, label_map.name)),
-                inputs_touched=_touched(folders.inputs, case.image),
+                outcome=run.outcome,
+                output=run.output,
+                figures=peaks_and_areas(run.samples, run.outcome.seconds, *limits),
+                label_map=label_map,
+                digest=digest,
+                empty=empty,
+                left=list(_left_behind(run.folders.outputs, f"{case.name}.nii.gz")),
+                inputs_touched=_touched(run.folders.inputs, case.image),
                 printed=log_tail(log),
-                max_ram_mb=max(samples.ram_mb),
-                **self._gpu_figures(samples),
+                gpu_error=run.cost.gpu_error,
             )
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
-            if place.exists():
-                say(f"{place} cannot be removed: its files are another user's")
-
-    def _gpu_figures(self, samples: Samples) -> dict[str, float]:
-        if not samples.gpu_used_mb:
-            return {}
-        used = samples.gpu_used_mb
-        return {
-            "peak_gpu_mb": max(used),
-            "auc_flare_mb_s": flare_area(used, OFFICIAL_INTERVAL),
-            "auc_tolerated_mb_s": flare_area(used, OFFICIAL_INTERVAL, self.memory_tolerance),
-        }
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _left_behind(outputs: Path, label_map: str) -> Iterator[str]:
-    """Whatever a container left beside its label map, links not followed."""
-    count = 0
+    """Yield whatever a container left beside its label map, links not followed."""
+    found = 0
     for folder, folders, files in os.walk(outputs):
         for name in sorted([*folders, *files]):
             path = Path(folder) / name
             shown = str(path.relative_to(outputs))
             if shown == label_map:
                 continue
-            if (count := count + 1) > _MOST_LEFT:
+            if (found := found + 1) > _MOST_LEFT:
                 yield "and more"
                 return
             if path.is_symlink():
@@ -214,6 +190,4 @@ def _touched(inputs: Path, image: Path) -> bool:
     copy = inputs / image.name
     if [path.name for path in inputs.iterdir()] != [image.name]:
         return True
-    if copy.is_symlink() or not copy.is_file():
-        return True
-    return not filecmp.cmp(copy, image, shallow=False)
+    return copy.is_symlink() or not copy.is_file() or not filecmp.cmp(copy, image, shallow=False)

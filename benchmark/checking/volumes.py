@@ -1,14 +1,16 @@
 """The volumes of a check: phantoms as unlike each other as the challenge's CTs, or a team's own."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel
 import numpy as np
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from benchmark.containers.cases import Case, list_cases
+from benchmark.containers.measurement import Case, list_cases
+from benchmark.options import UsageError
+from benchmark.text import by
 from synthetic.phantom import draw_phantom, write_nifti
 
 LARGE_SLICES = 852
@@ -21,14 +23,8 @@ _COARSER = 2  # rows and columns are drawn so much coarser, and repeated: a quar
 _TURNED = ("S", "L", "A")  # where the turned file's axes point; most files have L, P, S or R, A, S
 
 
-@dataclass(frozen=True)
-class Subject:
-    """One volume of a check.
-
-    Attributes:
-        label: what the check calls it, "typical" or the case's name.
-        case: the volume; its name is one that the challenge could have given it.
-    """
+class Subject(NamedTuple):
+    """One volume: what the check calls it, and a case with a name that the challenge could give."""
 
     label: str
     case: Case
@@ -38,33 +34,30 @@ _PHANTOMS = {
     "typical": ((172, 512, 512), (2.5, 0.82, 0.82)),  # medians of the challenge's 3,918 CTs
     "thin": ((24, 512, 512), (5.0, 0.82, 0.82)),  # its fewest slices
     "anisotropic": ((40, 512, 512), (8.0, 0.44, 0.44)),  # its thickest and its finest
-    "turned": (
-        (96, 320, 400),
-        (3.0, 1.1, 1.0),
-    ),  # no two axes alike, so that none passes for another
+    "turned": ((96, 320, 400), (3.0, 1.1, 1.0)),  # no two axes alike, which would hide a mistake
 }
-"""Shape and spacing (slices, rows, columns; mm) of the phantoms, the very large one left out."""
+"""Shape and spacing (slices, rows, columns; mm) of the phantoms but the very large one."""
 
 
-def draw_subjects(folder: Path, large_slices: int, say: Callable[[str], None]) -> list[Subject]:
+def draw_subjects(folder: Path, large_slices: int, log: Callable[[str], None]) -> list[Subject]:
     """Draw the phantoms.
 
     Args:
         folder: that gets the files, `FLARE23Ts_0001_0000.nii.gz` and so on.
         large_slices: of the very large one; 0 leaves it out.
-        say: called with a line before each is drawn.
+        log: called with a line before each is drawn.
 
     Returns:
         The typical one first, the very large one last.
     """
     wanted = dict(_PHANTOMS)
     if large_slices:
-        typical_shape, typical_spacing = wanted["typical"]
-        wanted["very large"] = ((large_slices, *typical_shape[1:]), typical_spacing)
+        (_, *rows_and_columns), spacing = wanted["typical"]
+        wanted["very large"] = ((large_slices, *rows_and_columns), spacing)
     subjects: list[Subject] = []
     typical = np.empty((0, 0, 0), np.int16)
     for number, (label, (shape, spacing)) in enumerate(wanted.items(), start=1):
-        say(f"drawing the {label} phantom, {'×'.join(map(str, shape[::-1]))}")
+        log(f"drawing the {label} phantom, {by(shape[::-1])}")
         name = f"FLARE23Ts_{number:04d}"
         path = folder / f"{name}_0000.nii.gz"
         # The very large one, the last, is the typical one many times over: drawing takes a minute.
@@ -78,22 +71,25 @@ def draw_subjects(folder: Path, large_slices: int, say: Callable[[str], None]) -
 
 
 def own_subjects(inputs: Path) -> list[Subject]:
-    """A team's own CTs, smallest file first.
+    """Return a team's own CTs, smallest file first.
 
     Raises:
-        UsageError: as `list_cases`.
+        UsageError: as `list_cases`, and where something is no volume.
     """
-    cases = sorted(list_cases(inputs), key=lambda case: case.image.stat().st_size)
+    cases, refused = list_cases(inputs)
+    for name, reason in refused.items():
+        raise UsageError(f"{inputs / name}: {reason}")
+    cases = sorted(cases, key=lambda case: case.image.stat().st_size)
     return [Subject(case.name, case) for case in cases]
 
 
-def damaged_subject(folder: Path, whole: Subject) -> Subject:
-    """A volume whose file ends in its middle, as one of a broken download does."""
-    name = f"{whole.case.name}_damaged"
+def damaged_subject(folder: Path, source: Subject) -> Subject:
+    """Return a volume whose file ends in its middle, as one of a broken download does."""
+    name = f"{source.case.name}_damaged"
     path = folder / f"{name}_0000.nii.gz"
-    content = whole.case.image.read_bytes()
+    content = source.case.image.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    return Subject("damaged", Case(name, path, whole.case.size))
+    return Subject("damaged", Case(name, path, source.case.size))
 
 
 def _draw(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> np.ndarray:
@@ -106,7 +102,7 @@ def _draw(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> n
 
 
 def _lengthened(volume: np.ndarray, slices: int) -> np.ndarray:
-    """So many slices of a volume that goes up and down again."""
+    """Return so many slices of a volume that goes up and down again."""
     there_and_back = np.concatenate([np.arange(len(volume)), np.arange(len(volume))[::-1]])
     return volume[np.resize(there_and_back, slices)]
 
@@ -114,9 +110,8 @@ def _lengthened(volume: np.ndarray, slices: int) -> np.ndarray:
 def _turn(path: Path) -> None:
     """Store a file's volume with other axes; every voxel stays where it is in the patient."""
     image = nibabel.load(path)
-    turned = image.as_reoriented(
-        ornt_transform(io_orientation(image.affine), axcodes2ornt(_TURNED))
-    )
+    turn = ornt_transform(io_orientation(image.affine), axcodes2ornt(_TURNED))
+    turned = image.as_reoriented(turn)
     turned.set_sform(turned.affine, code=1)
     turned.set_qform(turned.affine, code=1)
     nibabel.save(turned, path)

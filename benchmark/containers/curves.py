@@ -1,15 +1,14 @@
-"""A case's GPU memory, RAM and CPU against time, as one picture."""
+"""A case's GPU memory, RAM and CPU against time, as one image."""
 
 import io
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from benchmark.containers.results import ram_measures
+from benchmark.text import by
 
-from benchmark.containers.repeats import ram_measure
-
-# Okabe and Ito's colours, which readers with any kind of colour blindness tell apart.
+# Okabe and Ito's colours, which readers with any kind of colour blindness tell apart; with a
+# hatching, for where bands overlap or are printed, colour alone is not enough.
 _INK, _RED, _BLUE, _GREEN = "#000000", "#D55E00", "#0072B2", "#009E73"
-_PHASES = {  # colour and hatching: where bands overlap or are printed, colour alone is not enough
+_PHASES = {
     "imports": ("#999999", ""),
     "context": ("#CC79A7", ".."),
     "read": ("#56B4E9", "//"),
@@ -19,81 +18,62 @@ _PHASES = {  # colour and hatching: where bands overlap or are printed, colour a
 }
 
 
-def draw_curves(result: dict, gpu_note: str | None, runs: list[dict] | None = None) -> bytes:
+def draw_curves(result: dict, gpu_note: str | None, runs: int = 1) -> bytes:
     """Draw one case.
 
     Args:
-        result: the content of its `CASE.json`, areas included.
+        result: the content of its `CASE.json`.
         gpu_note: why there is no curve of GPU memory, if there is none.
-        runs: all of the case's runs, `result` among them.
+        runs: how many the case has.
 
     Returns:
         A PNG file: a panel each of GPU memory, where it was measured, RAM and CPU over one time
         axis, with the phases shaded.
     """
+    from matplotlib.figure import Figure  # here, for the harness runs where it cannot be imported
+
     samples = result["samples"]
-    times = samples["time_s"]
-    labels = ["RAM (MB)", "CPU (%)"]
-    heights = [1.0, 1.0]
-    area, note = "", None
-    if samples["gpu_used_mb"]:
-        labels, heights = ["GPU memory (MB)", *labels], [1.8, *heights]
+    times, gpu = samples["time_s"], samples["gpu_used_mb"]
+    panels = [("RAM (MB)", [(samples["ram_mb"], _BLUE, "-", None)])]
+    panels += [("CPU (%)", [(samples["cpu_percent"], _GREEN, "-", None)])]
+    area = ""
+    if gpu:
+        lines = [(gpu, _INK, "-", "total − free (challenge)")]
+        lines += [(own, _RED, "--", "own processes")] if (own := samples["gpu_process_mb"]) else []
+        lines += [([result["idle_gpu_mb"]] * len(times), "gray", ":", "before the run")]
+        panels.insert(0, ("GPU memory (MB)", lines))
         area = f", {result['auc_flare_mb_s']:,.0f} MB·s, peak {result['peak_gpu_mb']:,.0f} MB"
-    else:
-        note = f"GPU memory not measured: {result['sampler']['gpu_error'] or gpu_note}"
+    heights = [1.8 if "GPU" in title else 1.0 for title, _ in panels]
     figure = Figure(figsize=(9, 1.0 + 1.7 * sum(heights)), layout="constrained")
-    axes = list(figure.subplots(len(labels), 1, sharex=True, height_ratios=heights))
-    *gpu, ram, cpu = axes
-    for panel in gpu:
-        panel.plot(times, samples["gpu_used_mb"], color=_INK, label="total − free (challenge)")
-        if samples["gpu_process_mb"]:
-            panel.plot(
-                times, samples["gpu_process_mb"], color=_RED, linestyle="--", label="own processes"
-            )
-        panel.axhline(result["idle_gpu_mb"], color="gray", linestyle=":", label="before the run")
-        panel.legend(loc="best", fontsize=8)
-    ram.plot(times, samples["ram_mb"], color=_BLUE)
-    cpu.plot(times, samples["cpu_percent"], color=_GREEN)
-    for panel, label in zip(axes, labels, strict=True):
-        panel.set_ylabel(label)
+    axes = figure.subplots(len(panels), 1, sharex=True, height_ratios=heights)
+    for panel, (title, lines) in zip(axes, panels, strict=True):
+        for values, color, style, label in lines:
+            panel.plot(times, values, color=color, linestyle=style, label=label)
+        if len(lines) > 1:
+            panel.legend(loc="best", fontsize=8)
+        panel.set_ylabel(title)
         panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
-        _shade_phases(panel, result["phases"])
-    source = f" · RAM and CPU: {measure}" if (measure := ram_measure(result)) else ""
-    cpu.set_xlabel(f"time since the container's start (s){source}")
-    cpu.set_xlim(0, max(result["seconds"], times[-1]))
-    size = "×".join(map(str, result["image_size"]))
+        for phase in result["phases"]:
+            color, hatch = _PHASES.get(phase["phase"], ("#F0E442", "--"))
+            panel.axvspan(
+                *(phase["start_s"], phase["end_s"]), facecolor=color, edgecolor=color, hatch=hatch,
+                alpha=0.25, linewidth=0, label=phase["phase"],
+            )  # fmt: skip
+    source = "".join(f" · RAM and CPU: {measure}" for measure in ram_measures([result]))
+    axes[-1].set_xlabel(f"time since the container's start (s){source}")
+    axes[-1].set_xlim(0, max(result["seconds"], times[-1]))
     status = "" if result["status"] == "ok" else f" [{result['status']}]"
-    which = f", run {result['repeat'] + 1} of {len(runs)}" if runs and len(runs) > 1 else ""
-    axes[0].set_title(
-        f"{result['case']} ({size}{which}): {result['seconds']:.2f} s{area}{status}",
-        parse_math=False,
-    )
-    if note:
+    which = f", run {result['repeat'] + 1} of {runs}" if runs > 1 else ""
+    title = f"{result['case']} ({by(result['image_size'])}{which}): {result['seconds']:.2f} s"
+    axes[0].set_title(f"{title}{area}{status}", parse_math=False)
+    if not gpu:
+        note = f"GPU memory not measured: {result['sampler']['gpu_error'] or gpu_note}"
         figure.suptitle(note, fontsize=8, color="0.35", x=0.01, ha="left", wrap=True)
     if result["phases"]:
-        handles, names = cpu.get_legend_handles_labels()
-        figure.legend(
-            handles, names, loc="outside lower center", ncols=min(6, len(names)), fontsize=8
-        )
+        named = {n: h for h, n in zip(*axes[-1].get_legend_handles_labels(), strict=True)}
+        place = {"loc": "outside lower center", "ncols": min(6, len(named)), "fontsize": 8}
+        figure.legend(named.values(), named.keys(), **place)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
     return content.getvalue()
-
-
-def _shade_phases(panel: Axes, phases: list[dict]) -> None:
-    named = set()
-    for phase in phases:
-        name = phase["phase"]
-        color, hatch = _PHASES.get(name, ("#F0E442", "--"))
-        panel.axvspan(
-            phase["start_s"],
-            phase["end_s"],
-            facecolor=color,
-            edgecolor=color,
-            hatch=hatch,
-            alpha=0.25,
-            linewidth=0,
-            label=None if name in named else name,
-        )
-        named.add(name)

@@ -11,33 +11,114 @@ One container start per case, alone in its inputs folder. The files of a run fol
 """
 
 import argparse
+import os
 import re
-import shlex
-import sys
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from benchmark.containers.cases import list_cases
 from benchmark.containers.curves import draw_curves
-from benchmark.containers.device import open_gpu, read_idle
 from benchmark.containers.engine import (
-    EngineError,
-    docker,
+    engine_version,
+    find_image,
     image_id,
     load_archive,
     remove_abandoned,
+    team_of,
 )
 from benchmark.containers.environment import describe_machine
-from benchmark.containers.gpu import Gpu
-from benchmark.containers.measurement import file_stem, measure_case, peaks_and_areas
-from benchmark.containers.repeats import PENALTY, median_run
-from benchmark.containers.run_folder import earlier_results, write_json, write_tables
-from benchmark.containers.runner import signals_raise
-from benchmark.containers.tables import OFFICIAL_INTERVAL, by, markdown_table
-from benchmark.containers.targets import Command, Container, Folders, MemoryLimit
-from benchmark.messages import UsageError, say
-from benchmark.options import not_negative, odd_count, positive
-from inference.files import printable, write_atomically
-from inference.signals import Stopped
+from benchmark.containers.gpu import Gpu, open_gpu, read_idle
+from benchmark.containers.measurement import Case, list_cases, result_of, run_alone
+from benchmark.containers.results import (
+    NOT_MEASURED,
+    OFFICIAL_INTERVAL,
+    PENALTY,
+    TOLERANCES,
+    Tolerances,
+    efficiency_csv,
+    median_run,
+    peaks_and_areas,
+    read_json,
+    write_json,
+)
+from benchmark.containers.runner import Command, Container
+from benchmark.containers.sampler import Samples
+from benchmark.containers.tables import efficiency_table, markdown_page
+from benchmark.options import (
+    UsageError,
+    memory_size,
+    not_negative,
+    odd_count,
+    positive,
+)
+from benchmark.text import by, log, show
+from inference.files import whole_file, write_atomically
+from inference.startup import use_for_temporary_files
+
+EFFICIENCY_SUFFIX = "_Efficiency.csv"
+"""After the team's name: the organisers' table."""
+
+SCORE_FILES = (
+    *("accuracy_per_case.csv", "accuracy.json", "accuracy.md", "accuracy_official.txt"),
+    *("accuracy_dsc.png", "accuracy_nsd.png"),
+)
+"""What `python -m benchmark accuracy` writes: scores of label maps that a new run replaces."""
+
+_RESULT_KEYS = {"case", "status", "seconds", "repeat", "interval_s", "image_size", "output"}
+"""Without which a file is no result of a case."""
+
+_SAME = (
+    *("team", "image_digest", "command", "gpu", "gpu_note", "interval_s", "memory_limit"),
+    *("timeout_s", "warm_up"),
+)
+"""The entries of `environment.json` in which a run that is resumed must agree."""
+
+
+class ResumeError(UsageError):
+    """The run in the report folder is another than the one to resume."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured and how; the defaults are the organisers' of 2023."""
+
+    inputs: Path
+    outputs: Path
+    report: Path
+    target: Container | Command
+    team: str
+    gpu: Gpu | None
+    gpu_note: str | None
+    interval: float = OFFICIAL_INTERVAL
+    timeout: float = PENALTY["seconds"]
+    tolerances: Tolerances = TOLERANCES["flare23"]
+    repeat: int = 1
+    warm_up: bool = False
+    resume: bool = False
+
+    def describe(self) -> dict:
+        """Return the content of `environment.json` but the idle GPU.
+
+        Raises:
+            EngineError: the engine does not answer.
+        """
+        image = self.target.image if isinstance(self.target, Container) else None
+        return describe_machine(self.gpu, self.gpu_note) | {
+            "image": image,
+            "image_digest": image and image_id(image),
+            "docker": engine_version() if image else None,
+            "command": self.target.shown_command if image else self.target.template,
+            "team": self.team,
+            "interval_s": self.interval,
+            "memory_limit": self.target.memory_limit,
+            "timeout_s": self.timeout,
+            "phases": self.target.phases,
+            "repeat": self.repeat,
+            "warm_up": self.warm_up,
+            "tolerances": self.tolerances._asdict(),
+        }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,245 +126,262 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Exit code 0: every case ran and wrote a valid label map; 1: some did not; 2: wrong usage."
     )
-    parser.add_argument(
-        "--inputs", type=Path, required=True, metavar="DIR", help="folder of NAME_0000.nii.gz"
+    add = parser.add_argument
+    folder = {"type": Path, "required": True, "metavar": "DIR"}
+    add("--inputs", **folder, help="folder of NAME_0000.nii.gz")
+    add("--outputs", **folder, help="where NAME.nii.gz go")
+    add("--report", **folder, help="where the measurements go")
+    target = parser.add_mutually_exclusive_group(required=True).add_argument
+    target("--image", metavar="NAME:TAG", help="a Docker image that is here")
+    text = "a `docker save` file; the image in it is named as the file, in lower case"
+    target("--archive", type=Path, metavar="TEAM.tar.gz", help=text)
+    text = "a local command, such as 'sh predict.sh --input {inputs} --output {outputs}'"
+    target("--command", dest="shell_command", metavar="'COMMAND'", help=text)
+    add("--team", help="name in the tables (default: the image's; 'command')")
+    add_run_options(parser)
+    seconds, mb = TOLERANCES["flare23"]
+    text = "seconds between samples (default and official: 0.1)"
+    add("--interval", type=positive, default=OFFICIAL_INTERVAL, metavar="S", help=text)
+    text = "seconds that cost nothing (default: %(default)g, as in 2023; 2022: 0)"
+    add("--time-tolerance", type=not_negative, default=seconds, metavar="S", help=text)
+    text = "GPU memory that costs nothing (default: %(default)g, as in 2023; 2022: 2048)"
+    add("--memory-tolerance", type=not_negative, default=mb, metavar="MB", help=text)
+    text = "ask for a phase log through ABDOSEG_PHASE_LOG, which adds one -e to the command line"
+    add("--phases", action="store_true", help=text)
+    add("--resume", action="store_true", help="do not repeat the cases that REPORT already holds")
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of how cases are run, which `challenge` has as well."""
+    add = parser.add_argument
+    text = "GPU by NVML's number (default: the first of CUDA_VISIBLE_DEVICES, or else 0)"
+    add("--gpu", type=int, metavar="N", help=text)
+    text = "end a case after this time (default: %(default)g)"
+    add("--timeout", type=positive, default=PENALTY["seconds"], metavar="S", help=text)
+    text = "RAM and shared memory of a case (default and official: 28g)"
+    add("--memory-limit", type=memory_size, default="28g", metavar="SIZE", help=text)
+    text = "run every case K times, an odd number; the run of median time counts (default: 1)"
+    add("--repeat", type=odd_count, default=1, metavar="K", help=text)
+    text = (
+        "run the first case once before, and discard it, so that no run that counts has to read "
+        "the image from the disk"
     )
-    parser.add_argument(
-        "--outputs", type=Path, required=True, metavar="DIR", help="where NAME.nii.gz go"
-    )
-    parser.add_argument(
-        "--report", type=Path, required=True, metavar="DIR", help="where the measurements go"
-    )
-    target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--image", metavar="NAME:TAG", help="a Docker image that is here")
-    target.add_argument(
-        "--archive",
-        type=Path,
-        metavar="TEAM.tar.gz",
-        help="a `docker save` file; the image in it is named as the file, in lower case",
-    )
-    target.add_argument(
-        "--command",
-        dest="shell_command",
-        metavar="'COMMAND'",
-        help="a local command, such as 'sh predict.sh --input {inputs} --output {outputs}'",
-    )
-    parser.add_argument("--team", help="name in the tables (default: the image's; 'command')")
-    parser.add_argument("--gpu", type=int, default=0, metavar="N", help="device (default: 0)")
-    parser.add_argument(
-        "--interval",
-        type=positive,
-        default=OFFICIAL_INTERVAL,
-        metavar="S",
-        help="seconds between samples (default and official: 0.1)",
-    )
-    parser.add_argument(
-        "--timeout",
-        type=positive,
-        default=PENALTY["seconds"],
-        metavar="S",
-        help="end a case after this time (default: 3600)",
-    )
-    parser.add_argument(
-        "--memory-limit",
-        type=MemoryLimit.parse,
-        default="28g",
-        metavar="SIZE",
-        help="RAM and shared memory of a case (default and official: 28g)",
-    )
-    parser.add_argument(
-        "--time-tolerance",
-        type=not_negative,
-        default=15.0,
-        metavar="S",
-        help="seconds that cost nothing (default: 15, as in 2023; 2022: 0)",
-    )
-    parser.add_argument(
-        "--memory-tolerance",
-        type=not_negative,
-        default=4096.0,
-        metavar="MB",
-        help="GPU memory that costs nothing (default: 4096, as in 2023; 2022: 2048)",
-    )
-    parser.add_argument(
-        "--repeat",
-        type=odd_count,
-        default=1,
-        metavar="K",
-        help="run every case K times, an odd number; every table and page takes the run of median "
-        "time (default: 1)",
-    )
-    parser.add_argument(
-        "--warm-up",
-        action="store_true",
-        help="run the first case once before, and discard it, so that no run that counts has to "
-        "read the image from the disk",
-    )
-    parser.add_argument(
-        "--phases",
-        action="store_true",
-        help="ask for a phase log through ABDOSEG_PHASE_LOG, which adds one -e to the organisers' "
-        "command line",
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="keep the cases that REPORT already holds"
-    )
+    add("--warm-up", action="store_true", help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure every case and write the run folder.
 
     Returns:
-        0 if every case is ok, 1 if some are not, 2 for wrong usage or an engine that does not
-        work, 128 + N if signal N ended the run.
-    """
-    try:
-        with signals_raise():
-            return measure(arguments)
-    except (UsageError, EngineError, OSError) as error:  # finished cases stay as they are
-        say(f"benchmark efficiency: {error}")
-        return 2
-    except Stopped as stopped:
-        say(f"stopped by {stopped}; nothing is left running. --resume goes on from here")
-        return 128 + stopped.number
-
-
-def measure(arguments: argparse.Namespace) -> int:
-    """Measure every case and write the run folder, as `run` does, whose caller sees to signals.
-
-    Returns:
         0 if every case is ok, 1 if some are not.
-
-    Raises:
-        UsageError, EngineError, OSError: nothing could be measured, or no more.
     """
-    unreadable: dict[str, str] = {}
-    cases = list_cases(arguments.inputs, unreadable)
+    cases, refused = list_cases(arguments.inputs)
     if arguments.outputs.resolve() == arguments.inputs.resolve():
         raise UsageError("--outputs must be another folder than --inputs")
-    gpu, gpu_note = open_gpu(arguments.gpu)
-    try:
-        target, team, identity = _find_target(arguments, gpu)
-        report = arguments.report
-        (report / "efficiency").mkdir(parents=True, exist_ok=True)
-        arguments.outputs.mkdir(parents=True, exist_ok=True)
-        idle = read_idle(gpu, arguments.interval)
-        environment = describe_machine(gpu, gpu_note) | identity
-        environment |= {"idle_gpu_mb": idle.gpu_mb, "idle_gpu_processes": list(idle.processes)}
-        done = earlier_results(arguments, cases, environment)
-        write_json(report / "environment.json", environment)
+    with gpu_of(arguments.gpu) as (gpu, gpu_note):
+        more = (arguments.memory_limit, gpu and gpu.device, arguments.phases)
+        if command := arguments.shell_command:
+            missing = [name for name in ("{inputs}", "{outputs}") if name not in command]
+            if missing:
+                names = " and ".join(missing)
+                raise UsageError(f"--command needs {names} where the folder is to stand")
+            target, team = Command(command, *more), "command"
+        else:
+            remove_abandoned()
+            archive = arguments.archive
+            image = load_archive(archive) if archive else find_image(arguments.image)
+            target, team = Container(image, *more), team_of(image)
+        team = arguments.team or team
+        if re.search(r"[/\0]", team) or team.startswith("."):
+            raise UsageError(f"--team {team}: a name that can start a file's name is needed")
+        settings = Settings(
+            arguments.inputs, arguments.outputs, arguments.report, target, team, gpu, gpu_note,
+            interval=arguments.interval,
+            timeout=arguments.timeout,
+            tolerances=Tolerances(arguments.time_tolerance, arguments.memory_tolerance),
+            repeat=arguments.repeat,
+            warm_up=arguments.warm_up,
+            resume=arguments.resume,
+        )  # fmt: skip
+        results = measure(settings, cases, refused)
+    show(efficiency_table(results))
+    runs = [run for case in cases for run in results[case.name]]
+    whole = len(runs) == len(cases) * settings.repeat and not refused
+    return 0 if whole and all(run["status"] == "ok" for run in runs) else 1
 
-        results: dict[str, list[dict]] = {case.name: [] for case in cases}
-        first = True
-        not_measured = list(unreadable)
-        for name, why in unreadable.items():
-            say(f"{printable(name)}: not measured: {printable(why)}")
-        rounds = [(repeat, case) for repeat in range(arguments.repeat) for case in cases]
-        for number, (repeat, case) in enumerate(rounds, start=1):
-            result = done.get((case.name, repeat))
-            kept = result is not None
-            if not kept:
-                try:
-                    if first and arguments.warm_up:
-                        say("warming up: a run that is discarded")
-                        measure_case(case, repeat, target, team, gpu, idle, arguments, first=True)
-                        (arguments.outputs / f"{case.name}.nii.gz").unlink(missing_ok=True)
-                        first = False
-                    result = measure_case(
-                        case, repeat, target, team, gpu, idle, arguments, first=first
-                    )
-                    first = False
-                except OSError as error:
-                    not_measured.append(case.name)
-                    say(f"{printable(case.name)}: not measured: {error}")
-                    continue
-            result |= peaks_and_areas(result, arguments)
-            stem = report / "efficiency" / file_stem(case.name, repeat)
-            write_json(stem.with_name(f"{stem.name}.json"), result)
-            runs = results[case.name]
-            runs.append(result)
-            picture = report / "efficiency" / f"{case.name}.png"
-            if not kept or not picture.exists():
-                _draw(picture, median_run(runs), runs, gpu_note)
-            write_tables(report, results, environment)
-            say(printable(_progress_line(number, len(rounds), result, kept)))
-        say(markdown_table(results), sys.stdout)
-        well = all(run["status"] == "ok" for runs in results.values() for run in runs)
-        return 0 if well and not not_measured else 1
+
+@contextmanager
+def gpu_of(wanted: int | None) -> Iterator[tuple[Gpu | None, str | None]]:
+    """Open the GPU to measure for a while; see `open_gpu`."""
+    gpu, note = open_gpu(wanted)
+    try:
+        yield gpu, note
     finally:
         if gpu:
             gpu.close()
 
 
-def _draw(path: Path, result: dict, runs: list[dict], gpu_note: str | None) -> None:
-    """Draw a case's curves; a plot that fails costs the plot."""
-    try:
-        write_atomically(path, draw_curves(result, gpu_note, runs))
-    except Exception as error:  # whatever a name or a number does to the plotting library
-        say(f"{printable(path.name)}: not drawn: {printable(error)}")
+def measure(
+    settings: Settings, cases: list[Case], refused: dict[str, str]
+) -> dict[str, list[dict]]:
+    """Measure every case and write the run folder.
+
+    Args:
+        settings: what and how.
+        cases: the volumes.
+        refused: names of what is no volume in the inputs folder, and why, for the report.
+
+    Returns:
+        Of each case its results; a case that could not be run, for a full disk, has fewer.
+
+    Raises:
+        ResumeError: the run to resume is another one.
+        HarnessError, OSError: nothing could be measured, or no more; finished cases are written.
+    """
+    report, outputs = settings.report, settings.outputs
+    folder = report / "efficiency"
+    environment = settings.describe() | {"not_measured": dict(refused)}
+    idle = read_idle(settings.gpu, settings.interval)
+    environment |= {"idle_gpu_mb": idle.gpu_mb, "idle_gpu_processes": list(idle.processes)}
+    folder.mkdir(parents=True, exist_ok=True)
+    outputs.mkdir(parents=True, exist_ok=True)
+    use_for_temporary_files(report)
+    done = _earlier_results(settings, cases, environment)
+    write_json(report / "environment.json", environment)
+    for name, reason in refused.items():
+        log(f"{name}: not measured: {reason}")
+
+    def run_once(case: Case, repeat: int, *, first: bool) -> dict:
+        log_path = folder / f"{_stem(case.name, repeat)}.log"
+        how = (settings.gpu, idle, settings.interval, settings.timeout)
+        work = report / f".work-{case.name}"
+        with run_alone(case, settings.target, work, log_path, *how) as run:
+            result = result_of(case, run, settings.gpu, settings.interval, settings.tolerances)
+            counts = result["status"] in ("ok", "invalid output") and repeat == 0
+            if counts and run.output.found and not discarded:
+                target = outputs / run.label_map.name
+                with run.label_map.open("rb") as source, whole_file(target) as copy:
+                    shutil.copyfileobj(source, copy)
+        more = {"team": settings.team, "repeat": repeat, "first": first}
+        return result | more | {"idle_gpu_mb": idle.gpu_mb}
+
+    results: dict[str, list[dict]] = {case.name: [] for case in cases}
+    first, discarded = True, False
+    rounds = [(repeat, case) for repeat in range(settings.repeat) for case in cases]
+    for number, (repeat, case) in enumerate(rounds, start=1):
+        result = done.get((case.name, repeat))
+        earlier = result is not None
+        if earlier:
+            samples = Samples(**result["samples"])
+            how = (result["seconds"], result["interval_s"], settings.tolerances)
+            result |= peaks_and_areas(samples, *how)
+        try:
+            if first and settings.warm_up and not earlier:
+                log("warming up: a run that is discarded")
+                discarded = True
+                run_once(case, repeat, first=True)
+                first = discarded = False
+            if not earlier:
+                result = run_once(case, repeat, first=first)
+                first = False
+        except OSError as error:
+            environment["not_measured"][case.name] = str(error)
+            log(f"{case.name}: not measured: {error}")
+            continue
+        if result["status"] == NOT_MEASURED:
+            environment["not_measured"][case.name] = result["reason"]
+        write_json(folder / f"{_stem(case.name, repeat)}.json", result)
+        runs = results[case.name]
+        runs.append(result)
+        image = folder / f"{case.name}.png"
+        if not earlier or not image.exists():
+            try:
+                write_atomically(image, draw_curves(median_run(runs), settings.gpu_note, len(runs)))
+            except Exception as error:  # whatever a name or a number does to the plotting library
+                log(f"{image.name}: not drawn: {error}")
+        table = efficiency_csv(results)
+        write_atomically(report / f"{settings.team}{EFFICIENCY_SUFFIX}", table.encode())
+        page = markdown_page(results, environment)
+        write_atomically(report / "efficiency.md", page.encode())
+        log(_progress_line(number, len(rounds), result, earlier))
+    write_json(report / "environment.json", environment)
+    return results
 
 
-def _find_target(
-    arguments: argparse.Namespace, gpu: Gpu | None
-) -> tuple[Container | Command, str, dict]:
-    """What to run, the team's name, and what makes two runs the same for --resume."""
-    index = gpu.index if gpu else None
-    limit, phases = arguments.memory_limit, arguments.phases
-    if arguments.shell_command:
-        missing = [
-            name for name in ("{inputs}", "{outputs}") if name not in arguments.shell_command
-        ]
-        if missing:
-            raise UsageError(
-                f"--command needs {' and '.join(missing)} where the folder is to stand"
-            )
-        target = Command(arguments.shell_command, limit, index, phases)
-        identity = {"image": None, "image_digest": None, "docker": None}
-        identity["command"] = arguments.shell_command
-        team = arguments.team or "command"
-    else:
-        remove_abandoned()
-        if arguments.archive:
-            if not arguments.archive.is_file():
-                raise UsageError(f"--archive {arguments.archive} is not a file")
-            image = load_archive(arguments.archive)
-        else:
-            last = arguments.image.rpartition("/")[2]
-            image = arguments.image if ":" in last else f"{arguments.image}:latest"
-        digest = image_id(image)
-        if digest is None:
-            raise UsageError(f"there is no image {image} here: `docker pull` it, or use --archive")
-        target = Container(image, limit, index, phases)
-        placeholder = Folders(Path("INPUTS"), Path("OUTPUTS"), Path())
-        identity = {
-            "image": image,
-            "image_digest": digest,
-            "docker": docker("version", "--format", "{{.Server.Version}}").stdout.strip(),
-            "command": shlex.join(target.command_line("NAME", placeholder)),
-        }
-        team = arguments.team or image.rpartition("/")[2].partition(":")[0]
-    if re.search(r"[/\0]", team) or team.startswith("."):
-        raise UsageError(f"--team {team}: a name that can begin a file's name is needed")
-    identity |= {
-        "team": team,
-        "interval_s": arguments.interval,
-        "memory_limit": str(limit),
-        "timeout_s": arguments.timeout,
-        "phases": phases,
-        "repeat": arguments.repeat,
-        "warm_up": arguments.warm_up,
-        "tolerances": {"seconds": arguments.time_tolerance, "mb": arguments.memory_tolerance},
-    }
-    return target, team, identity
-
-
-def _progress_line(number: int, count: int, run: dict, kept: bool) -> str:
+def _progress_line(number: int, count: int, run: dict, earlier: bool) -> str:
     parts = [f"[{number}/{count}] {run['case']} ({by(run['image_size'])}): {run['seconds']:.2f} s"]
     if run["peak_gpu_mb"] is not None:
         parts.append(f"peak {run['peak_gpu_mb']:,.0f} MB, {run['auc_flare_mb_s']:,.0f} MB·s")
     if run["max_ram_mb"] is not None:
         parts.append(f"RAM {run['max_ram_mb']:,.0f} MB")
     parts.append(run["status"] + (f" ({run['reason']})" if run["reason"] else ""))
-    if kept:
-        parts.append("from the earlier run")
-    return ", ".join(parts)
+    return ", ".join(parts + ["from the earlier run"] * earlier)
+
+
+def _stem(case: str, repeat: int) -> str:
+    """Return what the names of a case's files start with, repetitions apart."""
+    return f"{case}.repeat{repeat}" if repeat else case
+
+
+def _earlier_results(
+    settings: Settings, cases: list[Case], environment: dict
+) -> dict[tuple[str, int], dict]:
+    """Return what --resume need not run again; remove anything else of an earlier run.
+
+    Raises:
+        ResumeError: the run to resume is another one.
+        UsageError: a label map is in the way that no earlier run of this report wrote. Nothing is
+            removed then.
+    """
+    report, outputs = settings.report, settings.outputs
+    folder = report / "efficiency"
+    described = read_json(report / "environment.json") or {}
+    earlier = {path.stem: _read_result(path) for path in folder.glob("*.json")}
+    before = {"warm_up": False} | described  # which older reports do not have
+    differences = [name for name in _SAME if before.get(name) != environment[name]]
+    usable = {}
+    if earlier and not settings.resume:
+        log(f"replacing the earlier run in {report}, its scores with it")
+    elif earlier and differences:
+        raise ResumeError(
+            f"--resume: the run in {report} has another {', '.join(differences)}: name another "
+            "--report, or leave --resume out to replace it"
+        )
+    elif settings.resume:
+        for case, repeat in ((case, n) for case in cases for n in range(settings.repeat)):
+            result = earlier.get(_stem(case.name, repeat))
+            written = (outputs / f"{case.name}.nii.gz").is_file()
+            scored = result and result["status"] in ("ok", "invalid output") and repeat == 0
+            if result and result["status"] != NOT_MEASURED and (written or not scored):
+                usable[case.name, repeat] = result
+    in_the_way = [
+        output
+        for case in cases
+        if (case.name, 0) not in usable
+        and os.path.lexists(output := outputs / f"{case.name}.nii.gz")
+    ]
+    for output in in_the_way:
+        if output.name.removesuffix(".nii.gz") not in earlier:
+            raise UsageError(
+                f"{output} is in the way: empty {outputs}, or continue the run that wrote it with "
+                "--resume and its --report"
+            )
+    for output in in_the_way:
+        output.unlink()
+    stems = {_stem(*key) for key in usable}
+    for path in folder.iterdir():
+        if path.suffix in (".json", ".png", ".log") and path.stem not in stems:
+            path.unlink()
+    if earlier and not settings.resume:
+        for name in ("efficiency.md", f"{described.get('team')}{EFFICIENCY_SUFFIX}", *SCORE_FILES):
+            if Path(name).name == name:  # a name that was read, not one that may lead elsewhere
+                (report / name).unlink(missing_ok=True)
+    return usable
+
+
+def _read_result(path: Path) -> dict | None:
+    """Return a case's earlier result; None where it is damaged, so that it is measured again."""
+    result = read_json(path)
+    if result is None or not isinstance(result.get("samples"), dict):
+        return None
+    return result if set(result) >= _RESULT_KEYS else None

@@ -3,31 +3,60 @@
 import platform
 import re
 import secrets
+import shutil
 import subprocess
 import time
 from pathlib import Path
 
 import psutil
 
-from benchmark.messages import say
+from benchmark.options import HarnessError, UsageError
+from benchmark.text import log
 
 _LABEL = "abdoseg.benchmark"
 
 _ENGINE_SECONDS = 60.0  # for the engine's answer to a question
 
 
-class EngineError(RuntimeError):
-    """The container engine cannot do what is asked; the message says what is wrong."""
+class EngineError(HarnessError):
+    """The container engine cannot do what is asked."""
+
+
+def docker(*arguments: str, seconds: float | None = _ENGINE_SECONDS) -> subprocess.CompletedProcess:
+    """Ask the engine through its command line.
+
+    Raises:
+        EngineError: there is no `docker` command, or no answer within `seconds`.
+    """
+    try:
+        return subprocess.run(
+            ["docker", *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=seconds,
+            start_new_session=True,
+        )
+    except FileNotFoundError as error:
+        raise EngineError("there is no docker command here; use --command instead") from error
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(f"docker {arguments[0]} has not answered for {seconds:g} s") from error
+
+
+def engine_version() -> str:
+    """Return the engine's version; "" where it does not answer."""
+    answer = docker("version", "--format", "{{.Server.Version}}")
+    return answer.stdout.strip() if answer.returncode == 0 else ""
 
 
 def container_name(image: str, case: str) -> str:
-    """A name of its own for the container of one run of one case."""
-    team = image.rpartition("/")[2].partition(":")[0]
-    return re.sub(r"[^a-zA-Z0-9_.-]", "_", f"{team}-{case}-{secrets.token_hex(4)}")
+    """Return a name of its own for the container of one run of one case."""
+    return re.sub(r"[^a-zA-Z0-9_.-]", "_", f"{team_of(image)}-{case}-{secrets.token_hex(4)}")
 
 
 def owner_label() -> str:
-    """A label for `docker run --label` that says which process started the container."""
+    """Return a label for `docker run --label` that names the process that starts a container."""
     return f"{_LABEL}={_owner(psutil.Process())}"
 
 
@@ -54,34 +83,34 @@ def remove_abandoned() -> None:
         except psutil.Error:
             alive = False
         if not alive:
-            say(f"removing {name}, left by a run that was killed")
+            log(f"removing {name}, left by a run that was killed")
             remove_container(name)
 
 
-def docker(*arguments: str, seconds: float | None = _ENGINE_SECONDS) -> subprocess.CompletedProcess:
-    """Ask the engine through its command line.
+def remove_container(name: str) -> None:
+    """Remove a container by name, also one that the engine is still about to create."""
+    absent = 0
+    for _ in range(20):
+        try:
+            docker("container", "rm", "-f", name)
+            listed = docker("container", "ls", "-aq", "--filter", f"name=^/{name}$")
+        except EngineError as error:
+            log(f"container {name} may still be there: {error}")
+            return
+        absent = absent + 1 if listed.returncode == 0 and not listed.stdout.strip() else 0
+        if absent == 2:
+            return
+        time.sleep(0.25)
+    log(f"container {name} is still there: remove it with `docker rm -f {name}`")
 
-    Raises:
-        EngineError: there is no `docker` command, or no answer within `seconds`.
-    """
-    try:
-        return subprocess.run(
-            ["docker", *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=seconds,
-            start_new_session=True,
-        )
-    except FileNotFoundError as error:
-        raise EngineError("there is no docker command here; use --command instead") from error
-    except subprocess.TimeoutExpired as error:
-        raise EngineError(f"docker {arguments[0]} has not answered for {seconds:g} s") from error
+
+def team_of(image: str) -> str:
+    """Return the team's name in an image's: "a/team:latest" is of "team"."""
+    return image.rpartition("/")[2].partition(":")[0]
 
 
 def image_id(image: str) -> str | None:
-    """The digest of an image's content, None where the engine has no such image.
+    """Return the digest of an image's content, None where the engine has no such image.
 
     Raises:
         EngineError: the engine does not answer.
@@ -94,20 +123,33 @@ def image_id(image: str) -> str | None:
     raise EngineError(f"the container engine does not answer: {answer.stderr.strip()}")
 
 
+def find_image(name: str) -> str:
+    """Return NAME:TAG of an image that is here.
+
+    Raises:
+        UsageError: there is none.
+        EngineError: the engine does not answer.
+    """
+    image = name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+    if image_id(image) is None:
+        raise UsageError(f"there is no image {image} here: `docker pull` it, or use --archive")
+    return image
+
+
 def archive_image(archive: Path) -> str:
-    """The image that the organisers run of an archive: its name up to the first dot, lower case."""
+    """Return the image that the organisers run: the file's name up to the first dot, lower case."""
     return archive.name.partition(".")[0].lower() + ":latest"
 
 
 def load_images(archive: Path) -> list[str]:
-    """Load a `docker save` file.
-
-    Returns:
-        The names of the images in it, or ids where they have none.
+    """Load a `docker save` file and return the names of its images, or ids where they have none.
 
     Raises:
-        EngineError: the file does not load.
+        UsageError: there is no such file.
+        EngineError: it does not load.
     """
+    if not archive.is_file():
+        raise UsageError(f"--archive {archive} is not a file")
     answer = docker("load", "-i", str(archive), seconds=None)
     if answer.returncode != 0:
         raise EngineError(f"docker does not load {archive}: {answer.stderr.strip()}")
@@ -115,14 +157,10 @@ def load_images(archive: Path) -> list[str]:
 
 
 def load_archive(archive: Path) -> str:
-    """Load a team's `docker save` file.
-
-    Returns:
-        The image that the organisers run: the file's name up to the first dot, in lower case, with
-        the tag `latest`.
+    """Load a team's `docker save` file and return the image that the organisers run.
 
     Raises:
-        EngineError: the file does not load, or holds no image of that name.
+        UsageError, EngineError: the file does not load, or holds no image of that name.
     """
     loaded = load_images(archive)
     image = archive_image(archive)
@@ -134,18 +172,22 @@ def load_archive(archive: Path) -> str:
     return image
 
 
-def remove_container(name: str) -> None:
-    """Remove a container by name, also one that the engine is still about to create."""
-    absent = 0
-    for _ in range(20):
-        try:
-            docker("container", "rm", "-f", name)
-            listed = docker("container", "ls", "-aq", "--filter", f"name=^/{name}$")
-        except EngineError as error:
-            say(f"container {name} may still be there: {error}")
-            return
-        absent = absent + 1 if listed.returncode == 0 and not listed.stdout.strip() else 0
-        if absent == 2:
-            return
-        time.sleep(0.25)
-    say(f"container {name} is still there: end it with `docker rm -f {name}`")
+def remove_image(image: str) -> str | None:
+    """Remove an image by name; return None if it is gone, else the engine's reason."""
+    answer = docker("image", "rm", "-f", image, seconds=None)
+    if answer.returncode == 0 or "No such image" in answer.stderr:
+        return None
+    return answer.stderr.strip()
+
+
+def free_image_bytes() -> int | None:
+    """Return the free space where the engine stores images; None where it cannot be seen.
+
+    Raises:
+        EngineError: the engine does not answer.
+    """
+    root = docker("info", "--format", "{{.DockerRootDir}}").stdout.strip()
+    try:
+        return shutil.disk_usage(root).free if root else None
+    except OSError:
+        return None

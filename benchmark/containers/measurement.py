@@ -1,180 +1,165 @@
-"""One case measured: run in folders of its own, its label map checked, its numbers in one place."""
+"""One case run in folders of its own, its label map checked, its numbers in one place."""
 
-import argparse
 import contextlib
 import json
 import math
 import shutil
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
+from benchmark.containers.gpu import Gpu, Idle
+from benchmark.containers.outputs import OutputCheck, RefusedError, open_left_file, take_output
+from benchmark.containers.results import NOT_MEASURED, PENALTY, Tolerances, peaks_and_areas
+from benchmark.containers.runner import PHASE_LOG, Command, Container, Folders, Outcome, run_case
+from benchmark.containers.sampler import Sampler, SamplerCost, Samples
+from benchmark.options import UsageError
+from benchmark.text import log
+from inference.files import case_name, find_entries, output_key, why_not_a_volume
+from inference.volume import VolumeError, read_header
 
-from benchmark.containers.apart import check_output_apart
-from benchmark.containers.areas import flare_area, true_area
-from benchmark.containers.cases import Case
-from benchmark.containers.collecting import RefusedError, collect, open_left_file
-from benchmark.containers.device import Idle
-from benchmark.containers.gpu import Gpu
-from benchmark.containers.output_check import OutputCheck, missing_output
-from benchmark.containers.repeats import PENALTY
-from benchmark.containers.runner import run_case
-from benchmark.containers.sampler import Sampler, Samples
-from benchmark.containers.targets import PHASE_LOG, Command, Container, Folders
-from benchmark.messages import say
-from inference.files import whole_file
-
-_MOST_HEADER_BYTES = 16 << 20
-"""Of a label map beside its voxels, and of a phase log."""
+_MOST_PHASE_BYTES = 16 << 20
 
 
-def measure_case(
+@dataclass(frozen=True)
+class Case:
+    """An input volume: its case's name, without `_0000`, its file and its shape on disk."""
+
+    name: str
+    image: Path
+    size: tuple[int, ...]
+
+
+def list_cases(inputs: Path) -> tuple[list[Case], dict[str, str]]:
+    """Return the cases of a folder of CTs; and the names of what is no volume there, and why.
+
+    Raises:
+        UsageError: it is no folder, or holds no case, or two of one name. Names that some file
+            systems do not tell apart are one.
+        OSError: it cannot be read.
+    """
+    if not inputs.is_dir():
+        raise UsageError(f"--inputs {inputs} is not a folder")
+    cases: dict[str, Case] = {}
+    refused: dict[str, str] = {}
+    for image in find_entries(inputs):
+        reason = why_not_a_volume(image)
+        if not reason:
+            try:
+                case = Case(case_name(image), image, tuple(read_header(image).get_data_shape()))
+            except (VolumeError, OSError) as error:
+                reason = f"not a NIfTI file: {error}"
+        if reason:
+            refused[image.name] = reason
+            continue
+        other = cases.setdefault(output_key(case.name), case)
+        if other is not case:
+            raise UsageError(f"{other.image.name} and {image.name} are both case {case.name}")
+    if not cases:
+        seen = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+        raise UsageError(f"--inputs {inputs} holds no volume to read" + (seen and f" ({seen})"))
+    return list(cases.values()), refused
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a case, as it ended; its folders are removed at the end of `run_alone`."""
+
+    folders: Folders
+    outcome: Outcome
+    samples: Samples
+    cost: SamplerCost
+    output: OutputCheck
+    label_map: Path  # a copy out of the container's reach, if the output was found
+    phases: list[dict]  # of the phase log: phase, case, start_s and end_s from the case's start
+
+
+@contextlib.contextmanager
+def run_alone(
     case: Case,
-    repeat: int,
     target: Container | Command,
-    team: str,
+    work: Path,
+    log_path: Path,
     gpu: Gpu | None,
     idle: Idle,
-    arguments: argparse.Namespace,
-    *,
-    first: bool,
-) -> dict:
-    """Run one case in folders of its own, and say everything about it but the areas.
+    interval: float,
+    timeout: float,
+) -> Iterator[Run]:
+    """Run a case in folders of its own, below `work`, which is removed at the end of the block.
 
-    `first` says that nothing ran before it here, so that it may have started cold.
+    Raises:
+        EngineError: the engine did not start the container.
+        OSError: the folders cannot be made or written.
     """
-    work = (arguments.report / f".work-{case.name}").resolve()
-    log = arguments.report / "efficiency" / f"{file_stem(case.name, repeat)}.log"
+    work = work.resolve()
     shutil.rmtree(work, ignore_errors=True)
-    folders = Folders(work / "inputs", work / "outputs", log)
+    folders = Folders(work / "inputs", work / "outputs", log_path)
     try:
         for folder in (folders.inputs, folders.outputs):
             folder.mkdir(parents=True)
             folder.chmod(0o777)  # as the organisers do: a container may run as any user
-        collected = work / "collected"  # which the container does not see
-        collected.mkdir()
-        shutil.copy(case.image, folders.inputs)
-        sampler = Sampler(gpu, arguments.interval, idle.processes)
-        outcome, samples, cost = run_case(target, case.name, folders, arguments.timeout, sampler)
-        output = take_output(folders.outputs, collected, case)
-        if output.found and outcome.status == "ok" and repeat == 0:
-            _move(collected / f"{case.name}.nii.gz", arguments.outputs)
+        shutil.copyfile(case.image, folders.inputs / case.image.name)
+        (folders.inputs / case.image.name).chmod(0o644)
+        sampler = Sampler(gpu, interval, idle.processes)
+        outcome, samples, cost = run_case(target, case.name, folders, timeout, sampler)
+        (work / "collected").mkdir()  # which the container does not see
+        label_map = work / "collected" / f"{case.name}.nii.gz"
+        output = take_output(folders.outputs, label_map, case.image, case.size)
         phases = _read_phases(folders.outputs, sampler.started)
+        yield Run(folders, outcome, samples, cost, output, label_map, phases)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         if work.exists():
-            say(f"{work} cannot be removed: its files belong to another user")
+            log(f"{work} cannot be removed: its files belong to another user")
 
-    status, reason = _judge(outcome.status, outcome.reason, output)
-    failed = outcome.status != "ok" or not output.scorable
+
+def result_of(
+    case: Case, run: Run, gpu: Gpu | None, interval: float, tolerances: Tolerances
+) -> dict:
+    """Return the result of a run: how it ended and every number of it."""
+    output, seconds = run.output, round(run.outcome.seconds, 4)
+    problems = "; ".join(output.problems)
+    status, reason, penalty = run.outcome.status, run.outcome.reason, None
+    if run.cost.gpu_error:
+        status, reason = NOT_MEASURED, f"GPU {gpu.device} stopped answering ({run.cost.gpu_error})"
+    elif status != "ok" or not output.scorable:
+        gpu_read = run.samples.gpu_used_mb
+        penalty = {key: v for key, v in PENALTY.items() if key != "auc_gpu_mb_s" or gpu_read}
+    if status == "ok" and not output.valid:
+        status, reason = "invalid output" if output.found else "no output", problems
+    elif penalty and output.valid:
+        reason += " (a valid label map was written)"
     return {
         "case": case.name,
         "file": case.image.name,
-        "team": team,
         "status": status,
         "reason": reason,
-        "penalty": _penalty(samples) if failed else None,
-        "exit_code": outcome.exit_code,
-        "seconds": round(outcome.seconds, 4),
-        "repeat": repeat,
-        "first": first,
+        "penalty": penalty,
+        "exit_code": run.outcome.exit_code,
+        "seconds": seconds,
         "image_size": list(case.size),
-        "interval_s": arguments.interval,
-        "idle_gpu_mb": idle.gpu_mb,
-        "sampler": asdict(cost),
-        "samples": asdict(samples),
-        "phases": phases,
+        "interval_s": interval,
+        "sampler": asdict(run.cost),
+        "samples": asdict(run.samples),
+        "phases": run.phases,
         "output": {"found": output.found, "valid": output.valid, "problems": output.problems},
+        **peaks_and_areas(run.samples, seconds, interval, tolerances),
     }
-
-
-def _penalty(samples: Samples) -> dict[str, float]:
-    """What a failed case counts as; without a device there is no penalty for its memory."""
-    return {
-        name: value
-        for name, value in PENALTY.items()
-        if name != "auc_gpu_mb_s" or samples.gpu_used_mb
-    }
-
-
-def take_output(outputs: Path, collected: Path, case: Case) -> OutputCheck:
-    """Copy the label map out of the container's reach, and check the copy."""
-    name = f"{case.name}.nii.gz"
-    # As float64 and hardly compressed it would still be below this.
-    most_bytes = 9 * math.prod(max(1, length) for length in case.size) + _MOST_HEADER_BYTES
-    try:
-        collect(outputs, name, collected / name, most_bytes)
-    except FileNotFoundError:
-        return missing_output(outputs, name)
-    except (RefusedError, OSError) as error:
-        return OutputCheck(
-            found=False, scorable=False, problems=[f"not taken: {error}"], aspects=["file"]
-        )
-    return check_output_apart(collected / name, case.image, case.size)
-
-
-def _judge(status: str, reason: str | None, output: OutputCheck) -> tuple[str, str | None]:
-    problems = "; ".join(output.problems)
-    if status != "ok":
-        return status, reason + (" (a valid label map was written)" if output.valid else "")
-    if not output.found:
-        return "no output", problems
-    return ("ok", None) if output.valid else ("invalid output", problems)
-
-
-def _move(file: Path, folder: Path) -> None:
-    """Move a file to another folder, where it appears only when it is whole."""
-    with file.open("rb") as source, whole_file(folder / file.name) as target:
-        shutil.copyfileobj(source, target)
 
 
 def _read_phases(outputs: Path, started: float) -> list[dict]:
-    """The phase log, its times relative to the case's start; lines that are none are left out."""
+    """Read the phase log, its times from the case's start; lines that are none are skipped."""
     phases = []
     with (
         contextlib.suppress(OSError, RefusedError),
-        open_left_file(outputs, PHASE_LOG, _MOST_HEADER_BYTES) as file,
+        open_left_file(outputs, PHASE_LOG, _MOST_PHASE_BYTES) as file,
     ):
-        for line in file.read(_MOST_HEADER_BYTES).decode(errors="replace").splitlines():
+        for line in file.read(_MOST_PHASE_BYTES).decode(errors="replace").splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                 entry = json.loads(line)
                 start, end = (float(entry[name]) - started for name in ("start", "end"))
+                case = None if entry["case"] is None else str(entry["case"])[:255]
                 if math.isfinite(start) and math.isfinite(end):
-                    phases.append(
-                        {
-                            "phase": str(entry["phase"])[:100],
-                            "case": None if entry["case"] is None else str(entry["case"])[:255],
-                            "start_s": round(start, 6),
-                            "end_s": round(end, 6),
-                        }
-                    )
+                    times = {"start_s": round(start, 6), "end_s": round(end, 6)}
+                    phases.append({"phase": str(entry["phase"])[:100], "case": case, **times})
     return phases
-
-
-def peaks_and_areas(result: dict, arguments: argparse.Namespace) -> dict:
-    """Peaks and areas of a case's samples, with and without the tolerances; None if not read."""
-    samples = Samples(**result["samples"])
-    interval, tolerance = result["interval_s"], arguments.memory_tolerance
-    times, gpu = samples.time_s, samples.gpu_used_mb
-    seen = any(samples.ram_mb)
-    return {
-        "peak_gpu_mb": max(gpu) if gpu else None,
-        "auc_flare_mb_s": flare_area(gpu, interval) if gpu else None,
-        "auc_true_mb_s": true_area(times, gpu) if gpu else None,
-        "auc_flare_tolerated_mb_s": flare_area(gpu, interval, tolerance) if gpu else None,
-        "auc_true_tolerated_mb_s": true_area(times, gpu, tolerance) if gpu else None,
-        "seconds_tolerated": max(0.0, result["seconds"] - arguments.time_tolerance),
-        "tolerances": {"seconds": arguments.time_tolerance, "mb": tolerance},
-        # A run that ended before its first reading has used something, not 0.
-        "max_cpu_percent": max(samples.cpu_percent) if seen else None,
-        "auc_cpu_percent_s": float(np.round(sum(samples.cpu_percent) * interval, 2))
-        if seen
-        else None,
-        "max_ram_mb": max(samples.ram_mb) if seen else None,
-        "auc_ram_mb_s": flare_area(samples.ram_mb, interval) if seen else None,
-    }
-
-
-def file_stem(case: str, repeat: int) -> str:
-    """What the names of a case's files begin with, repetitions apart."""
-    return f"{case}.repeat{repeat}" if repeat else case

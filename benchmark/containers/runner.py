@@ -6,11 +6,14 @@ its container is removed by name and its process group is ended before anything 
 """
 
 import contextlib
+import ctypes
 import os
 import re
 import select
+import shlex
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,28 +21,156 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmark.containers.collecting import LogWriter
-from benchmark.containers.engine import EngineError, container_name, owner_label
-from benchmark.containers.orphans import orphans_ended
-from benchmark.containers.sampler import Sampler, SamplerCost, Samples
-from benchmark.containers.targets import Command, Container, Folders
-from inference.files import printable
-from inference.signals import Stopped
+import psutil
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from benchmark.containers.engine import (
+    EngineError,
+    container_name,
+    docker,
+    owner_label,
+    remove_container,
+)
+from benchmark.containers.meters import Cgroup, ProcessTree, find_cgroup
+from benchmark.containers.outputs import LogWriter, log_tail
+from benchmark.containers.sampler import Sampler, SamplerCost, Samples
+from benchmark.options import size_mb
+from benchmark.signals import interrupts_held
+from inference.files import printable
+
+PHASE_LOG = ".abdoseg_phases.jsonl"
+"""Name of the phase log in a case's outputs folder."""
+
+ORGANISERS_COMMAND = ("/bin/bash", "-c", "sh predict.sh")
 
 _POLL_SECONDS = 0.1
+
+_GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 
 _LOG_SECONDS = 2.0  # for the last of what it printed; a process that got away may hold the pipe
 
 _ENGINE_FAILED = 125  # `docker run`'s exit code when the engine, not the container, is at fault
 
-_LOG_TAIL_BYTES = 16384
-
 _OUT_OF_MEMORY_WORDS = re.compile(
     r"CUDA out of memory|CUDA error: out of memory|OutOfMemoryError|\bMemoryError\b"
     r"|Cannot allocate memory|std::bad_alloc"
 )
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where one run reads and writes: folders of its own, and the file of what it prints."""
+
+    inputs: Path
+    outputs: Path
+    log: Path
+
+
+@dataclass(frozen=True)
+class Container:
+    """A team's image, run with the organisers' command line.
+
+    Attributes:
+        image: NAME:TAG.
+        memory_limit: of RAM and of shared memory, as "28g".
+        gpu: as `docker --gpus device=` takes it; None leaves the option out.
+        phases: whether to ask for a phase log, which adds one `-e` to the command line.
+        extra: more words for `docker container run`.
+        shared_memory: whether to give as much shared memory as RAM, or else the engine's default.
+        read_only_inputs: whether the inputs folder is mounted read-only.
+        command: what runs in it; the organisers' with the two folders, another without them.
+    """
+
+    image: str
+    memory_limit: str
+    gpu: str | None = None
+    phases: bool = False
+    extra: tuple[str, ...] = ()
+    shared_memory: bool = True
+    read_only_inputs: bool = False
+    command: tuple[str, ...] = ORGANISERS_COMMAND
+
+    def command_line(self, name: str, folders: Folders, *labels: str) -> list[str]:
+        """Return the organisers' `docker container run`, for a container called `name`."""
+        outputs = "/workspace/outputs/"
+        mounts = (
+            *("-v", f"{folders.inputs}/:/workspace/inputs/{':ro' * self.read_only_inputs}"),
+            *("-v", f"{folders.outputs}/:{outputs}"),
+        )
+        return [
+            *("docker", "container", "run", *self.extra),
+            *((f"--shm-size={self.memory_limit}b",) if self.shared_memory else ()),
+            *("-m", self.memory_limit.upper()),
+            *(("--gpus", f"device={self.gpu}") if self.gpu is not None else ()),
+            *(word for label in labels for word in ("--label", label)),
+            *("--name", name, "--rm"),
+            *(mounts if self.command == ORGANISERS_COMMAND else ()),
+            *(("-e", f"ABDOSEG_PHASE_LOG={outputs}{PHASE_LOG}") if self.phases else ()),
+            *(self.image, *self.command),
+        ]
+
+    @property
+    def shown_command(self) -> str:
+        """The command line for a report, with names for what differs from case to case."""
+        return shlex.join(
+            self.command_line("NAME", Folders(Path("INPUTS"), Path("OUTPUTS"), Path()))
+        )
+
+    def environment(self, folders: Folders) -> dict[str, str]:
+        """Return the Docker client's environment: this process's own."""
+        return dict(os.environ)
+
+    def find_meter(self, name: str) -> Cgroup | ProcessTree | None:
+        """Return the cgroup of the container `name`, else its process tree; None before it runs."""
+        answer = docker("container", "inspect", "--format", "{{.State.Pid}}", name)
+        # While a container ends, the engine may answer with nothing.
+        number = answer.stdout.strip() if answer.returncode == 0 else ""
+        if not number.isdecimal() or int(number) == 0:
+            return None
+        try:
+            return find_cgroup(int(number)) or ProcessTree(int(number))
+        except psutil.NoSuchProcess:
+            return None
+
+    def had_event(self, event: str, name: str, since: float) -> bool:
+        """Whether the engine has an event ("start", "oom") of the container `name`."""
+        answer = docker(
+            *("events", "--since", f"{since:.6f}", "--until", f"{time.time():.6f}"),
+            *("--filter", f"container={name}", "--filter", f"event={event}"),
+            *("--format", "{{.Action}}"),
+        )
+        return answer.stdout.strip() != ""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A local command, measured as a container would be, for machines without Docker.
+
+    Attributes:
+        template: for bash; `{inputs}` and `{outputs}` stand for the case's own folders.
+        memory_limit: of the process tree's memory, read every 0.1 s, as "28g".
+        gpu: the one device that the command is to see; None changes nothing.
+        phases: whether to ask for a phase log.
+    """
+
+    template: str
+    memory_limit: str
+    gpu: str | None = None
+    phases: bool = False
+
+    def command_line(self, name: str, folders: Folders, *labels: str) -> list[str]:
+        """Return the command with the case's folders in it."""
+        text = self.template.replace("{inputs}", shlex.quote(str(folders.inputs)))
+        return ["/bin/bash", "-c", text.replace("{outputs}", shlex.quote(str(folders.outputs)))]
+
+    def environment(self, folders: Folders) -> dict[str, str]:
+        """Return this process's environment, with the device and the phase log."""
+        environment = dict(os.environ)
+        if self.gpu is not None:
+            # CUDA's own order of devices is another than NVML's unless it is asked for.
+            environment |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": self.gpu}
+        if self.phases:
+            environment["ABDOSEG_PHASE_LOG"] = str(folders.outputs / PHASE_LOG)
+        return environment
 
 
 @dataclass(frozen=True)
@@ -79,77 +210,61 @@ def run_case(
         EngineError: the engine did not start the container.
         KeyboardInterrupt: it was interrupted; nothing is left running.
     """
-    if isinstance(target, Container):
-        return _run_case(target, case, folders, timeout, sampler)
-    with orphans_ended():
-        return _run_case(target, case, folders, timeout, sampler)
-
-
-def _run_case(
-    target: Container | Command, case: str, folders: Folders, timeout: float, sampler: Sampler
-) -> tuple[Outcome, Samples, SamplerCost]:
-    name = container_name(target.image, case) if isinstance(target, Container) else case
-    command_line = target.command_line(name, folders)
-    if isinstance(target, Container):  # no part of the organisers' own; for `remove_abandoned`
-        place = command_line.index("--name")
-        command_line[place:place] = ["--label", owner_label()]
+    in_container = isinstance(target, Container)
+    name = container_name(target.image, case) if in_container else case
+    labels = (owner_label(),) if in_container else ()  # for `remove_abandoned`
     process = None
-    began = time.time()
+    since = time.time()
     read_end, write_end = os.pipe()
     log = LogWriter(read_end, folders.log)
     log.start()
-    try:
-        with _interrupts_held():  # so that no process starts without being known here
-            sampler.start()
-            try:
-                process = subprocess.Popen(
-                    command_line,
-                    env=target.environment(folders),
-                    stdin=subprocess.DEVNULL,
-                    stdout=write_end,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,  # a terminal's Ctrl-C reaches this process alone
-                )
-            finally:
-                os.close(write_end)
+    with contextlib.nullcontext() if in_container else _orphans_ended():
+        try:
+            with interrupts_held():  # so that no process starts without being known here
+                sampler.start()
+                try:
+                    process = subprocess.Popen(
+                        target.command_line(name, folders, *labels),
+                        env=target.environment(folders),
+                        stdin=subprocess.DEVNULL,
+                        stdout=write_end,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,  # a terminal's Ctrl-C reaches this process alone
+                    )
+                finally:
+                    os.close(write_end)
+            if in_container:
+                _find_meter_meanwhile(target, name, sampler, process)
+                end = _wait(process, sampler.started + timeout, lambda: False)
+            else:
+                sampler.meter = ProcessTree(process.pid)
+                limit = size_mb(target.memory_limit)
+                end = _wait(process, sampler.started + timeout, lambda: sampler.ram_mb > limit)
+            seconds = time.monotonic() - sampler.started
+        except FileNotFoundError as error:
+            raise EngineError(f"{error.filename} is not installed") from error
+        finally:
+            with interrupts_held():
+                try:
+                    samples, cost = sampler.stop()
+                finally:
+                    if process is not None:
+                        _end(process, sampler.meter, name if in_container else None)
+            log.join(_LOG_SECONDS)
 
-        def over_limit() -> bool:
-            if sampler.meter is None:
-                sampler.meter = target.find_meter(name, process)
-            return isinstance(target, Command) and sampler.ram_mb > target.memory_limit.mb
-
-        end = _wait(process, sampler.started + timeout, over_limit)
-        seconds = time.monotonic() - sampler.started
-    except FileNotFoundError as error:
-        raise EngineError(f"{error.filename} is not installed") from error
-    finally:
-        with _interrupts_held():
-            try:
-                samples, cost = sampler.stop()
-            finally:
-                if process is not None:
-                    target.end(name, process, sampler.meter)
-        log.join(_LOG_SECONDS)
-
-    exit_code = process.returncode if end == "exit" else None
     text = log_tail(folders.log)
-    if (
-        exit_code == _ENGINE_FAILED
-        and isinstance(target, Container)
-        and not target.was_started(name, began)
-    ):
-        # The engine may warn of other things before it says what is wrong.
-        said = [line for line in text.splitlines() if line.startswith("docker:")]
-        raise EngineError(f"the container was not started: {printable((said or [text])[0])}")
     last_line = next((line for line in reversed(text.splitlines()) if line.strip()), "")
     last_line = printable(last_line)[:200]
+    exit_code = process.returncode if end == "exit" else None
+    if exit_code == _ENGINE_FAILED and in_container and not target.had_event("start", name, since):
+        # The engine may warn of other things before it says what is wrong.
+        lines = [line for line in text.splitlines() if line.startswith("docker:")]
+        raise EngineError(f"the container was not started: {printable((lines or [text])[0])}")
     if exit_code == 0:
         status, reason = "ok", None
     elif end == "deadline":
         status, reason = "timeout", f"ended after {timeout:g} s"
-    elif end == "over limit" or (
-        isinstance(target, Container) and target.killed_for_memory(name, began)
-    ):
+    elif end == "over limit" or (in_container and target.had_event("oom", name, since)):
         status, reason = "out of memory", f"over the limit of {target.memory_limit}"
     elif _OUT_OF_MEMORY_WORDS.search(text):
         status, reason = "out of memory", last_line
@@ -159,15 +274,26 @@ def _run_case(
     return Outcome(status, reason, exit_code, seconds), samples, cost
 
 
+def _find_meter_meanwhile(
+    target: Container, name: str, sampler: Sampler, process: subprocess.Popen
+) -> None:
+    """Ask for the container's meter in a thread: a slow engine is not to add to the case's time."""
+
+    def find() -> None:
+        with contextlib.suppress(EngineError):
+            while sampler.meter is None and process.poll() is None:
+                sampler.meter = target.find_meter(name)
+                time.sleep(_POLL_SECONDS)
+
+    threading.Thread(target=find, daemon=True).start()
+
+
 def _wait(
     process: subprocess.Popen, deadline: float, over_limit: Callable[[], bool]
 ) -> Literal["exit", "deadline", "over limit"]:
-    """Wait for what comes first.
+    """Wait for the process's end, noticed at once, a deadline by the monotonic clock, or a limit.
 
-    Args:
-        process: its end is noticed at once.
-        deadline: by the monotonic clock.
-        over_limit: asked every 0.1 s.
+    `over_limit` is asked every 0.1 s.
     """
     handle = os.pidfd_open(process.pid)
     try:
@@ -184,53 +310,52 @@ def _wait(
         os.close(handle)
 
 
-@contextlib.contextmanager
-def signals_raise() -> Iterator[None]:
-    """Turn Ctrl-C, SIGTERM and a closed terminal into `Stopped`; what is ignored stays so."""
-
-    def stop(number: int, _frame: object) -> None:
-        raise Stopped(number)
-
-    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    for number, handler in handlers.items():
-        if handler != signal.SIG_IGN:
-            signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Let Ctrl-C and its like take effect only at the end of the block."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
+def _end(process: subprocess.Popen, meter: object, container: str | None) -> None:
+    """End what still runs of a case: its container, or its process group and who has left that."""
+    if container is not None:
+        if process.poll() is None:
+            # The client first: it must not start what is about to be removed.
+            _end_group(process, signal.SIGKILL)
+            remove_container(container)
         return
-    held: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    handlers = {
-        number: handler
-        for number, handler in handlers.items()
-        if handler not in (None, signal.SIG_IGN)  # as under nohup
-    }
-    for number in handlers:
-        signal.signal(number, lambda caught, _: held.append(caught))
+    _end_group(process, signal.SIGTERM, signal.SIGKILL)
+    for survivor in meter.refresh() if isinstance(meter, ProcessTree) else ():
+        with contextlib.suppress(psutil.Error):
+            survivor.kill()
+
+
+def _end_group(process: subprocess.Popen, *signals: signal.Signals) -> None:
+    """Send signals to a process's group, each with time to obey; none of the group is left."""
+    for number in signals:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE_SECONDS)
+
+
+@contextlib.contextmanager
+def _orphans_ended() -> Iterator[None]:
+    """Kill whatever the block started, directly or not, and left running.
+
+    Daemons leave the process group, by `setsid` or two forks. On Linux a process may ask for the
+    orphans below it (prctl 36, PR_SET_CHILD_SUBREAPER); they then become its children, where they
+    would else have become the system's.
+    """
+    own = psutil.Process()
+    before = set(own.children())
+    adopt = ctypes.CDLL(None).prctl if sys.platform == "linux" else lambda *_: None
+    adopt(36, 1, 0, 0, 0)
     try:
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        if held:
-            signal.raise_signal(held[0])
-
-
-def log_tail(path: Path) -> str:
-    """The last of what a run printed; empty where the disk was too full for a log."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _LOG_TAIL_BYTES))
-            return file.read().decode(errors="replace")
-    except OSError:
-        return ""
+        for _ in range(20):  # what is ended may have started another just before
+            left = [child for child in own.children() if child not in before]
+            for child in left:
+                with contextlib.suppress(psutil.Error):
+                    for member in [*child.children(recursive=True), child]:
+                        with contextlib.suppress(psutil.Error):
+                            member.kill()
+            psutil.wait_procs(left, 2.0)
+            if not left:
+                break
+        adopt(36, 0, 0, 0, 0)

@@ -42,23 +42,20 @@ def read_label_map(path: Path) -> LabelMap:
         stored = read_stored(path)
         affine = stored.header.get_best_affine()
     except FileNotFoundError as error:
-        raise LabelMapError("the file is missing") from error
+        reason = "it is a link that leads nowhere" if path.is_symlink() else "the file is missing"
+        raise LabelMapError(reason) from error
     except (OSError, VolumeError, HeaderDataError) as error:
         raise LabelMapError(f"cannot be read ({' '.join(str(error).split())})") from error
     values = stored.voxels
     if (stored.slope, stored.intercept) != (1.0, 0.0):
         values = values * stored.slope + stored.intercept
     labels, warnings = as_labels(values)
-    return LabelMap(
-        labels=labels,
-        affine=affine,
-        spacing=tuple(float(zoom) for zoom in (*stored.header.get_zooms(), 1.0, 1.0)[:3]),
-        warnings=warnings,
-    )
+    spacing = tuple(float(zoom) for zoom in (*stored.header.get_zooms(), 1.0, 1.0)[:3])
+    return LabelMap(labels, affine, spacing, warnings)
 
 
 def as_labels(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Turn the values of a label map into uint8 from 0 to 14, and say what to warn of.
+    """Turn the values of a label map into uint8 from 0 to 14, and return what to warn of.
 
     Fractions are cut off, as the official script's conversion does. Values outside 0 to 14 and NaN
     become background: the official conversion to 8 bits would turn 257 into liver.
@@ -76,7 +73,7 @@ def as_labels(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
     outside = (values < 0) | (values >= len(LABEL_NAMES))
     if outside.any():
         found = np.unique(values[outside])
-        shown = ", ".join(f"{value:g}" for value in found[:5]) + (", …" if len(found) > 5 else "")
+        shown = ", ".join(f"{value:g}" for value in found[:5]) + ", …" * (len(found) > 5)
         warnings.append(
             f"{np.count_nonzero(outside)} voxels hold labels outside 0 to {len(LABEL_NAMES) - 1} "
             f"({shown}): background"
@@ -86,7 +83,7 @@ def as_labels(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
 
 
 def affine_difference(reference: LabelMap, prediction: LabelMap) -> str | None:
-    """How far apart two affines put the volume's corners, or None within a tenth of a voxel."""
+    """Return how far apart two affines put the volume's corners; None within a tenth of a voxel."""
     corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)], float)
     corners[:, :3] *= np.array(reference.labels.shape) - 1
     shift = np.linalg.norm(corners @ (prediction.affine - reference.affine).T, axis=1).max()
@@ -94,5 +91,5 @@ def affine_difference(reference: LabelMap, prediction: LabelMap) -> str | None:
 
 
 def joined(numbers: Iterable[float]) -> str:
-    """Numbers as 512x512x60."""
+    """Return numbers as 512x512x60."""
     return "x".join(f"{number:g}" for number in numbers)

@@ -100,7 +100,7 @@ def surface_dice(
     spacing: tuple[float, float, float],
     tolerance_mm: float,
 ) -> float:
-    """NSD: the part of both surfaces that lies within the tolerance of the other.
+    """Return the NSD: the part of both surfaces that lies within the tolerance of the other.
 
     Distances are computed in the reference's bounding box widened by the tolerance: farther off no
     surface element can be within it, so that of the prediction's outer parts only the area counts.
@@ -135,7 +135,7 @@ def surface_dice(
 
 
 def surface_area(mask: np.ndarray, spacing: tuple[float, float, float]) -> float:
-    """Sum the surface of a 3D mask, mm², by the surface-distance package's table of 2x2x2 cells."""
+    """Return the surface of a 3D mask, mm², by the surface-distance package's table of cells."""
     # The package's kernel of cell codes is the product of [16, 1], [4, 1] and [2, 1]: three sums in
     # place of a correlation with eight weights, which takes three times as long.
     codes = np.pad(mask.view(np.uint8), 1)
@@ -149,7 +149,7 @@ def surface_area(mask: np.ndarray, spacing: tuple[float, float, float]) -> float
 def failed_case(
     name: str, protocol: Protocol, failure: str, in_reference: frozenset[int] = frozenset()
 ) -> CaseScores:
-    """The scores of a case that failed: DSC 0 and NSD 0 of every structure."""
+    """Return the scores of a case that failed: DSC 0 and NSD 0 of every structure."""
     zeros = dict.fromkeys(protocol.tolerances_mm, 0.0)
     return CaseScores(name, zeros, zeros.copy(), in_reference, failure=failure)
 
@@ -180,10 +180,8 @@ def score_case(
     except LabelMapError as error:
         return failed_case(reference_path.name, protocol, f"prediction: {error}", present)
     if prediction.labels.shape != reference.labels.shape:
-        shapes = (
-            f"{joined(prediction.labels.shape)}, the reference {joined(reference.labels.shape)}"
-        )
-        failure = f"prediction: its shape is {shapes}"
+        shapes = [joined(label_map.labels.shape) for label_map in (prediction, reference)]
+        failure = "prediction: its shape is {}, the reference {}".format(*shapes)
         return failed_case(reference_path.name, protocol, failure, present)
     scores = score_label_maps(
         reference.labels, prediction.labels, reference.spacing, protocol, reference_path.name
@@ -200,7 +198,7 @@ def _labels_in(boxes: list[tuple[slice, ...] | None], protocol: Protocol) -> fro
 
 
 def _bounding_boxes(labels: np.ndarray, highest: int) -> list[tuple[slice, ...] | None]:
-    """For labels 1 to `highest` the smallest box that holds them, or None."""
+    """Return for labels 1 to `highest` the smallest box that holds each, or None."""
     # Reversing the axes makes a file's array, whose first axis is the fastest, C-contiguous.
     integers = labels.view(np.uint8) if labels.dtype == bool else labels
     boxes = ndimage.find_objects(integers.T, max_label=highest)

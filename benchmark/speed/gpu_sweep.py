@@ -26,8 +26,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from benchmark.containers.device import open_gpu
 from benchmark.containers.environment import describe_machine
+from benchmark.containers.gpu import open_gpu
 from benchmark.speed.gpu_page import SECTIONS, markdown
 from inference.choices import CHOICES_VARIABLE, CudaChoices
 from inference.files import write_atomically

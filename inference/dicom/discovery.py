@@ -1,4 +1,4 @@
-"""Finds the CT series in a folder tree or zip."""
+"""Find the CT series in a folder tree or zip."""
 
 import logging
 import os
@@ -9,14 +9,14 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import groupby
 from pathlib import Path
 
 import pydicom
 from pydicom import Dataset
 from pydicom.uid import UID
 
-from inference.dicom.naming import IDENTITY, Title, digest, name_cases, secret_words
+from inference.dicom.naming import IDENTITY, digest, identifying_words, name_cases, title
 from inference.dicom.series import Series
 from inference.dicom.slices import (
     CT_CLASSES,
@@ -24,7 +24,6 @@ from inference.dicom.slices import (
     DicomFile,
     Slice,
     SliceError,
-    image_types,
     integer,
     slices_of,
     text,
@@ -33,284 +32,246 @@ from inference.files import file_identity
 from inference.volume import VolumeError
 
 _DIRECTORY = "1.2.840.10008.1.3.10"  # an index of a disk
-_WANTED = [
+_READ = [
     *IDENTITY,
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "Modality"),
-    *("FrameOfReferenceUID", "HighBit"),
-    *("SeriesNumber", "SeriesDescription", "ImageType", "InstanceNumber", "AcquisitionNumber"),
-    *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated"),
-    *("BitsStored", "PixelRepresentation", "NumberOfFrames", "ImagePositionPatient"),
-    *("ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
-    *("RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence"),
-    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *("FrameOfReferenceUID", "SeriesNumber", "SeriesDescription", "ImageType", "InstanceNumber"),
+    *("AcquisitionNumber", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "NumberOfFrames"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"),
+    *("SpacingBetweenSlices", "RescaleSlope", "RescaleIntercept", "RescaleType"),
+    *("ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 ]
+"""Attributes that are read of each file."""
+
 _PREAMBLE = 132  # bytes, the last four of them "DICM"
-
-
-@dataclass
-class Findings:
-    """What was found.
-
-    Attributes:
-        series: CT series, sorted by name; those that cannot be read with the reason why.
-        left_out: a line for what is no CT series.
-    """
-
-    series: list[Series] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
+_HIDDEN = (".", "__MACOSX")
 
 
 @dataclass
 class _Group:
-    """The files of one series."""
+    """The files of one series, those of CT and others apart."""
 
-    uid: str
-    title: Title
-    slices: list[Slice] = field(default_factory=list)
+    number: int | None
+    description: str
+    folder: Path
     files: int = 0
+    slices: list[Slice] = field(default_factory=list)
     refusal: str = ""
 
 
-def find_series(source: Path, names: str = "number") -> Findings:
+def find_series(source: Path, names: str = "number") -> tuple[list[Series], list[str]]:
     """Find the CT series among the files of a folder and those below it, of a zip, or one file.
 
-    Links to folders are followed, each folder once. Scouts, screen captures and what is no CT are
-    left out.
+    Links to folders are followed, each folder once. Scouts and screen captures are skipped.
 
     Args:
         source: folder or file.
-        names: "number", "uid" or "folder", as `--names` has them. By "folder", names and lines
-            tell of the patient what the folders' names do; otherwise they tell nothing.
+        names: "number", "uid" or "folder", by `--names`. By "folder", names and lines identify the
+            patient if the folders' names do; otherwise they do not.
+
+    Returns:
+        CT series, sorted by name, those that cannot be read with the reason; and a line for each
+        other series.
 
     Raises:
-        OSError: the folder or zip cannot be read.
-        ValueError: it is a zip that cannot be opened.
+        ValueError: the source is a zip that cannot be opened.
     """
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it quotes what it does not like
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it quotes values
     warnings.filterwarnings("ignore", module="pydicom")
-    found = Findings()
-    groups: dict[str, _Group] = {}
-    others: dict[tuple[str, str], _Group] = {}
-    secret: dict[str, set[str]] = {}  # of every series, whatever is left out of it
-    count = Counter()
+    groups: dict[tuple[str, str], _Group] = {}
+    identifying: dict[str, set[str]] = {}  # words by series, of its skipped files too
+    unreadable = not_dicom = 0
     for file in _files(source):
         try:
             header = _header(file)
+            if header is None:
+                not_dicom += 1
+                continue
+            uid, kind = text(header, "SeriesInstanceUID"), text(header, "SOPClassUID")
+            if kind == _DIRECTORY:
+                continue
+            if not uid or not kind:
+                raise SliceError("SeriesInstanceUID or SOPClassUID is missing")
         except Exception:
-            count["unreadable"] += 1
+            unreadable += 1
             continue
-        if header is None:
-            count["no DICOM"] += 1
-            continue
-        uid, kind = text(header, "SeriesInstanceUID"), text(header, "SOPClassUID")
-        if kind == _DIRECTORY:
-            continue
-        if not uid or not kind:
-            count["unreadable"] += 1
-            continue
-        if why := _why_not_ct(header, kind):
-            group = others.setdefault((uid, why), _Group(uid, Title(header, file, source)))
+        key = uid, _why_not_ct(header, kind)
+        if key not in groups:
+            number, description = integer(header, "SeriesNumber"), text(header, "SeriesDescription")
+            groups[key] = _Group(number, description, _folder(file, source))
+        groups[key].files += 1
+        if not key[1]:
+            _add_slices(groups[key], file, header)
+        identifying.setdefault(uid, set()).update(identifying_words(header))
+    everybody = set().union(*identifying.values())
+    series, skipped = [], []
+    for (uid, why), group in groups.items():
+        # Names depend on their series alone, lines may depend on all.
+        words = everybody if why else identifying[uid]
+        name = title(group.number, group.description, group.folder, words, names)
+        if why:
+            skipped.append(f"series {name}_{digest(uid, names)} ({_count(group.files)}): {why}")
         else:
-            group = groups.setdefault(uid, _Group(uid, Title(header, file, source)))
-            _take(group, file, header)
-        group.files += 1
-        group.title.secret = secret.setdefault(uid, set())
-        group.title.secret |= secret_words(header)
-    everybody = set().union(*secret.values())  # lines need not stay the same, as names must
-    for (uid, why), group in others.items():
-        group.title.secret = everybody
-        title = f"{group.title.of(names)}_{digest(uid, names)}"
-        found.left_out.append(f"series {title} ({_files_of(group.files)}): {why}")
-    if count["no DICOM"]:
-        found.left_out.append(f"{_files_of(count['no DICOM'])}, not DICOM")
-    for group in groups.values():
-        found.series += _cases(group, group.title.of(names))
-    name_cases(found.series, names)
-    if count["unreadable"]:
-        reason = f"{_files_of(count['unreadable'])} cannot be read as DICOM"
-        found.series.append(Series("unreadable", "", refusal=reason))
-    found.series.sort(key=lambda one: one.name)
-    _note_single_slices(found.series)
-    return found
+            series += _series_of(group, Series(name, uid, group.slices, group.refusal))
+    if not_dicom:
+        skipped.append(f"{_count(not_dicom)}, not DICOM")
+    name_cases(series, names)
+    if unreadable:
+        refusal = f"{_count(unreadable)} cannot be read as DICOM"
+        series.append(Series("unreadable", "", refusal=refusal))
+    series.sort(key=lambda one: one.name)
+    _note_single_slices(series)
+    return series, skipped
 
 
-def _files_of(count: int) -> str:
-    return "1 file" if count == 1 else f"{count} files"
+def _count(files: int) -> str:
+    return "1 file" if files == 1 else f"{files} files"
+
+
+def _folder(file: DicomFile, source: Path) -> Path:
+    """Return a file's folder, relative to the source unless it is the source."""
+    folder = (file.path / file.member).parent
+    below = folder.is_relative_to(source) and folder != source
+    return folder.relative_to(source) if below else Path(folder.name)
 
 
 def _files(source: Path) -> Iterator[DicomFile]:
-    """The files of a folder tree, of zips in it, or one file; in order.
+    """Yield the files of a folder tree, of zips in it, or one file; in order.
 
     Raises:
-        OSError: the folder cannot be read.
-        ValueError: the zip that was named cannot.
+        ValueError: the source is a zip that cannot be opened.
     """
     if not source.is_dir():
-        yield from _opened(source)
+        yield from _files_in(source)
         return
-
     failed: list[OSError] = []
     seen = {file_identity(source)}
     for folder, folders, names in os.walk(source, onerror=failed.append, followlinks=True):
         for name in sorted(folders):
             identity = file_identity(Path(folder, name))
-            if name.startswith((".", "__MACOSX")) or identity in seen:
+            if name.startswith(_HIDDEN) or identity in seen:
                 folders.remove(name)
             seen.add(identity)
         folders.sort()
-        for name in sorted(names):
-            if name.startswith("."):
-                continue
+        for path in (Path(folder, name) for name in sorted(names) if name[0] != "."):
             try:
-                yield from _opened(Path(folder, name))
+                yield from _files_in(path)
             except ValueError:
-                yield DicomFile(Path(folder, name))  # one file more that is not DICOM
+                yield DicomFile(path)  # one file more that is not DICOM
     for error in failed:
-        yield DicomFile(Path(error.filename))  # a folder: cannot be read as a file either
+        yield DicomFile(Path(error.filename))  # a folder: not readable as a file either
 
 
-def _opened(path: Path) -> Iterator[DicomFile]:
-    """A file, or the files in it if it is a zip."""
+def _files_in(path: Path) -> Iterator[DicomFile]:
+    """Yield a file, or the files in it if it is a zip."""
     if path.suffix.lower() != ".zip" or not path.is_file():
         yield DicomFile(path)
         return
     try:
         with zipfile.ZipFile(path) as archive:
-            members = sorted(archive.infolist(), key=lambda member: member.filename)
+            members = sorted(member.filename for member in archive.infolist())
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"a zip that cannot be opened ({type(error).__name__})") from None
     for member in members:
-        parts = member.filename.split("/")
-        if not member.is_dir() and not any(part.startswith((".", "__MACOSX")) for part in parts):
-            yield DicomFile(path, member.filename)
+        if member[-1] != "/" and not any(part.startswith(_HIDDEN) for part in member.split("/")):
+            yield DicomFile(path, member)
 
 
 def _header(file: DicomFile) -> Dataset | None:
-    """What is needed of a file's header; None if the file is no DICOM.
+    """Return what is needed of a file's header, or None if the file is not DICOM.
 
     Raises:
         Exception: whatever pydicom raises at a damaged header.
     """
     with file.open() as stream:
         start = stream.read(_PREAMBLE)
-        if start[128:] != b"DICM" and not _is_element_of_group_2_or_8(start[:8]):
+        if start[128:] != b"DICM" and not _is_first_element(start[:8]):
             return None
         stream.seek(0)
-        return pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_WANTED, force=True)
+        return pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_READ, force=True)
 
 
-def _is_element_of_group_2_or_8(start: bytes) -> bool:
-    """Check for an element's tag, and its VR or length, with which files without preamble begin."""
+def _is_first_element(start: bytes) -> bool:
+    """Check for an element of group 2 or 8, with which a file without preamble begins."""
     if len(start) < 8 or start[:2] not in (b"\2\0", b"\x08\0", b"\0\2", b"\0\x08"):
         return False
-    little = start[1] == 0
-    length = struct.unpack("<I" if little else ">I", start[4:])[0]
-    return length < 1 << 16 or (start[4:6].isalpha() and start[4:6].isupper())
+    (length,) = struct.unpack("<I" if start[1] == 0 else ">I", start[4:])
+    return length < 1 << 16 or (start[4:6].isalpha() and start[4:6].isupper())  # or a VR
 
 
 def _why_not_ct(header: Dataset, kind: str) -> str:
-    """Why a file is no slice of a CT series, or ""."""
+    """Return why a file is no slice of a CT series, or ""."""
     if kind not in CT_CLASSES:
         name = UID(kind).name
         return "of an unknown kind, not CT" if name == kind else f"{name}, not CT"
     if text(header, "Modality") not in ("CT", ""):
         return "not of modality CT"
-    types = image_types(header)
-    if "LOCALIZER" in types:
+    if "LOCALIZER" in text(header, "ImageType").upper():
         return "a scout (localizer)"
     if kind not in ENHANCED and "ImagePositionPatient" not in header:
-        return "a picture that has no place in the patient, such as a screen capture"
+        return "no ImagePositionPatient, such as a screen capture"
     return ""
 
 
-def _take(group: _Group, file: DicomFile, header: Dataset) -> None:
-    """Put a file's slices into its series."""
+def _add_slices(group: _Group, file: DicomFile, header: Dataset) -> None:
+    """Add a file's slices to its series, or the reason why it has none."""
     try:
         group.slices += slices_of(file, header)
     except SliceError as error:
-        number = integer(header, "InstanceNumber")
         reason = str(error)
-        if secret_words(header) & set(re.split(r"\W+", reason.lower())):
+        if identifying_words(header) & set(re.split(r"\W+", reason.lower())):
             reason = "an attribute has a wrong value"
-        group.refusal = group.refusal or f"instance {number}: {reason}"
+        reason = f"instance {integer(header, 'InstanceNumber')}: {reason}"
+        group.refusal = group.refusal or reason
 
 
-def _without_copies(slices: list[Slice]) -> tuple[list[Slice], int]:
-    """Each slice once, and the number of copies: the same instance in two places.
-
-    Raises:
-        VolumeError: two slices that differ have one UID.
-    """
-    kept: dict[tuple[str, int], Slice] = {}
-    for one in slices:
-        first = kept.setdefault((one.uid, one.frame), one)
-        if first != one:
-            raise VolumeError(f"two slices that differ have the same UID, {one.label} is one")
-    return list(kept.values()), len(slices) - len(kept)
-
-
-def _cases(group: _Group, title: str) -> list[Series]:
-    """A series as one case, or as several where its acquisitions are volumes each by itself."""
-    whole = Series(title, group.uid, group.slices, group.refusal)
-    try:
-        whole.slices, copies = _without_copies(group.slices)
-    except VolumeError as error:
-        whole.refusal = whole.refusal or str(error)
-        return [whole]
-    if copies:
-        whole.notes.append(f"{_files_of(copies)} were there twice and are used once")
-    if not whole.slices and not whole.refusal:
+def _series_of(group: _Group, whole: Series) -> list[Series]:
+    """Return a series as one case, or as several where each of its acquisitions is a volume."""
+    unique: dict[tuple[str, int], Slice] = {}
+    for one in group.slices:
+        if unique.setdefault((one.uid, one.frame), one) != one and not whole.refusal:
+            whole.refusal = f"slices that differ have the same SOPInstanceUID: {one.label}"
+    whole.slices = list(unique.values())
+    if (copies := len(group.slices) - len(unique)) and not whole.refusal:
+        whole.notes.append(f"{_count(copies)} are copies of others and are skipped")
+    if not unique and not whole.refusal:
         whole.refusal = "it has no slices"
     _check_one_patient(whole)
-    by_acquisition: dict[int | None, list[Slice]] = {}
-    for one in sorted(whole.slices, key=lambda one: one.acquisition or 0):
-        by_acquisition.setdefault(one.acquisition, []).append(one)
-    if whole.refusal or len(by_acquisition) < 2 or len(whole.slices) < 3 * len(by_acquisition):
+    by_number = sorted(whole.slices, key=lambda one: one.acquisition or 0)
+    parts = [
+        Series(whole.name, whole.uid, list(slices), part=str(abs(number)), notes=[*whole.notes])
+        for number, slices in groupby(by_number, key=lambda one: one.acquisition or 0)
+    ]
+    if whole.refusal or len(parts) < 2 or len(whole.slices) < 3 * len(parts):
         return [whole]
     try:
-        _note_interleaved(whole, by_acquisition)
+        order = [number for number, _ in groupby(one.acquisition for one in whole.stack.slices)]
     except VolumeError:
-        parts = [
-            Series(title, group.uid, slices, notes=list(whole.notes), part=str(abs(number or 0)))
-            for number, slices in by_acquisition.items()
-        ]
         try:
-            for part in parts:
-                _ = part.stack
+            return [part for part in parts if part.stack]
         except VolumeError:
             return [whole]
-        return parts
+    if len(order) > len(set(order)):
+        shown = " and ".join(f"{part.part} ({len(part.slices)} slices)" for part in parts)
+        whole.notes.append(f"acquisitions {shown} are interleaved in one volume")
     return [whole]
 
 
 def _check_one_patient(series: Series) -> None:
-    """Refuse slices of several patients, studies or frames of reference under one series UID.
+    """Refuse slices of several studies, frames of reference or patients under one series UID.
 
-    Where every slice has a value of its own an anonymiser made it: that is noted.
+    Where every slice has its own the reason is an anonymiser: a note.
     """
-    for what in ("study", "frame_of_reference", "patient"):
-        counts = Counter(filter(None, (getattr(one, what) for one in series.slices)))
-        name = what.replace("_", " ")
+    names = {"study": "studies", "frame_of_reference": "frames of reference", "patient": "patients"}
+    for what, name in names.items():
+        counts = Counter(filter(None, (getattr(one, what) for one in series.slices))).values()
         if len(counts) == len(series.slices) > 2:
-            series.notes.append(f"every slice has a {name} of its own: an anonymiser's work?")
+            series.notes.append(f"as many {name} as slices, as an anonymiser makes them: ignored")
         elif len(counts) > 1 and not series.refusal:
-            shown = " and ".join(str(count) for _, count in counts.most_common())
-            series.refusal = f"its slices differ in {name}: {len(counts)}, of {shown} slices"
-
-
-def _note_interleaved(series: Series, by_acquisition: dict[int | None, list[Slice]]) -> None:
-    """Note acquisitions whose slices lie between each other's and make one grid.
-
-    Raises:
-        VolumeError: the slices make no grid.
-    """
-    numbers = [one.acquisition for one in series.stack.slices if one.acquisition is not None]
-    if sum(one != other for one, other in pairwise(numbers)) >= len(set(numbers)):
-        shown = " and ".join(
-            f"{number} ({len(slices)} slices)" for number, slices in by_acquisition.items()
-        )
-        series.notes.append(f"acquisitions {shown} are interleaved in one volume")
+            shown = " and ".join(map(str, sorted(counts, reverse=True)))
+            series.refusal = f"{len(counts)} {name} in one series: {shown} slices"
 
 
 def _note_single_slices(series: list[Series]) -> None:
@@ -324,6 +285,6 @@ def _note_single_slices(series: list[Series]) -> None:
     for found in alike.values():
         if len(found) > 2:
             found[0].notes.append(
-                f"{len(found)} series of one patient have one slice each: has an anonymiser given "
-                "every slice a series UID of its own?"
+                f"{len(found)} series of one slice each, same patient and grid: an anonymiser may "
+                "have given every slice a series UID of its own"
             )

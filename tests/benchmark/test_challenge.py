@@ -18,7 +18,7 @@ import pytest
 from harness import ROOT, StandInEngine, make_inputs, save, wait_for
 
 from benchmark.__main__ import main
-from benchmark.containers.archive import ArchiveError, inspect_archive
+from benchmark.challenge.archive import ArchiveError, inspect_archive
 
 CASES = ("x", "y")
 GOOD = "for f in inputs/*_0000.nii.gz; do n=$(basename $f _0000.nii.gz); cp REFERENCE/$n.nii.gz " \
@@ -169,7 +169,7 @@ def test_an_evening_goes_on_where_it_was_stopped(hall):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "The same command goes on from here" in said
+    assert "the same command continues" in said
     assert hall.images() == []
     assert hall.engine.containers("second") == []
     assert list(hall.ranking()) == ["first"]  # what is there is ranked already

@@ -15,12 +15,12 @@ from benchmark.checking.findings import LOST
 from benchmark.checking.pages import html_section, markdown_page
 from benchmark.checking.trials import (
     HARDENED,
+    MODES,
     NO_NETWORK,
     ORGANISERS,
     SMALL_SHARED_MEMORY,
-    VariedContainer,
 )
-from benchmark.containers.targets import Folders, MemoryLimit
+from benchmark.containers.runner import Container, Folders
 
 BROKEN = Path(__file__).parents[1] / "container/broken/broken.py"
 
@@ -186,9 +186,7 @@ def test_wrong_usage_exits_with_2_and_one_line(engine, inputs, tmp_path):
 def test_each_way_changes_what_it_says_and_nothing_else():
     folders = Folders(Path("/i"), Path("/o"), Path())
     lines = {
-        mode: VariedContainer("a:latest", MemoryLimit.parse("28g"), None, False, mode).command_line(
-            "n", folders
-        )
+        mode: Container("a:latest", "28g", **MODES[mode]).command_line("n", folders)
         for mode in (ORGANISERS, NO_NETWORK, HARDENED, SMALL_SHARED_MEMORY)
     }
     official = (

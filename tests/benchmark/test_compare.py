@@ -62,7 +62,9 @@ def test_compare_pairs_cases_and_takes_medians_of_repeats(tmp_path, capsys):
     page = capsys.readouterr().out
     # x: median of 5, 2 and 3 s against 6; y: 4 against 16. sqrt(1/2 * 1/4) = 0.354; f: 3600 / 7.
     assert "**A failed 1 of 3 cases, B none.** With failures at 3600 s: no difference in" in page
-    assert "Of the cases that both finished: no difference in time shown: A took 0.35 times" in page
+    assert (
+        "Of the cases that both finished: no difference in time shown: A takes 0.35 times" in page
+    )
     low, high = np.exp(np.log(0.125) / 2 + np.array([-1, 1]) * 12.7062 * np.log(2) / 2)
     row = f"0.354 | {low:.3f} to {high:.3f} | 0.354 | 0.250 | 0.500 |"
     assert f"| time (s), both finished | 2 | {row}" in page
@@ -87,7 +89,7 @@ def test_compare_says_a_difference_only_where_the_interval_has_no_one(tmp_path, 
     page = capsys.readouterr().out
     assert "**A is 3.00 times as fast as B** (geometric mean of 6 cases; 95 % interval 3.00" in page
     main(["compare", str(a), str(c)])
-    assert "**no difference in time shown: A took 1.00 times as long as B**" in (
+    assert "**no difference in time shown: A takes 1.00 times as long as B**" in (
         capsys.readouterr().out
     )
 

@@ -18,14 +18,14 @@ from harness import (
     wait_for,
 )
 
-from benchmark.containers.targets import Container, Folders, MemoryLimit
+from benchmark.containers.runner import Container, Folders
 
 BASE_IMAGE = "python:3.11-slim-bookworm"
 
 
 def test_the_command_line_is_the_organisers():
     folders = Folders(Path("/here/inputs"), Path("/here/outputs"), Path("log"))
-    line = Container("team:latest", MemoryLimit.parse("28g"), 1, phases=False)
+    line = Container("team:latest", "28g", "1")
     assert line.command_line("team", folders) == [
         *("docker", "container", "run", "--shm-size=28gb", "-m", "28G", "--gpus", "device=1"),
         *("--name", "team", "--rm", "-v", "/here/inputs/:/workspace/inputs/"),

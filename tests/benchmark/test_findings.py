@@ -7,17 +7,13 @@ import pytest
 from harness import AFFINE, save
 
 from benchmark.checking import findings as judge
-from benchmark.checking import symptoms
-from benchmark.checking.findings import Limits
 from benchmark.checking.trials import (
     NO_NETWORK,
     ORGANISERS,
     Trial,
 )
-from benchmark.containers.output_check import OutputCheck, check_output
+from benchmark.containers.outputs import OutputCheck, check_output
 from benchmark.containers.runner import Outcome
-
-LIMITS = Limits(seconds=15.0, gpu_mb=4096.0, memory="28g", memory_mb=28672.0)
 
 
 def trial(status="ok", reason=None, seconds=5.0, output=None, **fields):
@@ -80,16 +76,20 @@ def test_labels_of_a_second_run_are_compared(tmp_path, changed, level):
 
 
 def test_time_and_memory_are_held_against_tolerances_and_limits():
-    slow = trial(seconds=20.5, label="thin", peak_gpu_mb=5000.0, auc_tolerated_mb_s=904.0)
-    quick = trial(peak_gpu_mb=4096.0, auc_tolerated_mb_s=0.0, max_ram_mb=27000.0)
-    assert judge.judge_time([quick], LIMITS).level == "passed"
-    assert "thin 20.5 s, 5.5 s above" in judge.judge_time([quick, slow], LIMITS).found
-    assert judge.judge_gpu_memory([quick], LIMITS).level == "passed"
-    found = judge.judge_gpu_memory([quick, slow], LIMITS).found
+    slow = trial(
+        seconds=20.5,
+        label="thin",
+        figures={"peak_gpu_mb": 5000.0, "auc_flare_tolerated_mb_s": 904.0},
+    )
+    quick = trial(figures={"peak_gpu_mb": 4096.0, "max_ram_mb": 27000.0})
+    assert judge.judge_time([quick]).level == "passed"
+    assert "thin 20.5 s, 5.5 s above" in judge.judge_time([quick, slow]).found
+    assert judge.judge_gpu_memory([quick]).level == "passed"
+    found = judge.judge_gpu_memory([quick, slow]).found
     assert found == "thin 5,000 MB, 904 MB·s above"
-    assert judge.judge_gpu_memory([trial()], LIMITS).level == "warned"
-    assert judge.judge_memory([slow], LIMITS).level == "passed"
-    assert judge.judge_memory([slow, quick], LIMITS).level == "warned"
+    assert judge.judge_gpu_memory([trial()]).level == "warned"
+    assert judge.judge_memory([slow], "28g").level == "passed"
+    assert judge.judge_memory([slow, quick], "28g").level == "warned"
 
 
 def test_files_left_behind_fail_only_where_they_may_be_taken_for_label_maps():
@@ -126,5 +126,5 @@ def test_a_damaged_input_is_to_be_refused_by_an_exit_code(damaged, level):
     ],
 )
 def test_what_a_log_says_becomes_advice(printed, word):
-    assert word in symptoms.advice(trial("crashed", "exit code 1", printed=printed))
-    assert symptoms.advice(trial("crashed", "exit code 1", printed="Killed by a bear")) is None
+    assert word in judge.advice(trial("crashed", "exit code 1", printed=printed))
+    assert judge.advice(trial("crashed", "exit code 1", printed="Killed by a bear")) is None

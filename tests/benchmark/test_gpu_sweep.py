@@ -12,7 +12,7 @@ from conftest import metadata_of, trained_looking_network
 from test_sampler import nvml_stub  # noqa: F401  (a fixture)
 
 from benchmark.__main__ import main
-from benchmark.containers.areas import flare_area, true_area
+from benchmark.containers.results import flare_area, true_area
 from benchmark.speed import gpu_stages, gpu_sweep
 from benchmark.speed.gpu_page import SECTIONS, markdown
 from inference.choices import CudaChoices

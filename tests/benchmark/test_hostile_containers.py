@@ -24,11 +24,10 @@ from harness import (
     wait_for,
 )
 
-from benchmark.containers import apart, targets
-from benchmark.containers.collecting import LogWriter, RefusedError, collect, open_left_file
+from benchmark.containers import outputs, runner
 from benchmark.containers.engine import remove_abandoned
-from benchmark.containers.orphans import orphans_ended
-from benchmark.containers.targets import Container, MemoryLimit
+from benchmark.containers.outputs import LogWriter, RefusedError, collect, open_left_file
+from benchmark.containers.runner import Container, _orphans_ended
 from inference.volume import VolumeError, read_volume
 
 HOSTILE = """
@@ -163,9 +162,9 @@ def test_a_container_that_speaks_like_the_engine_costs_its_own_row(tmp_path):
 
 @pytest.mark.parametrize("answer", ["", "\n", "<no value>\n", "0\n"])
 def test_an_engine_may_answer_with_no_process(monkeypatch, answer):
-    monkeypatch.setattr(targets, "docker", lambda *_: CompletedProcess([], 0, answer, ""))
-    container = Container("a:latest", MemoryLimit.parse("28g"), None, phases=False)
-    assert container.find_meter("a", None) is None
+    monkeypatch.setattr(runner, "docker", lambda *_: CompletedProcess([], 0, answer, ""))
+    container = Container("a:latest", "28g")
+    assert container.find_meter("a") is None
 
 
 def test_a_pipe_as_a_volume_is_not_waited_for(tmp_path):
@@ -201,7 +200,7 @@ def test_a_daemon_that_left_its_group_and_its_parent_is_ended(tmp_path):
 
 def test_the_harness_own_children_are_no_orphans():
     with subprocess.Popen(["sleep", "1000"]) as own:
-        with orphans_ended():
+        with _orphans_ended():
             started = subprocess.Popen(["sleep", "1000"])
         assert own.poll() is None
         own.kill()
@@ -246,10 +245,10 @@ def test_a_killed_harness_leaves_a_container_that_the_next_removes(tmp_path):
     ],
 )
 def test_whatever_a_label_map_does_to_its_reader_costs_its_case(monkeypatch, worst, words):
-    monkeypatch.setattr(apart, "_START", "fork")  # so that the reader has the stand-in
-    monkeypatch.setattr(apart, "_BASE_SECONDS", 1.0)
-    monkeypatch.setattr(apart, "check_output", worst)
-    check = apart.check_output_apart(Path("a"), Path("b"), (2, 2, 2))
+    monkeypatch.setattr(outputs, "_START", "fork")  # so that the reader has the stand-in
+    monkeypatch.setattr(outputs, "_BASE_SECONDS", 1.0)
+    monkeypatch.setattr(outputs, "check_output", worst)
+    check = outputs.check_output_apart(Path("a"), Path("b"), 8)
     assert words in check.problems[0]
     assert not check.scorable
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from harness import AFFINE, save
 
-from benchmark.containers.output_check import check_output
+from benchmark.containers.outputs import check_output
 
 
 @pytest.mark.parametrize(

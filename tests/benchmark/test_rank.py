@@ -76,11 +76,11 @@ def test_hand_computed_table(three_teams, tmp_path, capsys):
 
 def test_bootstrap_agrees_with_every_possible_resampling(three_teams, tmp_path):
     rules = ("--protocol", "flare22", "--memory-tolerance", "0")
-    rank(three_teams, tmp_path, *rules, "--resamplings", "40000")
+    rank(three_teams, tmp_path, *rules)
     rows, content = read_ranking(tmp_path)
     weights = content["rules"]["weights"]
     values = {key: np.array(table) for key, table in content["values"].items()}
-    ranking = rank_teams(content["teams"], content["cases"], values, weights, 40_000)
+    ranking = rank_teams(content["teams"], content["cases"], values, weights)
     sums = sum(weights[key] * np.array(table) for key, table in content["ranks"].items())
     # Of two cases there are four equally likely samples; who is first in each is known.
     first = np.zeros(3)
@@ -99,7 +99,7 @@ def test_bootstrap_agrees_with_every_possible_resampling(three_teams, tmp_path):
 def test_a_team_that_is_always_better_is_surely_first():
     cases = [f"case {number}" for number in range(20)]
     values = {"dsc": np.array([np.full(20, 0.9), np.full(20, 0.8), np.full(20, 0.8)])}
-    ranking = rank_teams(["a", "b", "c"], cases, values, {"dsc": 1.0}, resamplings=200)
+    ranking = rank_teams(["a", "b", "c"], cases, values, {"dsc": 1.0})
     assert ranking.final.tolist() == [1, 2, 2]
     assert ranking.scores.tolist() == [1, 2, 2]
     assert ranking.interval.tolist() == [[1, 1], [2, 3], [2, 3]]
@@ -110,7 +110,7 @@ def test_a_team_that_is_always_better_is_surely_first():
 def test_a_rank_is_sure_only_where_chance_would_not_do_it(cases):
     """Of two equal teams one is ahead in all of n cases with probability 2 / 2**n."""
     values = {"time": np.array([np.full(cases, 1.0), np.full(cases, 2.0)])}
-    ranking = rank_teams(["a", "b"], list(map(str, range(cases))), values, {"time": 1.0}, 1000)
+    ranking = rank_teams(["a", "b"], list(map(str, range(cases))), values, {"time": 1.0})
     assert ranking.final.tolist() == [1, 2]
     sure = 2 / 2**cases <= 0.05
     assert ranking.interval.tolist() == ([[1, 1], [2, 2]] if sure else [[1, 2], [1, 2]])
@@ -121,7 +121,7 @@ def test_a_rank_is_sure_only_where_chance_would_not_do_it(cases):
 def test_equal_teams_are_told_apart_in_one_of_twenty_at_most(cases):
     random = np.random.default_rng(cases)
     wrong = [
-        rank_intervals(random.normal(size=(2, cases)), 500, random)[0].tolist() != [1, 2]
+        rank_intervals(random.normal(size=(2, cases)), random)[0].tolist() != [1, 2]
         for _ in range(400)
     ]
     assert np.mean(wrong) < 0.05 + 2 * np.sqrt(0.05 * 0.95 / 400)
@@ -161,11 +161,11 @@ def test_probability_of_a_coin_toss():
     cases = [str(number) for number in range(101)]
     wins = np.arange(101) % 2 == 0  # 51 against 50
     values = {"time": np.array([np.where(wins, 1, 2), np.where(wins, 2, 1)], float)}
-    ranking = rank_teams(["a", "b"], cases, values, {"time": 1.0}, resamplings=20_000, seed=3)
+    ranking = rank_teams(["a", "b"], cases, values, {"time": 1.0})
     # P(Binomial(101, 51/101) > 50.5), by the normal approximation with mean 51 and sd 5.025
     assert ranking.first[0] == pytest.approx(0.5396, abs=0.015)
     assert ranking.first.sum() == pytest.approx(1)  # 101 cases cannot tie
-    again = rank_teams(["a", "b"], cases, values, {"time": 1.0}, resamplings=20_000, seed=3)
+    again = rank_teams(["a", "b"], cases, values, {"time": 1.0})
     assert again.first.tolist() == ranking.first.tolist()
 
 
@@ -252,7 +252,7 @@ def test_folders_that_are_no_run(tmp_path):
     with pytest.raises(RunError, match="neither"):
         read_run(tmp_path)
     (tmp_path / "a_Efficiency.csv").write_text(HEADER + "\nx.nii.gz,fast,1,1,1,1,1,1\n")
-    with pytest.raises(RunError, match="cannot be read"):
+    with pytest.raises(RunError, match=r"case x\.nii\.gz, Time: 'fast' is no number"):
         read_run(tmp_path)
     (tmp_path / "b_Efficiency.csv").write_text(HEADER + "\n")
     with pytest.raises(RunError, match=r"a_Efficiency\.csv, b_Efficiency\.csv"):

@@ -19,9 +19,9 @@ from harness import (
     wait_for,
 )
 
-from benchmark.containers.repeats import least_and_most, median_run
+from benchmark.containers.results import least_and_most, median_run
 from benchmark.judging.compare import markdown
-from benchmark.judging.report import page_data
+from benchmark.judging.report import curves_of, page_data
 from benchmark.judging.runs import read_run
 
 
@@ -119,10 +119,10 @@ def test_repetitions_show_the_run_of_median_time(tmp_path):
     assert run.measured("x", "Time") == max(times)
     (page_row,) = page_data([run])["rows"]
     assert (page_row["time"], page_row["timeRange"]) == (max(times), (min(times), 3600.0))
-    (curve,) = page_data([run])["curves"]
+    (curve,) = curves_of(run)
     assert curve["ram"][0][-1] == pytest.approx(max(times), abs=0.2)
     assert not (tmp_path / "run/efficiency/x.repeat1.png").exists()
-    assert "**A took 1.00 times as long" in markdown(run, run)
+    assert "**A takes 1.00 times as long" in markdown(run, run)
 
 
 def test_of_an_even_number_of_old_runs_all_tables_take_the_same():

@@ -14,8 +14,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from benchmark.containers.areas import flare_area, true_area
 from benchmark.containers.meters import Cgroup, ProcessTree, find_cgroup
+from benchmark.containers.results import flare_area, true_area
 from benchmark.containers.sampler import Sampler, next_tick
 
 ROOT = Path(__file__).parents[2]
@@ -142,7 +142,7 @@ def test_a_cgroup_out_of_sight_is_none(tmp_path):
 
 def test_a_container_that_has_ended_reads_as_nothing(tmp_path):
     sampler = Sampler(None, 0.01)
-    sampler.meter = Cgroup(2, tmp_path / "cpu.stat", tmp_path / "memory.stat")
+    sampler.meter = Cgroup(2, tmp_path, tmp_path)
     sampler.start()
     samples, _ = sampler.stop()
     assert set(samples.ram_mb) == set(samples.cpu_percent) == {0.0}

@@ -400,7 +400,7 @@ def test_wrong_use_of_the_device_is_one_line(run, folders, ct, cuda_device, caps
     assert capsys.readouterr().err == "error: no CUDA device cuda:3: torch sees 1\n"
     monkeypatch.setenv(CHOICES_VARIABLE, "overlapping=1")
     assert run("--device", "cuda") == 2
-    assert capsys.readouterr().err.startswith(f"error: {CHOICES_VARIABLE}: overlapping=1: say")
+    assert capsys.readouterr().err.startswith(f"error: {CHOICES_VARIABLE}: overlapping=1: ")
 
 
 def test_choices_of_the_environment(monkeypatch):

@@ -1,0 +1,230 @@
+"""The result of one run of a case, and what of it counts: one rule for every table, plot and page.
+
+A result is the content of an `efficiency/CASE.json`, or a row of the organisers' table in the same
+words. Of several runs of a case the run of median time counts, whole; least and most time stand
+beside it. A run that failed counts an hour (FLARE 2022), so that a case counts as failed where most
+of its runs failed. Of an even number of runs, which `efficiency` refuses and older reports may
+hold, it is the faster of the two in the middle. A case whose GPU stopped answering is not measured:
+it counts nothing until it is measured again.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmark.containers.sampler import Samples
+from inference.files import write_atomically
+
+OFFICIAL_INTERVAL = 0.1
+"""Seconds between the organisers' samples, and the width by which their sums become areas."""
+
+NOT_MEASURED = "not measured"
+"""The status of a run during which the GPU stopped answering."""
+
+PENALTY = {"seconds": 3600.0, "auc_gpu_mb_s": 29_491_200.0, "auc_cpu_percent_s": 360_000.0}
+"""What a failed case counts (FLARE 2022): an hour of 8192 MB and of every core busy."""
+
+PENALTY_SENTENCE = (
+    "Failed cases count 3600 s, a GPU area of 29,491,200 MB·s where there is a GPU, a CPU area of "
+    "360,000 %·s, DSC 0 and NSD 0 (FLARE 2022 rules), in means as well; no rule gives them a peak."
+)
+
+_PENALISED = (
+    dict.fromkeys(("seconds", "seconds_tolerated"), "seconds")
+    | {f"auc_{rule}_mb_s": "auc_gpu_mb_s" for rule in ("flare", "true")}
+    | {f"auc_{rule}_tolerated_mb_s": "auc_gpu_mb_s" for rule in ("flare", "true")}
+    | {"auc_cpu_percent_s": "auc_cpu_percent_s"}
+)
+"""Of each figure of a result, the penalty that stands for it where the run failed."""
+
+
+class Figure(NamedTuple):
+    """A column of the organisers' table: its key in a result, its title, and its rounding."""
+
+    key: str
+    title: str
+    digits: int | None = None
+
+    @property
+    def penalty(self) -> float | None:
+        """What a failed case counts in it; None where there is no rule."""
+        return PENALTY.get(_PENALISED.get(self.key))
+
+
+FIGURES = {
+    "Time": Figure("seconds", "time (s)", 2),
+    "MaxGPU_Mem": Figure("peak_gpu_mb", "max GPU memory (MB)", 0),
+    "AUC_GPU_Time": Figure("auc_flare_mb_s", "GPU area (MB·s)"),
+    "MaxCPU_Utilization": Figure("max_cpu_percent", "max CPU (%)"),
+    "AUC_CPU_Time": Figure("auc_cpu_percent_s", "CPU area (%·s)"),
+    "MaxRAM": Figure("max_ram_mb", "max RAM (MB)", 2),
+    "AUC_RAM_Time": Figure("auc_ram_mb_s", "RAM area (MB·s)"),
+}
+"""The columns of `TEAM_Efficiency.csv` after `Name`."""
+
+
+class Tolerances(NamedTuple):
+    """Seconds, and MB of GPU memory, that cost nothing."""
+
+    seconds: float
+    mb: float
+
+
+TOLERANCES = {"flare23": Tolerances(15.0, 4096.0), "flare22": Tolerances(0.0, 2048.0)}
+"""Of each year's ranking."""
+
+RAM_MEASURES = {
+    "cgroup": "the container's cgroup: its own memory, its shared memory and the files it has "
+    "mapped, without the pages that an earlier container had mapped and that are still charged to "
+    "that one",
+    "process tree": "the sum of the RSS of the command's processes and what /dev/shm grew by: "
+    "pages that they share are counted once for each, and pages in the page cache count as soon as "
+    "they are mapped",
+}
+"""What "RAM" is, by where it was read; the two are not to be compared."""
+
+
+def flare_area(samples: Sequence[float], interval: float, tolerance: float = 0.0) -> float:
+    """Return the area under a curve by the organisers' rule: round(sum(samples) * interval).
+
+    Nothing is subtracted but the tolerance, no time stamp is used, and each sample stands for one
+    interval (`load_json.py` of the organisers, where the interval is 0.1 s).
+
+    Args:
+        samples: one reading a tick, in MB.
+        interval: seconds.
+        tolerance: MB that cost nothing; each sample counts as max(0, sample − tolerance).
+
+    Returns:
+        MB·s, a whole number.
+    """
+    return float(np.round(np.maximum(np.asarray(samples) - tolerance, 0).sum() * interval))
+
+
+def true_area(times: Sequence[float], samples: Sequence[float], tolerance: float = 0.0) -> float:
+    """Return the area under a curve, MB·s, by the trapezoidal rule over the readings' own times.
+
+    Args:
+        times: seconds, one for each sample.
+        samples, tolerance: as in `flare_area`.
+    """
+    return float(np.trapezoid(np.maximum(np.asarray(samples) - tolerance, 0), times))
+
+
+def peaks_and_areas(
+    samples: Samples, seconds: float, interval: float, tolerances: Tolerances
+) -> dict[str, object]:
+    """Return the figures of a run's samples, with and without tolerances; None if not read."""
+    times, gpu, ram = samples.time_s, samples.gpu_used_mb, samples.ram_mb
+    allowed = tolerances.mb
+    seen = any(ram)  # a run that ended before its first reading has used something, not 0
+    cpu = samples.cpu_percent
+    return {
+        "peak_gpu_mb": max(gpu) if gpu else None,
+        "auc_flare_mb_s": flare_area(gpu, interval) if gpu else None,
+        "auc_true_mb_s": true_area(times, gpu) if gpu else None,
+        "auc_flare_tolerated_mb_s": flare_area(gpu, interval, allowed) if gpu else None,
+        "auc_true_tolerated_mb_s": true_area(times, gpu, allowed) if gpu else None,
+        "seconds_tolerated": max(0.0, seconds - tolerances.seconds),
+        "tolerances": tolerances._asdict(),
+        "max_cpu_percent": max(cpu) if seen else None,
+        "auc_cpu_percent_s": float(np.round(sum(cpu) * interval, 2)) if seen else None,
+        "max_ram_mb": max(ram) if seen else None,
+        "auc_ram_mb_s": flare_area(ram, interval) if seen else None,
+    }
+
+
+def figure(result: dict, key: str) -> float | None:
+    """Return a figure of one run as it counts in tables.
+
+    Args:
+        result: of the run.
+        key: such as "seconds" or "max_ram_mb".
+
+    Returns:
+        The figure; of a failed run the penalty, or None where there is none. None also where it
+        was not measured; without a GPU there is no penalty for its memory either.
+    """
+    if result.get("status") == NOT_MEASURED:
+        return None
+    if not result["penalty"]:
+        return result.get(key)
+    penalty = _PENALISED.get(key)
+    if penalty == "auc_gpu_mb_s" and result.get("peak_gpu_mb") is None:
+        return None
+    return PENALTY.get(penalty)
+
+
+def median_run(runs: Sequence[dict]) -> dict:
+    """Return the run that counts among a case's runs (this module's head says which)."""
+    for run in runs:
+        if run.get("status") == NOT_MEASURED:
+            return run
+    ranked = sorted(runs, key=lambda run: figure(run, "seconds") or 0.0)
+    return ranked[(len(ranked) - 1) // 2]
+
+
+def least_and_most(runs: Sequence[dict], key: str = "seconds") -> tuple[float, float] | None:
+    """Return the range of a figure over the runs that have it; None where none has."""
+    values = [value for run in runs if (value := figure(run, key)) is not None]
+    return (min(values), max(values)) if values else None
+
+
+def ram_measures(runs: Iterable[dict]) -> list[str]:
+    """Return where RAM was read in some runs: keys of `RAM_MEASURES`."""
+    sources = {(run.get("sampler") or {}).get("source") for run in runs} - {None}
+    return sorted({"cgroup" if source.startswith("cgroup") else source for source in sources})
+
+
+def csv_text(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """Return a comma-separated table."""
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([columns, *rows])
+    return table.getvalue()
+
+
+def efficiency_csv(results: Mapping[str, Sequence[dict]]) -> str:
+    """Return the organisers' `TEAM_Efficiency.csv`, rounded as they round; empty if not measured.
+
+    Args:
+        results: of each case its runs; cases without any have no row.
+    """
+    rows = []
+    for result in (median_run(runs) for runs in results.values() if runs):
+        values = [(figure(result, column.key), column.digits) for column in FIGURES.values()]
+        rows.append(
+            [
+                result["file"],
+                *(v if v is None or digits is None else round(v, digits) for v, digits in values),
+            ]
+        )
+    return csv_text(["Name", *FIGURES], rows)
+
+
+def failed_result(file: str, *, gpu: bool) -> dict:
+    """Return the result of a case that could not be started.
+
+    Args:
+        file: the input's name.
+        gpu: whether the other teams' GPU memory is measured.
+    """
+    return {"file": file, "penalty": PENALTY, "peak_gpu_mb": 0.0 if gpu else None}
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a file that is one JSON value, whole or not at all."""
+    write_atomically(path, (json.dumps(content) + "\n").encode())
+
+
+def read_json(path: Path) -> dict | None:
+    """Return the JSON object in a file; None where there is none or it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None

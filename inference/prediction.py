@@ -47,6 +47,11 @@ def _reuse_freed_memory() -> None:
 
 
 def trained_network(state_dict: dict[str, Tensor], metadata: WeightsMetadata) -> AttentionUNet:
+    """Return the network of a weights file, fp32, on the CPU.
+
+    Raises:
+        ValueError: the weights are of another network than their metadata say.
+    """
     with torch.device("meta"):
         network = AttentionUNet(**metadata.network)
     in_fp32 = {

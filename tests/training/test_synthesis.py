@@ -18,7 +18,6 @@ from training.anatomies import (
     RIGHT_MEDULLA,
     STOMACH_CONTENT,
     VOXEL_MM,
-    TrainingError,
     load_anatomy_map,
     phantom_anatomies,
     read_anatomy,

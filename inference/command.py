@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _SWITCH_INTERVAL = 0.0002  # s; Python's own is 25 times as long
 
 
-def _begin_device(device: str, choices: CudaChoices) -> None:
+def _begin_device(choices: CudaChoices) -> None:
     """Begin what of a CUDA device needs no torch, if there is one."""
     if choices.expandable_segments and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
@@ -53,7 +53,7 @@ def find_weights(options: argparse.Namespace) -> list[Path]:
     on_cpu, on_cuda = (default_weights(on_cuda=on_cuda)[0] for on_cuda in (False, True))
     if on_cpu == on_cuda or options.device == "cpu":
         return [on_cpu]
-    _begin_device(options.device, CudaChoices.from_environment())  # before torch, as it must be
+    _begin_device(CudaChoices.from_environment())  # before torch, as it must be
     with starting():
         import_torch()
         from inference.device import choose_device
@@ -75,7 +75,7 @@ def _make_predictor(
     choices = CudaChoices.from_environment()
     with timer.phase("imports"):
         if options.device != "cpu":
-            _begin_device(options.device, choices)
+            _begin_device(choices)
         with starting():
             import_torch()
             import torch

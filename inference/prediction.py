@@ -46,7 +46,12 @@ def _reuse_freed_memory() -> None:
     libc.mallopt(arena_max, 1)  # what one thread has freed serves the others
 
 
-def _trained_network(state_dict: dict[str, Tensor], metadata: WeightsMetadata) -> AttentionUNet:
+def trained_network(state_dict: dict[str, Tensor], metadata: WeightsMetadata) -> AttentionUNet:
+    """Return the network of a weights file, fp32, on the CPU.
+
+    Raises:
+        ValueError: the weights are of another network than their metadata say.
+    """
     with torch.device("meta"):
         network = AttentionUNet(**metadata.network)
     in_fp32 = {
@@ -111,7 +116,7 @@ class Predictor:
         self.batch_size = batch_size
         self.host_bytes = host_bytes
 
-        networks = [_trained_network(*one) for one in weights]
+        networks = [trained_network(*one) for one in weights]
         if device.type == "cuda":
             with cuda.as_value_error(device):
                 ready = ready or cuda.warm_up(device, self.dtype)

@@ -167,8 +167,9 @@ def _headers(series: Series) -> list[Dataset]:
     if 1 < len(headers) < len(series.stack.slices):
         raise VolumeError("no DICOM SEG can be made of several files with NumberOfFrames")
     for keyword in ("FrameOfReferenceUID", "StudyInstanceUID"):
-        found = next(filter(None, (header.get(keyword) for header in headers)), None)
-        if not found:
+        uids = [header.get(keyword) for header in headers]
+        found = next((uid for uid in uids if uid and isinstance(uid, str)), None)
+        if found is None:
             raise VolumeError(f"no DICOM SEG can be made without {keyword}")
         for header in headers:  # an anonymiser may have given each its own
             setattr(header, keyword, found)

@@ -27,7 +27,7 @@ def empty_result():
 
 @pytest.fixture
 def sweep(tmp_path):
-    options = Namespace(rehearse=True, gpu=0, report=tmp_path, peer=None)
+    options = Namespace(rehearse=True, report=tmp_path, peer=None)
     return gpu_sweep.Sweep(options, tmp_path, time.monotonic() + 60, empty_result())
 
 

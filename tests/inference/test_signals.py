@@ -18,6 +18,7 @@ from inference.outputs import Outputs
 from inference.phases import PhaseTimer
 from inference.service import Service
 from inference.signals import signals_raise
+from inference.sources import NiftiFile
 from inference.weights import read_metadata
 
 ROOT = Path(__file__).parents[2]
@@ -128,7 +129,7 @@ def test_memory_of_a_case_given_up_goes_to_the_reader(folders, ct, weights_file)
 
     service = Service(Outputs(folders[1]), Interrupted, PhaseTimer(), budget=budget)
     with pytest.raises(KeyboardInterrupt):
-        service.run(paths)
+        service.run([NiftiFile(path) for path in paths])
     budget.take(budget.total)  # all of it is there again
 
 

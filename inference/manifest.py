@@ -237,7 +237,7 @@ class Records:
         record = known
         if record is None:
             record = case_record(case, self.provenance, self.timer.seconds(case.name))
-        # Of a label map that was only read again, a row that is there has more flags than a new one.
+        # Of a label map that was only read, a row that is there has more flags than a new one.
         reread = case.status == "kept" and known is None
         has_row = reread and self.table and case.name in self.table
         files = [self.table] if self.table and record.get("voxels") and not has_row else []

@@ -30,7 +30,7 @@ class Segmentation:
 
     Attributes:
         labels: the label map, uint8, on the volume's grid.
-        statistics: of each label by its name: voxels, volume in mL, mean HU.
+        statistics: `voxels`, `volumes_ml` and `mean_hu`, each by label name (`label_statistics`).
         flags: doubts about the result (`inference/flags.py`).
         notes: what the volume's header leaves open, and what was assumed; one line each.
     """

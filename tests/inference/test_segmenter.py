@@ -39,7 +39,7 @@ def test_it_gives_what_the_command_line_writes(case):
         assert np.array_equal(labels.affine, nibabel.load(path).affine)
     found = segmenter.segment(path)
     counts = np.bincount(np.asarray(written.dataobj).ravel(), minlength=15)[1:]
-    assert [of_label["voxels"] for of_label in found.statistics.values()] == counts.tolist()
+    assert list(found.statistics["voxels"].values()) == counts.tolist()
 
 
 @pytest.mark.slow

@@ -11,8 +11,8 @@ import pytest
 from conftest import save_nifti
 
 from inference.command import main
+from inference.network.weights import DEMONSTRATION_WEIGHTS
 from inference.segmenter import Segmenter
-from inference.weights import DEMONSTRATION_WEIGHTS
 
 ROOT = Path(__file__).parents[2]
 

@@ -2,9 +2,9 @@
 
 In the order of what they are worth: labels against the CPU's, the network alone, and the choices
 of `inference/cuda/choices.py` that act while a process predicts (`gpu_stages`, one process); cold
-cases of the service, the plain pipeline and a peer (`benchmark efficiency --command`); a folder in one
-process; the choices that act when a process starts or ends. An error costs its own measurement, and
-what the time does not allow is named. This process itself never uses the device.
+cases of the service, the plain pipeline and a peer (`benchmark efficiency --command`); a folder in
+one process; the choices that act when a process starts or ends. An error costs its own measurement,
+and what the time does not allow is named. This process itself never uses the device.
 
 In the report's folder, written after each stage: gpu-CARD.md, the page; gpu-CARD.json, its figures
 and every sample of the cold cases; and as they come gpu_stages.jsonl, what the one process prints.

@@ -22,7 +22,7 @@ __version__ = "0.2.0"
 def __getattr__(name: str) -> object:
     """Import the Python interface when it is asked for: it takes torch with it."""
     if name in ("Segmenter", "Segmentation"):
-        from inference import segmenter
+        from . import segmenter
 
         return getattr(segmenter, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

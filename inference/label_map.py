@@ -6,10 +6,10 @@ import nibabel
 import numpy as np
 from isal import isal_zlib
 
-from inference.files import write_atomically
-from inference.labels import LABEL_NAMES
-from inference.provenance import SIGNATURE_BYTES, format_signature, same_signature
-from inference.volume import (
+from .files import write_atomically
+from .labels import LABEL_NAMES
+from .records.provenance import SIGNATURE_BYTES, format_signature, same_signature
+from .volume import (
     GZIP_ERRORS,
     GZIP_WBITS,
     HEADER_ERRORS,

@@ -11,15 +11,15 @@ import nibabel
 import numpy as np
 import torch
 
-from inference.components import keep_largest_components
-from inference.device import choose_device
-from inference.flags import Flag, find_flags
-from inference.intensity import percentiles
-from inference.label_map import label_map_image
-from inference.prediction import Predictor
-from inference.statistics import label_statistics
-from inference.volume import Volume, image_volume, read_volume
-from inference.weights import default_weights, load_weights
+from .components import keep_largest_components
+from .device import choose_device
+from .intensity import percentiles
+from .label_map import label_map_image
+from .network.weights import default_weights, load_weights
+from .prediction import Predictor
+from .records.flags import Flag, find_flags
+from .records.statistics import label_statistics
+from .volume import Volume, image_volume, read_volume
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -30,8 +30,8 @@ class Segmentation:
 
     Attributes:
         labels: the label map, uint8, on the volume's grid.
-        statistics: of each label by its name: voxels, volume in mL, mean HU.
-        flags: doubts about the result (`inference/flags.py`).
+        statistics: `voxels`, `volumes_ml` and `mean_hu`, each by label name (`label_statistics`).
+        flags: doubts about the result (`inference/records/flags.py`).
         notes: what the volume's header leaves open, and what was assumed; one line each.
     """
 

@@ -14,8 +14,8 @@ import psutil
 
 from inference import command
 from inference.case import Case
+from inference.network.weights import DEMONSTRATION_WEIGHTS
 from inference.progress import Progress
-from inference.weights import DEMONSTRATION_WEIGHTS
 
 
 def main() -> int:

@@ -11,8 +11,8 @@ import pytest
 from conftest import save_nifti
 
 from inference.command import main
+from inference.network.weights import DEMONSTRATION_WEIGHTS
 from inference.segmenter import Segmenter
-from inference.weights import DEMONSTRATION_WEIGHTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +39,7 @@ def test_it_gives_what_the_command_line_writes(case):
         assert np.array_equal(labels.affine, nibabel.load(path).affine)
     found = segmenter.segment(path)
     counts = np.bincount(np.asarray(written.dataobj).ravel(), minlength=15)[1:]
-    assert [of_label["voxels"] for of_label in found.statistics.values()] == counts.tolist()
+    assert list(found.statistics["voxels"].values()) == counts.tolist()
 
 
 @pytest.mark.slow

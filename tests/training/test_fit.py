@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from inference.model import AttentionUNet
+from inference.network.model import AttentionUNet
+from inference.network.weights import load_weights
 from inference.prediction import Predictor
-from inference.weights import load_weights
 from synthetic.phantom import draw_phantom, write_nifti
 from training import TrainingError
 from training.__main__ import main
@@ -126,7 +126,7 @@ def test_a_signal_saves_a_checkpoint(phantoms, tmp_path, number):
 WORKER = """
 import sys
 import torch
-from inference import model
+from inference.network import model
 from training import fit
 from training.__main__ import main
 

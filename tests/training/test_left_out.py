@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import save_nifti
 
-from inference.model import AttentionUNet
-from inference.weights import WeightsMetadata, save_weights
+from inference.network.model import AttentionUNet
+from inference.network.weights import WeightsMetadata, save_weights
 from training import TrainingError, evaluation
 from training.__main__ import COMMANDS, main
 from training.augmentation import Intensities, prepare

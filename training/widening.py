@@ -24,9 +24,9 @@ _LEVELS = 4  # supervised maps that the fusion sees, one after another
 # 1/2 are 1/256, and make the function more sensitive to a step of training.
 _SPREAD = 0.08
 
-# Share of log(scale) that batch normalisation takes; convolutions take the rest. Adam's steps are of
-# one size, so small weights change by much: over 60 steps at 4e-4 with a spread of 0.06 the loss was
-# above that without attention by 0.16 (share 0), 0.08 (1/2), 0.05 (3/4) and 0.15 (1).
+# Share of log(scale) that batch normalisation takes; convolutions take the rest. Adam's steps are
+# of one size, so small weights change by much: in 60 steps at 4e-4 with a spread of 0.06 the loss
+# was above that without attention by 0.16 (share 0), 0.08 (1/2), 0.05 (3/4) and 0.15 (1).
 _BY_NORMALISATION = 2 / 3
 
 # The fusion's x is not negative, so that -z gives 1/2 alone: half of its copies have this times z.

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from inference.flags import Flag
-from inference.sources import Source
-from inference.volume import Volume
+from .records.flags import Flag
+from .sources import Source
+from .volume import Volume
 
 
 @dataclass

@@ -7,19 +7,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from inference import startup
-from inference.case import Case
-from inference.colours import write_colour_tables
-from inference.files import discard_unfinished, one_line
-from inference.flags import count_in_words
-from inference.loading import NetworkLoader
-from inference.manifest import Records
-from inference.options import parse_arguments
-from inference.phases import LOG_VARIABLE, PhaseTimer
-from inference.progress import Progress, closing_table, print_line
-from inference.service import Service
-from inference.signals import Stopped, signals_raise
-from inference.startup import CANNOT_START, StartError, why_not_started
+from . import startup
+from .case import Case
+from .files import discard_unfinished, one_line
+from .loading import NetworkLoader
+from .options import parse_arguments
+from .phases import LOG_VARIABLE, PhaseTimer
+from .progress import Progress, closing_table, print_line
+from .records.colours import write_colour_tables
+from .records.flags import count_in_words
+from .records.manifest import Records
+from .service import Service
+from .signals import Stopped, signals_raise
+from .startup import CANNOT_START, StartError, why_not_started
 
 
 def main(arguments: list[str] | None = None) -> int:

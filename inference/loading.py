@@ -7,18 +7,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from inference import driver, startup
-from inference.choices import CudaChoices
-from inference.memory import slice_bytes
-from inference.phases import PhaseTimer
-from inference.progress import print_line
-from inference.provenance import Provenance
-from inference.weights import common_metadata, default_weights, read_metadata
+from . import startup
+from .cuda import driver
+from .cuda.choices import CudaChoices
+from .memory import slice_bytes
+from .network.weights import common_metadata, default_weights, read_metadata
+from .phases import PhaseTimer
+from .progress import print_line
+from .records.provenance import Provenance
 
 if TYPE_CHECKING:
     import torch
 
-    from inference.prediction import Predictor
+    from .prediction import Predictor
 
 
 class NetworkLoader:
@@ -106,9 +107,9 @@ class NetworkLoader:
         """
         prediction = self._prediction
         with self._timer.phase("context"):
-            from inference import cuda
-            from inference.device import choose_dtype
-            from inference.weights import load_weights
+            from .cuda import runtime as cuda
+            from .device import choose_dtype
+            from .network.weights import load_weights
 
             device = self._chosen_device
             on_cuda = device.type == "cuda"
@@ -138,8 +139,8 @@ class NetworkLoader:
                 startup.import_torch()
                 import torch
 
-                from inference import prediction
-                from inference.device import thread_count
+                from . import prediction
+                from .device import thread_count
 
                 torch.set_num_threads(thread_count())
         return prediction
@@ -147,14 +148,14 @@ class NetworkLoader:
     @cached_property
     def _chosen_device(self) -> "torch.device":
         assert self._prediction
-        from inference.device import choose_device
+        from .device import choose_device
 
         return choose_device(self._device)
 
     def _report(self, predictor: "Predictor") -> None:
         import torch
 
-        from inference import cuda
+        from .cuda import runtime as cuda
 
         device, on_cuda = predictor.device, predictor.device.type == "cuda"
         names = " + ".join(path.name for path in self.weights)

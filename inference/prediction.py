@@ -14,22 +14,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from inference import cuda, driver
-from inference.averaging import AveragedNetworks
-from inference.choices import CudaChoices
-from inference.device import choose_dtype, thread_count
-from inference.folding import fold
-from inference.intensity import clipped_window, normalise
-from inference.labelling import interpolated_labels, labels_of, upsampled_labels
-from inference.memory import slice_bytes
-from inference.model import DOWNSAMPLING, AttentionUNet
-from inference.transfer import PendingLabels, to_device
-from inference.weights import WeightsMetadata, common_metadata
+from .cuda import driver
+from .cuda import runtime as cuda
+from .cuda.choices import CudaChoices
+from .cuda.transfer import PendingLabels, to_device
+from .device import choose_dtype, thread_count
+from .intensity import clipped_window, normalise
+from .memory import slice_bytes
+from .network.averaging import AveragedNetworks
+from .network.folding import fold
+from .network.labelling import interpolated_labels, labels_of, upsampled_labels
+from .network.model import DOWNSAMPLING, AttentionUNet
+from .network.weights import WeightsMetadata, common_metadata
 
 _MOST_LANES = 16  # on a CPU, however many cores there are: the maps of so many slices need memory
 
 
-def _trained_network(state_dict: dict[str, Tensor], metadata: WeightsMetadata) -> AttentionUNet:
+def trained_network(state_dict: dict[str, Tensor], metadata: WeightsMetadata) -> AttentionUNet:
+    """Return the network of a weights file, fp32, on the CPU.
+
+    Raises:
+        ValueError: the weights are of another network than their metadata say.
+    """
     with torch.device("meta"):
         network = AttentionUNet(**metadata.network)
     in_fp32 = {
@@ -88,11 +94,10 @@ class Predictor:
         self.choices = choices
         self._ends_context = ends_context and choices.ends_context
         self.batch_size = batch_size
-        self._reduced: dict[
-            tuple[tuple[int, ...], int], int
-        ] = {}  # batch sizes after a lack of memory
+        # By size and reduction of the slices, after a lack of memory.
+        self._batch_sizes: dict[tuple[tuple[int, ...], int], int] = {}
 
-        networks = [_trained_network(*one) for one in weights]
+        networks = [trained_network(*one) for one in weights]
         if device.type == "cuda":
             ready = ready or cuda.warm_up(device, self.dtype)
             if not choices.folds_meanwhile:
@@ -206,7 +211,9 @@ class Predictor:
         # device 0 as well.
         torch.cuda.set_device(self.device)
         count, size = shape[0], (shape[1:], reduction)
-        batch_size = self._reduced.get(size) or self.batch_size or self.default_batch_size(*size)
+        batch_size = (
+            self._batch_sizes.get(size) or self.batch_size or self.default_batch_size(*size)
+        )
         launched: PendingLabels | None = None
         start = 0
         while start < count:
@@ -236,7 +243,7 @@ class Predictor:
                 continue
             # Not before the error is gone, whose traceback holds the batch.
             if stop - first == batch_size:  # a volume of fewer slices says nothing of others
-                self._reduced[size] = batch_size // 2
+                self._batch_sizes[size] = batch_size // 2
             batch_size = (stop - first) // 2
             torch.cuda.empty_cache()
         if launched:

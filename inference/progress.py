@@ -4,12 +4,12 @@ import contextlib
 import sys
 from typing import TextIO
 
-from inference.case import Case
-from inference.files import printable
-from inference.flags import in_words
-from inference.manifest import Records
-from inference.phases import PhaseTimer
-from inference.service import STAGES, Observer
+from .case import Case
+from .files import printable
+from .phases import PhaseTimer
+from .records.flags import in_words
+from .records.manifest import Records
+from .service import STAGES, Observer
 
 
 def print_line(line: str, stream: TextIO | None = None) -> None:

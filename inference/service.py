@@ -16,24 +16,24 @@ from typing import TYPE_CHECKING, TypeVar
 import nibabel
 import numpy as np
 
-from inference.case import Case, ReadCase
-from inference.components import ComponentSizes, keep_largest_components
-from inference.files import file_identity, one_line, output_key, printable
-from inference.flags import find_flags
-from inference.intensity import percentiles
-from inference.label_map import label_map_header, read_label_map
-from inference.labels import LABEL_NAMES
-from inference.manifest import content_info, grid_info
-from inference.memory import PROCESS_BYTES, MemoryBudget, case_bytes, memory_limit
-from inference.outputs import Outputs
-from inference.phases import PhaseTimer
-from inference.sources import Source, files_state
-from inference.statistics import label_statistics
-from inference.volume import VolumeError, header_grid
+from .case import Case, ReadCase
+from .components import ComponentSizes, keep_largest_components
+from .files import file_identity, one_line, output_key, printable
+from .intensity import percentiles
+from .label_map import label_map_header, read_label_map
+from .labels import LABEL_NAMES
+from .memory import PROCESS_BYTES, MemoryBudget, case_bytes, memory_limit
+from .outputs import Outputs
+from .phases import PhaseTimer
+from .records.flags import find_flags
+from .records.manifest import content_info, grid_info
+from .records.statistics import label_statistics
+from .sources import Source, files_state
+from .volume import VolumeError, header_grid
 
 if TYPE_CHECKING:
-    from inference.loading import NetworkLoader
-    from inference.prediction import Predictor
+    from .loading import NetworkLoader
+    from .prediction import Predictor
 
 Result = TypeVar("Result")
 
@@ -103,7 +103,7 @@ class Service:
         """
         provenance, segmentation = loader.provenance, None
         if options.format != "nifti":
-            from inference.dicom.segmentation import SegmentationWriter
+            from .dicom.segmentation import SegmentationWriter
 
             segmentation = SegmentationWriter(options.seg_type, provenance)
         memory = memory_limit() if memory is None else memory
@@ -339,7 +339,7 @@ class Service:
                 case.statistics = label_statistics(label_map, volume)
         if self.with_preview:
             with _optional(case, "preview"):
-                from inference.preview import write_preview  # Pillow, only for those who ask
+                from .records.preview import write_preview  # Pillow, only for those who ask
 
                 write_preview(self.outputs.preview(case.name), label_map, volume, case.name)
 

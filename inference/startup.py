@@ -14,9 +14,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from inference import driver
-from inference.files import one_line, printable
-from inference.signals import STOP_SIGNALS
+from .cuda import driver
+from .files import one_line, printable
+from .signals import STOP_SIGNALS
 
 CANNOT_START = 3
 """Exit code where nothing could be begun, or all broke off: 1 says that the rest is written."""

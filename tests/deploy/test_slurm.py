@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from inference.weights import DEMONSTRATION_WEIGHTS
+from inference.network.weights import DEMONSTRATION_WEIGHTS
 from synthetic.phantom import draw_phantom, write_nifti
 
 ROOT = Path(__file__).parents[2]

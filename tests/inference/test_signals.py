@@ -51,7 +51,9 @@ def test_lost_streams_cost_no_case(folders, weights_file, ct, redirections):
 
 SLOW_SERVICE = """
 import sys, time
-from inference import command, service, signals
+from inference import command
+from inference import service
+from inference import signals
 predict = service.Service._predict
 def slowly(self, read, predictor):
     if read.case.name == "b":

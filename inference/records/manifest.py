@@ -248,7 +248,7 @@ class Records:
             except (OSError, ValueError) as error:
                 case.warnings.append(f"{file.path}: {one_line(error)}")
                 self.incomplete = self.incomplete or file is self.manifest
-        case.statistics, case.input_info, case.sizes = {}, {}, None  # of thousands, it adds up
+        case.statistics, case.input_info = {}, {}  # of thousands, it adds up
 
     def close(self) -> None:
         """Write the rows that are not on disk yet.

@@ -72,8 +72,8 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     # Torch takes seconds to import: wrong usage is reported before.
     from torch import distributed
 
+    from inference.network.weights import load_weights
     from inference.signals import handling_stop_signals
-    from inference.weights import load_weights
     from training import synthesis
     from training.augmentation import Intensities
     from training.cases import intensity_statistics, label_table, split_patients
@@ -260,7 +260,7 @@ def _score(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if not any(found.values()):
         parser.error("--data: no case has the split left_out in its cases.json")
     from inference.device import choose_device
-    from inference.weights import load_weights
+    from inference.network.weights import load_weights
     from training.data_set import read_data_set
     from training.evaluation import Score, score_cases, summary_lines, write_scores
     from training.packing import check_clip
@@ -321,8 +321,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if output := getattr(options, "output", None):
         startup.use_for_temporary_files(output.parent if output.suffix else output)
+    from inference.network.weights import WeightsError
     from inference.volume import VolumeError
-    from inference.weights import WeightsError
 
     try:
         return COMMANDS[options.command](options, parser)

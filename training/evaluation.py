@@ -21,8 +21,8 @@ from benchmark.scoring.scores import score_label_maps
 from inference.components import keep_largest_components
 from inference.files import write_atomically
 from inference.labels import LABEL_NAMES, ORGANS
+from inference.network.weights import WeightsMetadata, as_stored
 from inference.prediction import Predictor
-from inference.weights import WeightsMetadata, as_stored
 from training.cases import Case
 from training.slices import annotated_mask, annotated_only
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from inference.files import write_atomically
 from inference.labels import LABEL_NAMES
-from inference.model import AttentionUNet
-from inference.weights import WeightsMetadata, save_weights
+from inference.network.model import AttentionUNet
+from inference.network.weights import WeightsMetadata, save_weights
 from training import TrainingError
 from training.checkpoint import ADVICE, all_finite, read_checkpoint
 from training.evaluation import Score, mean_by_label, mean_organ_dsc, read_scores

@@ -27,9 +27,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from inference.device import choose_dtype
-from inference.model import DOWNSAMPLING, AttentionUNet
+from inference.network.model import DOWNSAMPLING, AttentionUNet
+from inference.network.weights import WeightsMetadata
 from inference.prediction import trained_network
-from inference.weights import WeightsMetadata
 from training import TrainingError
 from training.augmentation import Intensities, prepare
 from training.cases import Case

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from torch import distributed
 
-from inference.weights import WeightsMetadata
+from inference.network.weights import WeightsMetadata
 from training.cases import Case
 from training.checkpoint import State
 from training.evaluation import (

@@ -12,9 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from inference.colours import LEGEND_COLOURS, overlay
 from inference.files import one_line, write_atomically
 from inference.labels import LABEL_NAMES
+from inference.records.colours import LEGEND_COLOURS, overlay
 from training.cases import Case
 from training.evaluation import mean_by_label, mean_organ_dsc, read_scores, reference_of
 from training.run_folder import read_metrics

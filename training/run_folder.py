@@ -11,7 +11,7 @@ from pathlib import Path
 
 from inference.files import locked, one_line, write_atomically
 from inference.labels import LABEL_NAMES
-from inference.weights import WeightsMetadata
+from inference.network.weights import WeightsMetadata
 from training import TrainingError
 from training.augmentation import Intensities
 from training.cases import Case

@@ -10,9 +10,9 @@ from conftest import metadata_of, save_nifti, trained_looking_network
 from small_data import export, fit, write_phantoms
 
 from inference.command import main as serve
-from inference.model import AttentionUNet
+from inference.network.model import AttentionUNet
+from inference.network.weights import load_weights, read_metadata, save_weights
 from inference.prediction import Predictor
-from inference.weights import load_weights, read_metadata, save_weights
 from training.evaluation import Score, read_scores, write_scores
 from training.recipe import Recipe
 

@@ -15,8 +15,8 @@ from fake_cuda import aten
 from small_data import export, fit, settings, write_case, write_phantoms
 
 from inference.files import locked
-from inference.model import AttentionUNet
-from inference.weights import load_weights
+from inference.network.model import AttentionUNet
+from inference.network.weights import load_weights
 from training import TrainingError, held_out
 from training import fit as fit_module
 from training.__main__ import COMMANDS, main
@@ -149,7 +149,7 @@ def test_a_second_signal_and_one_before_the_loop_end_at_once():
 
 
 FIXED_STATISTICS = """
-from inference import model
+from inference.network import model
 from training import fit
 
 class Network(model.AttentionUNet):

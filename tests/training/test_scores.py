@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from PIL import Image
 from small_data import cached, describe, labelled, write_case
 
-from inference.model import AttentionUNet
-from inference.weights import save_weights
+from inference.network.model import AttentionUNet
+from inference.network.weights import save_weights
 from training import TrainingError, evaluation, pictures
 from training.__main__ import main
 from training.cases import CachedVolume, Case

@@ -8,9 +8,9 @@ import torch
 from conftest import trained_looking_network
 
 from inference.intensity import normalise
-from inference.model import AttentionUNet
+from inference.network.model import AttentionUNet
+from inference.network.weights import SLIM, WEIGHTS, as_stored, load_weights
 from inference.prediction import Predictor, trained_network
-from inference.weights import SLIM, WEIGHTS, as_stored, load_weights
 from synthetic.phantom import draw_phantom
 from training import widening
 from training.widening import widen

@@ -9,11 +9,11 @@ import socket
 from inference.command import run
 from inference.files import one_line
 from inference.memory import cpu_limit
+from inference.network.weights import default_weights
 from inference.options import make_parser, parse_arguments
 from inference.progress import say
 from inference.sources import NiftiFile
 from inference.startup import CANNOT_START, StartError
-from inference.weights import default_weights
 
 _CPUS = 4
 """Cores for a worker without a GPU, or as many as a node has."""

@@ -17,3 +17,12 @@ has the record of each case, `statistics.py` the table of them. `options.py`, `c
 
 __version__ = "0.2.0"
 """Of the program: the one place that says it. It stands in every label map's header."""
+
+
+def __getattr__(name: str) -> object:
+    """Import the Python interface when it is asked for: it takes torch with it."""
+    if name in ("Segmenter", "Segmentation"):
+        from . import segmenter
+
+        return getattr(segmenter, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from inference.components import ComponentSizes
-from inference.flags import Flag
-from inference.sources import Source
-from inference.volume import Volume
+from .components import ComponentSizes
+from .records.flags import Flag
+from .sources import Source
+from .volume import Volume
 
 
 @dataclass

@@ -6,10 +6,10 @@ import nibabel
 import numpy as np
 from isal import isal_zlib
 
-from inference.files import write_atomically
-from inference.labels import LABEL_NAMES
-from inference.provenance import SIGNATURE_BYTES, format_signature, same_signature
-from inference.volume import (
+from .files import write_atomically
+from .labels import LABEL_NAMES
+from .records.provenance import SIGNATURE_BYTES, format_signature, same_signature
+from .volume import (
     GZIP_ERRORS,
     GZIP_WBITS,
     HEADER_ERRORS,
@@ -172,6 +172,24 @@ def write_organ_masks(
         write_label_map(organ_mask_path(folder, label), mask, volume, signature)
 
 
+def _as_stored(label_map: np.ndarray, volume: Volume) -> np.ndarray:
+    """Turn a label map from SPL back to the axes of its volume's file."""
+    return flipped(label_map, volume.disk_flips).transpose(np.argsort(volume.disk_axes))
+
+
+def label_map_image(label_map: np.ndarray, volume: Volume) -> nibabel.Nifti1Image:
+    """Return a label map (slices, rows, columns), SPL, uint8, as an image on its volume's grid.
+
+    Raises:
+        VolumeError: as `label_map_header`.
+    """
+    header = label_map_header(volume.header)
+    kind = nibabel.Nifti2Image if header.sizeof_hdr == 540 else nibabel.Nifti1Image
+    shape = volume.header.get_data_shape()
+    voxels = np.ascontiguousarray(_as_stored(label_map, volume)).reshape(shape)
+    return kind(voxels, header_affine(header), header)
+
+
 def write_label_map(
     path: Path, label_map: np.ndarray, volume: Volume, signature: str | None = None
 ) -> None:
@@ -198,7 +216,7 @@ def write_label_map(
     header = label_map_header(volume.header, signature)
     no_extensions = b"\0\0\0\0"
 
-    stored = flipped(label_map, volume.disk_flips).transpose(np.argsort(volume.disk_axes))
+    stored = _as_stored(label_map, volume)
     parts = [header.binaryblock + no_extensions]
     parts.append(stored.ravel(order="F").data)  # copies only where the file is not LPS
     if path.name.endswith(".gz"):

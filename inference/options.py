@@ -11,8 +11,8 @@ import stat
 import sys
 from pathlib import Path
 
-from inference import __version__
-from inference.files import (
+from . import __version__
+from .files import (
     SUFFIXES,
     check_writable,
     file_identity,
@@ -21,24 +21,26 @@ from inference.files import (
     printable,
     why_not_a_volume,
 )
-from inference.labels import LABEL_NAMES
-from inference.phases import LOG_VARIABLE
-from inference.shards import parse_shard, shard_file, shard_of
-from inference.sources import NiftiFile, Source
+from .labels import LABEL_NAMES
+from .phases import LOG_VARIABLE
+from .shards import parse_shard, shard_file, shard_of
+from .sources import NiftiFile, Source
 
-_ROOT = Path(__file__).parents[1]
+_IN_TREE = __package__ == "inference"  # not installed as `abdoseg`
+_ROOT = Path(__file__).parents[1] if _IN_TREE else Path()
 
 
 def make_parser(package: str = "inference") -> argparse.ArgumentParser:
-    """The command line of `python -m PACKAGE`."""
+    """Return the parser of `python -m PACKAGE`, or of `abdoseg` where that is installed."""
+    program = f"python -m {package}" if _IN_TREE else "abdoseg"
     parser = argparse.ArgumentParser(
-        prog=f"python -m {package}",
+        prog=program,
         description="Segment 13 organs and tumors in abdominal CT volumes.",
         epilog="Exit codes: 0 every case is done, 1 some cases failed and the rest are written, "
         "2 wrong usage, 3 it could not start (a package, a library or memory is missing), "
         "143 ended by SIGTERM, 129 by SIGHUP, 130 by Ctrl-C. "
         f"With {LOG_VARIABLE}=FILE in the environment, the time of each phase is appended to FILE "
-        f"as JSON lines. Example: python -m {package} --input CTS --output LABELS "
+        f"as JSON lines. Example: {program} --input CTS --output LABELS "
         "--statistics volumes.csv; of DICOM series: --input SERIES --output LABELS --format both",
     )
     parser.add_argument(
@@ -205,7 +207,7 @@ def parse_arguments(
 
 
 def _check_weights(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    from inference.weights import WeightsError, common_metadata, default_weights, read_metadata
+    from .network.weights import WeightsError, common_metadata, default_weights, read_metadata
 
     named = ""
     try:
@@ -262,7 +264,7 @@ def _find_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -
 
 def _find_series(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Source]:
     """The DICOM series of the input; what else is there goes to `options.left_out`."""
-    from inference.dicom.discovery import find_series  # only for those who have DICOM
+    from .dicom.discovery import find_series  # only for those who have DICOM
 
     if not options.quiet:
         with contextlib.suppress(OSError, ValueError):

@@ -5,21 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inference.case import Case
-from inference.files import file_identity, one_line, printable
-from inference.label_map import (
+from .case import Case
+from .files import file_identity, one_line, printable
+from .label_map import (
     organ_mask_path,
     select_labels,
     why_not_label_map_of,
     write_label_map,
     write_organ_masks,
 )
-from inference.labels import LABEL_NAMES
-from inference.provenance import Provenance
-from inference.sources import why_changed
+from .labels import LABEL_NAMES
+from .records.provenance import Provenance
+from .sources import why_changed
 
 if TYPE_CHECKING:
-    from inference.dicom.segmentation import SegmentationWriter
+    from .dicom.segmentation import SegmentationWriter
 
 
 @dataclass

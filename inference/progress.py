@@ -4,11 +4,11 @@ import contextlib
 import sys
 from typing import TextIO
 
-from inference.case import Case
-from inference.files import printable
-from inference.flags import in_words
-from inference.phases import PhaseTimer
-from inference.service import STAGES
+from .case import Case
+from .files import printable
+from .phases import PhaseTimer
+from .records.flags import in_words
+from .service import STAGES
 
 
 def say(line: str, stream: TextIO | None = None) -> None:

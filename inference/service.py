@@ -14,24 +14,24 @@ from typing import TYPE_CHECKING
 import nibabel
 import numpy as np
 
-from inference.case import Case
-from inference.components import ComponentSizes, keep_largest_components
-from inference.files import file_identity, one_line, output_key, printable
-from inference.flags import find_flags
-from inference.intensity import percentiles
-from inference.label_map import label_map_header, read_label_map
-from inference.labels import LABEL_NAMES
-from inference.manifest import content_info, grid_info
-from inference.memory import MemoryBudget, case_bytes, memory_limit
-from inference.outputs import Outputs
-from inference.phases import PhaseTimer
-from inference.provenance import Provenance
-from inference.sources import Source, files_state
-from inference.statistics import label_statistics
-from inference.volume import VolumeError, header_grid
+from .case import Case
+from .components import ComponentSizes, keep_largest_components
+from .files import file_identity, one_line, output_key, printable
+from .intensity import percentiles
+from .label_map import label_map_header, read_label_map
+from .labels import LABEL_NAMES
+from .memory import MemoryBudget, case_bytes, memory_limit
+from .outputs import Outputs
+from .phases import PhaseTimer
+from .records.flags import find_flags
+from .records.manifest import content_info, grid_info
+from .records.provenance import Provenance
+from .records.statistics import label_statistics
+from .sources import Source, files_state
+from .volume import VolumeError, header_grid
 
 if TYPE_CHECKING:
-    from inference.prediction import Predictor
+    from .prediction import Predictor
 
 STAGES = ("read", "percentiles", "predict", "components", "write")
 """The phases of one case, in order."""
@@ -271,7 +271,7 @@ class Service:
         case.statistics = label_statistics(case.label_map, case.volume)
 
     def _draw_preview(self, case: Case) -> None:
-        from inference.preview import write_preview  # Pillow, only for those who ask
+        from .records.preview import write_preview  # Pillow, only for those who ask
 
         write_preview(self.outputs.preview(case.name), case.label_map, case.volume, case.name)
 

@@ -5,8 +5,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from inference.files import output_key
-from inference.sources import Source
+from .files import output_key
+from .sources import Source
 
 _SLURM = "SLURM_ARRAY_TASK_"
 _KUBERNETES = "JOB_COMPLETION_INDEX"

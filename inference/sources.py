@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from inference.files import case_name, why_not_a_volume
+from .files import case_name, why_not_a_volume
 
 if TYPE_CHECKING:
     import nibabel
 
-    from inference.dicom.series import Series
-    from inference.volume import Admit, OnContent, Volume
+    from .dicom.series import Series
+    from .volume import Admit, OnContent, Volume
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class NiftiFile:
     @property
     def header(self) -> "nibabel.Nifti1Header":
         """Read its header alone; raises as `read_header`."""
-        from inference.volume import read_header
+        from .volume import read_header
 
         return read_header(self.path)
 
     def read(self, admit: "Admit | None" = None, on_content: "OnContent | None" = None) -> "Volume":
         """Read it as `read_volume`."""
-        from inference.volume import read_volume
+        from .volume import read_volume
 
         return read_volume(self.path, admit, on_content)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from inference.files import one_line, printable
-from inference.signals import STOP_SIGNALS
+from .files import one_line, printable
+from .signals import STOP_SIGNALS
 
 CANNOT_START = 3
 """Exit code where nothing could be begun, or all broke off: 1 says that the rest is written."""

@@ -15,7 +15,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from inference.model import SKIP_LAYERS, Attention, AttentionUNet
+from inference.network.model import SKIP_LAYERS, Attention, AttentionUNet
 
 _LEVELS = 4  # supervised maps that the fusion sees, one after another
 

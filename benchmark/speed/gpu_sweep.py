@@ -1,10 +1,10 @@
 """Measure whatever only a GPU can tell, and end by the clock.
 
-In the order of what they are worth: labels against the CPU's, the network alone, and the choices of
-`inference/choices.py` that act while a process predicts (`gpu_stages`, one process); cold cases of
-the service, the plain pipeline and a peer (`benchmark efficiency --command`); a folder in one
-process; the choices that act when a process starts or ends. An error costs its own measurement, and
-what the time does not allow is named. This process itself never uses the device.
+In the order of what they are worth: labels against the CPU's, the network alone, and the choices
+of `inference/cuda/choices.py` that act while a process predicts (`gpu_stages`, one process); cold
+cases of the service, the plain pipeline and a peer (`benchmark efficiency --command`); a folder in
+one process; the choices that act when a process starts or ends. An error costs its own measurement,
+and what the time does not allow is named. This process itself never uses the device.
 
 In the report's folder, written after each stage: gpu-CARD.md, the page; gpu-CARD.json, its figures
 and every sample of the cold cases; and as they come gpu_stages.jsonl, what the one process prints.
@@ -31,10 +31,10 @@ from benchmark.containers.gpu import open_gpu
 from benchmark.options import not_negative
 from benchmark.speed.gpu_page import SECTIONS, markdown
 from benchmark.text import log, show
-from inference.choices import CHOICES_VARIABLE, CudaChoices
+from inference.cuda.choices import CHOICES_VARIABLE, CudaChoices
 from inference.files import write_atomically
+from inference.network.weights import SLIM, WEIGHTS
 from inference.phases import LOG_VARIABLE
-from inference.weights import SLIM, WEIGHTS
 from synthetic.phantom import draw_phantom, write_nifti
 
 FULL_SIZE, PAPER_SIZE = "full-size.safetensors", "paper.safetensors"

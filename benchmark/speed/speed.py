@@ -22,8 +22,8 @@ from benchmark.containers.environment import describe_machine
 from benchmark.options import HarnessError, UsageError
 from benchmark.text import bullets, by, log, show, table
 from inference.files import case_name, write_atomically
+from inference.network.weights import DEMONSTRATION_WEIGHTS
 from inference.phases import LOG_VARIABLE
-from inference.weights import DEMONSTRATION_WEIGHTS
 from synthetic.phantom import draw_phantom, write_nifti
 
 STAGES = {

@@ -22,16 +22,16 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.sr.codedict import codes
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, generate_uid
 
-from inference import __version__
-from inference.dicom.codes import label_code
-from inference.dicom.headers import correct
-from inference.dicom.series import Series, slices_of_label_map
-from inference.dicom.slices import integer
-from inference.files import write_atomically
-from inference.labels import LABEL_NAMES
-from inference.provenance import Provenance, same_signature
-from inference.volume import Volume, VolumeError
-from inference.weights import read_metadata
+from .. import __version__
+from ..files import write_atomically
+from ..labels import LABEL_NAMES
+from ..network.weights import read_metadata
+from ..records.provenance import Provenance, same_signature
+from ..volume import Volume, VolumeError
+from .codes import label_code
+from .headers import correct
+from .series import Series, slices_of_label_map
+from .slices import integer
 
 _SEG_CLASSES = {
     "binary": "1.2.840.10008.5.1.4.1.1.66.4",

@@ -7,10 +7,10 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from inference.dicom.geometry import Stack, stack
-from inference.dicom.pixels import THREADS, read_pixels, value_type
-from inference.dicom.slices import Slice
-from inference.volume import Admit, OnContent, Volume, VolumeError, flipped, header_grid
+from ..volume import Admit, OnContent, Volume, VolumeError, flipped, header_grid
+from .geometry import Stack, stack
+from .pixels import THREADS, read_pixels, value_type
+from .slices import Slice
 
 
 @dataclass(eq=False)

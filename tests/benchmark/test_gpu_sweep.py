@@ -15,9 +15,9 @@ from benchmark.__main__ import main
 from benchmark.containers.results import flare_area, true_area
 from benchmark.speed import gpu_stages, gpu_sweep
 from benchmark.speed.gpu_page import SECTIONS, markdown
-from inference.choices import CudaChoices
-from inference.model import AttentionUNet
-from inference.weights import save_weights
+from inference.cuda.choices import CudaChoices
+from inference.network.model import AttentionUNet
+from inference.network.weights import save_weights
 from synthetic.phantom import write_nifti
 
 

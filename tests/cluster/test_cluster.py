@@ -30,8 +30,8 @@ from ray.cluster_utils import Cluster
 
 from cluster import command, spread
 from cluster.worker import Worker
+from inference.network.weights import DEMONSTRATION_WEIGHTS
 from inference.startup import CANNOT_START
-from inference.weights import DEMONSTRATION_WEIGHTS
 from synthetic.phantom import draw_phantom, write_nifti
 
 ROOT = Path(__file__).parents[2]

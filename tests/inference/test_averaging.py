@@ -10,9 +10,9 @@ import torch
 from conftest import metadata_of, save_nifti, smooth_hu, trained_looking_network
 
 from inference.command import main
+from inference.network.weights import WeightsError, common_metadata, save_weights
 from inference.prediction import Predictor
-from inference.provenance import format_signature
-from inference.weights import WeightsError, common_metadata, save_weights
+from inference.records.provenance import format_signature
 
 CPU = torch.device("cpu")
 STATISTICS = [(20.0, 150.0), (80.0, 60.0), (-40.0, 210.0)]

@@ -16,10 +16,10 @@ from conftest import errors_of, save_nifti
 from inference import files
 from inference.files import locked, whole_file, write_atomically
 from inference.labels import LABEL_NAMES
+from inference.records.statistics import StatisticsTable
 from inference.shards import shard_of
 from inference.sources import NiftiFile
 from inference.startup import use_for_temporary_files
-from inference.statistics import StatisticsTable
 from training.cache import save_array
 
 ROOT = Path(__file__).parents[2]
@@ -179,7 +179,8 @@ def test_a_table_is_the_same_in_every_locale(tmp_path):
     table.write()
     before = path.read_bytes()
     again = (
-        "import sys; from pathlib import Path; from inference.statistics import StatisticsTable\n"
+        "import sys; from pathlib import Path\n"
+        "from inference.records.statistics import StatisticsTable\n"
         "StatisticsTable(Path(sys.argv[1]), keep=True)"
     )
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -5,9 +5,9 @@ import pytest
 from conftest import save_nifti
 
 from inference.components import keep_largest_components
-from inference.flags import PLAUSIBLE_ML, count_in_words, find_flags, in_words
 from inference.intensity import percentiles
 from inference.labels import LABEL_NAMES, ORGANS
+from inference.records.flags import PLAUSIBLE_ML, count_in_words, find_flags, in_words
 from inference.volume import read_volume
 from synthetic.phantom import draw_phantom, write_nifti
 

@@ -23,9 +23,9 @@ from inference import files
 from inference.files import find_cases, write_atomically
 from inference.label_map import why_not_label_map_of, write_label_map
 from inference.labels import LABEL_NAMES
+from inference.network.weights import WeightsError, load_weights, read_metadata, save_weights
 from inference.service import Service
 from inference.volume import VolumeError, read_header, read_volume
-from inference.weights import WeightsError, load_weights, read_metadata, save_weights
 
 
 def wrong_usage(run, *arguments):

@@ -14,11 +14,11 @@ from conftest import RAS_AFFINE, errors_of, metadata_of, save_nifti, trained_loo
 
 from inference import service
 from inference.memory import MemoryBudget, cpu_limit, memory_limit
+from inference.network.weights import load_weights
 from inference.outputs import Outputs
 from inference.prediction import Predictor
 from inference.service import Service
 from inference.sources import NiftiFile
-from inference.weights import load_weights
 
 ROOT = Path(__file__).parents[2]
 

@@ -19,13 +19,13 @@ from conftest import RAS_AFFINE, metadata_of, save_nifti, trained_looking_networ
 from PIL import Image
 
 import inference
-from inference import provenance
 from inference.command import main
 from inference.labels import LABEL_NAMES
-from inference.manifest import Manifest
-from inference.provenance import Provenance, format_signature
+from inference.network.weights import save_weights
+from inference.records import provenance
+from inference.records.manifest import Manifest
+from inference.records.provenance import Provenance, format_signature
 from inference.service import Service
-from inference.weights import save_weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -380,7 +380,10 @@ def test_weights_are_found_for_the_device_without_a_name(tmp_path):
 
 SERVICE = """
 import sys, time
-from inference import command, outputs, service, signals
+from inference import command
+from inference import outputs
+from inference import service
+from inference import signals
 predict, read = service.Service._predict, service.Service._read
 def slowly(self, case, predictor):
     predict(self, case, predictor)

@@ -14,12 +14,12 @@ import pytest
 from conftest import save_nifti
 
 from inference.memory import MemoryBudget
+from inference.network.weights import read_metadata
 from inference.outputs import Outputs
 from inference.phases import PhaseTimer
 from inference.service import Service
 from inference.signals import signals_raise
 from inference.sources import NiftiFile
-from inference.weights import read_metadata
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,7 +53,9 @@ def test_lost_streams_cost_no_case(folders, weights_file, ct, redirections):
 
 SLOW_SERVICE = """
 import sys, time
-from inference import command, service, signals
+from inference import command
+from inference import service
+from inference import signals
 predict = service.Service._predict
 def slowly(self, case, predictor):
     predict(self, case, predictor)

@@ -9,8 +9,8 @@ import pytest
 from conftest import save_nifti
 
 from inference.files import printable, spreadsheet_text
+from inference.records.statistics import StatisticsTable, label_statistics
 from inference.service import Service
-from inference.statistics import StatisticsTable, label_statistics
 from inference.volume import read_volume
 
 

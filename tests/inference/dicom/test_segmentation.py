@@ -17,12 +17,12 @@ from pydicom.sr._concepts_dict import concepts
 from pydicom.valuerep import PersonName
 
 from inference import __version__
-from inference.colours import LABEL_COLOURS
 from inference.dicom.codes import label_code
 from inference.dicom.segmentation import SegmentationWriter
 from inference.labels import LABEL_NAMES, TUMOR
-from inference.provenance import Provenance
-from inference.weights import save_weights
+from inference.network.weights import save_weights
+from inference.records.colours import LABEL_COLOURS
+from inference.records.provenance import Provenance
 from tests.inference.dicom.writing import Grid, enhanced, found_in, item_of, single_slices, write
 
 KINDS = ("binary", "deflated", "labelmap")

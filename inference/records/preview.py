@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from inference.colours import LEGEND_COLOURS, overlay
-from inference.files import printable, write_atomically
-from inference.labels import LABEL_NAMES
-from inference.volume import Volume
+from ..files import printable, write_atomically
+from ..labels import LABEL_NAMES
+from ..volume import Volume
+from .colours import LEGEND_COLOURS, overlay
 
 _TILE_COLUMNS = 320
 _TILES = (3, 4)  # rows, columns of the sheet

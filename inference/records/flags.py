@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inference.components import ComponentSizes
-from inference.labels import LABEL_NAMES, ORGANS
-from inference.volume import Volume
+from ..components import ComponentSizes
+from ..labels import LABEL_NAMES, ORGANS
+from ..volume import Volume
 
 _LIVER, _RIGHT_KIDNEY, _LEFT_KIDNEY, _SPLEEN = (
     LABEL_NAMES.index(name) for name in ("liver", "right kidney", "left kidney", "spleen")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from inference.files import locked, spreadsheet_text, write_atomically
-from inference.labels import LABEL_NAMES
-from inference.volume import Volume
+from ..files import locked, spreadsheet_text, write_atomically
+from ..labels import LABEL_NAMES
+from ..volume import Volume
 
 _LABELS = len(LABEL_NAMES)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from inference import __version__
+from .. import __version__
 
 SIGNATURE_BYTES = 79
 """Bytes of a NIfTI header's `descrip`, without the 0 at its end."""

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 import nibabel
 import numpy as np
 
-from inference.files import flush_to_disk, one_line
-from inference.labels import LABEL_NAMES
-from inference.phases import PhaseTimer
-from inference.provenance import Provenance, same_signature
-from inference.statistics import StatisticsTable
-from inference.volume import Volume
+from ..files import flush_to_disk, one_line
+from ..labels import LABEL_NAMES
+from ..phases import PhaseTimer
+from ..volume import Volume
+from .provenance import Provenance, same_signature
+from .statistics import StatisticsTable
 
 if TYPE_CHECKING:
-    from inference.case import Case
+    from ..case import Case
 
 _START = b'{"case": '
 """The first bytes of every line of a manifest."""

@@ -11,8 +11,8 @@ from inference.command import run
 from inference.files import one_line
 from inference.memory import cpu_limit
 from inference.options import make_parser, parse_arguments
-from inference.progress import say
 from inference.startup import CANNOT_START, StartError
+from inference.terminal import log
 from inference.weights import default_weights
 
 _CPUS = 4
@@ -54,15 +54,15 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parse_arguments(arguments, parser)
     for name in ("workers", "cpus"):
         if (number := getattr(options, name)) is not None and number < 1:
-            _refuse(f"--{name} must be at least 1")
+            parser.error(f"--{name} must be at least 1")
     if options.device not in ("auto", "cuda", "cpu"):
-        _refuse(f"--device {options.device}: choose auto, cuda or cpu; which GPU is for Ray to say")
+        parser.error(f"--device {options.device}: choose auto, cuda or cpu; Ray chooses the GPU")
     if options.address is None:
         options.address = os.environ.get("RAY_ADDRESS", "local")
     if not re.fullmatch(r"auto|local|.+:\d+", options.address):
-        _refuse(f"--address {options.address}: give auto or HOST:PORT")
+        parser.error(f"--address {options.address}: give auto or HOST:PORT")
     if not all(isinstance(path, Path) for path in options.paths):
-        _refuse(
+        parser.error(
             f"--input {options.input}: DICOM series are not spread over a cluster; python -m "
             "inference segments them on one machine"
         )
@@ -70,11 +70,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     options.output = options.output.absolute()
     options.weights = [path.absolute() for path in options.weights]
     return options
-
-
-def _refuse(line: str) -> None:
-    say(f"python -m cluster: error: {line}")
-    raise SystemExit(2)
 
 
 def _join(address: str) -> None:
@@ -147,7 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _join(options.address)
     except StartError as error:
-        say(f"error: it cannot start: {error}")
+        log(f"error: it cannot start: {error}")
         return CANNOT_START
 
     import ray
@@ -159,10 +154,10 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.quiet:
             cores = options.each["num_cpus"]
             size = "a GPU each" if options.device == "cuda" else f"no GPU, cores for each: {cores}"
-            say(f"Ray at {options.address}: {options.workers} workers, {size}")
+            log(f"Ray at {options.address}: {options.workers} workers, {size}")
         return run(options, Spread)
     except ValueError as error:
-        say(f"error: {one_line(error)}")
+        log(f"error: {one_line(error)}")
         return 2
     finally:
         ray.shutdown()

@@ -32,9 +32,10 @@ from tqdm import tqdm
 from cluster.worker import AHEAD, Worker
 from inference.case import Case
 from inference.command import make_service
-from inference.files import one_line, printable
+from inference.files import one_line
 from inference.phases import PhaseTimer
 from inference.startup import StartError
+from inference.terminal import log
 
 TRIES = 3
 """How often a case is begun at most, and how often a worker that dies before it is ready."""
@@ -251,8 +252,9 @@ class Spread:
         self._bar.update()
 
     def _say(self, line: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # whoever listened may be gone
-            tqdm.write(printable(line), file=sys.stderr)
+        if not self._options.quiet:
+            with tqdm.external_write_mode(file=sys.stderr):
+                log(line)
 
     def _say_once(self, line: str) -> None:
         if line and line not in self._said:

@@ -20,12 +20,13 @@ from inference.memory import PROCESS_BYTES, MemoryBudget, memory_limit, slice_by
 from inference.options import parse_arguments
 from inference.outputs import Outputs
 from inference.phases import LOG_VARIABLE, PhaseTimer
-from inference.progress import Progress, closing_table, say
+from inference.progress import Progress, closing_table
 from inference.provenance import Provenance
 from inference.records import Records
 from inference.service import Service
 from inference.signals import Stopped, signals_raise
 from inference.startup import CANNOT_START, StartError, import_torch, starting, why_not_started
+from inference.terminal import log
 from inference.weights import common_metadata, default_weights, read_metadata
 
 if TYPE_CHECKING:
@@ -116,9 +117,9 @@ def _make_predictor(
             if reason and driver.cuda_version() is not None:
                 reason = f"No CUDA device found, {cuda.why_no_device()}: running on "
             where = f"{reason}the CPU, {torch.get_num_threads()} threads"
-        say(f"{where}, {precision}, {names}{why}")
-    if predictor.metadata.warning:
-        say(f"warning: {names}: {predictor.metadata.warning}")
+        log(f"{where}, {precision}, {names}{why}")
+        if predictor.metadata.warning:
+            log(f"warning: {names}: {predictor.metadata.warning}")
     return predictor
 
 
@@ -192,18 +193,17 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
         written, 2 for wrong usage, `CANNOT_START`, 128 and its number for a signal that ended it.
     """
     start = time.monotonic()
-    log = os.environ.get(LOG_VARIABLE)
-    timer = PhaseTimer(Path(log) if log else None, warn=lambda text: say(f"warning: {text}"))
-    if not options.quiet:
-        for line in options.left_out:
-            say(f"left out: {line}")
+    tell = (lambda *lines, **to: None) if options.quiet else log
+    phases = os.environ.get(LOG_VARIABLE)
+    timer = PhaseTimer(Path(phases) if phases else None, warn=lambda text: tell(f"warning: {text}"))
+    tell(*(f"left out: {line}" for line in options.left_out))
     progress = Progress(len(options.paths), quiet=options.quiet)
     service = make(options, timer, on_slices=progress.on_slices, on_case=lambda case: end(case))
     try:
         if options.colours:
             write_colour_tables(options.output)
     except OSError as error:
-        say(f"error: --colours: {one_line(error)}")
+        log(f"error: --colours: {one_line(error)}")
         return 2
     try:
         records = Records(
@@ -214,7 +214,7 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
             provenance=service.provenance,
         )
     except ValueError as error:
-        say(f"error: {one_line(error)}")
+        log(f"error: {one_line(error)}")
         return 2
     service.recorded = records.recorded
 
@@ -227,10 +227,10 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
         with signals_raise(getattr(service, "stop", None)):
             cases = service.run(options.paths)
     except (ValueError, OSError) as error:
-        say(f"error: {one_line(error)}")
+        log(f"error: {one_line(error)}")
         return 2
     except (StartError, MemoryError) as error:
-        say(f"error: it cannot start: {why_not_started(error)}")
+        log(f"error: it cannot start: {why_not_started(error)}")
         return CANNOT_START
     except Stopped as signalled:
         stopped = signalled
@@ -238,20 +238,18 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
     try:
         records.close()
     except ValueError as error:
-        say(f"error: {one_line(error)}")
+        log(f"error: {one_line(error)}")
         return 1 if stopped is None else 128 + stopped.number
     if stopped:
-        say(f"stopped by {stopped}: the label maps written so far are whole")
+        log(f"stopped by {stopped}: the label maps written so far are whole")
         return 128 + stopped.number
+    if records.incomplete:
+        log(f"error: --manifest {options.manifest}: not every case is in it")
     failed = sum(case.status == "failed" for case in cases)
-    if not options.quiet:
-        elapsed = time.monotonic() - start
-        for line in closing_table(cases, timer).splitlines():
-            say(line, sys.stdout)
-        done = f"{len(cases) - failed} of {len(cases)} cases in {elapsed:.1f} s"
-        if flagged := count_in_words(case.flags for case in cases if case.status != "failed"):
-            say(flagged, sys.stdout)
-        say(f"{done}: {options.output}", sys.stdout)
+    flags = count_in_words(case.flags for case in cases if case.status != "failed")
+    done = f"{len(cases) - failed} of {len(cases)} cases in {time.monotonic() - start:.1f} s"
+    last = [*filter(None, [flags]), f"{done}: {options.output}"]
+    tell(*closing_table(cases, timer).splitlines(), *last, to=sys.stdout)
     return 1 if failed or records.incomplete else 0
 
 

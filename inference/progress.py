@@ -1,40 +1,56 @@
-"""What a run tells as it goes on: lines, a bar, and the closing table."""
+"""What a run reports as it goes on: a bar or lines for each case, and the closing table."""
 
 import contextlib
 import sys
-from typing import TextIO
+import time
+import unicodedata
 
 from inference.case import Case
 from inference.files import printable
 from inference.flags import in_words
 from inference.phases import PhaseTimer
 from inference.service import STAGES
+from inference.terminal import log
 
-
-def say(line: str, stream: TextIO | None = None) -> None:
-    """Print a line; a terminal, pipe or disk that is gone or full must not cost a case."""
-    with contextlib.suppress(OSError, ValueError):
-        print(printable(line), file=stream or sys.stderr, flush=True)
+_SILENT_SECONDS = 30.0  # without a bar: so long at most without a line while slices are predicted
 
 
 class Progress:
-    """A bar per case when standard error is a terminal, a line per case otherwise."""
+    """A bar for each case when standard error is a terminal; otherwise lines, also within a case.
+
+    Args:
+        total: number of cases.
+        quiet: only errors are printed.
+    """
 
     def __init__(self, total: int, *, quiet: bool) -> None:
         self.total = total
         self.quiet = quiet
         self.ended = 0
         self.bar = None
+        self._case = ""
+        self._slices = 0
+        self._reported = 0.0
 
     def on_slices(self, case: Case, count: int) -> None:
-        """So many slices more of a case have been predicted."""
-        if self.quiet or not sys.stderr.isatty():
+        """Take that so many more slices of a case have been predicted."""
+        if self.quiet:
             return
+        total = len(case.volume.voxels)
+        if case.name != self._case:
+            self._case, self._slices, self._reported = case.name, 0, time.monotonic()
+        self._slices += count
+        if sys.stderr.isatty():
+            self._update_bar(case.name, count, total)
+        elif time.monotonic() - self._reported >= _SILENT_SECONDS:
+            self._reported = time.monotonic()
+            log(f"{case.name}: {self._slices} of {total} slices")
+
+    def _update_bar(self, name: str, count: int, total: int) -> None:
         if self.bar is None:
             from tqdm import tqdm
 
-            slices = len(case.volume.voxels)
-            self.bar = tqdm(total=slices, desc=printable(case.name), unit="slice", leave=False)
+            self.bar = tqdm(total=total, desc=printable(name), unit="slice", leave=False)
         with contextlib.suppress(OSError, ValueError):
             self.bar.update(count)
         if self.bar.n >= self.bar.total:
@@ -42,20 +58,24 @@ class Progress:
             self.bar = None
 
     def on_case(self, case: Case) -> None:
-        """A case has ended."""
+        """Report that a case has ended."""
         self.ended += 1
-        for warning in case.warnings:
-            say(f"warning: {case.path}: {warning}")
         if case.status == "failed":
-            say(f"error: {case.path}: {case.reason}")
-        elif not self.quiet:
-            say(f"[{self.ended}/{self.total}] {case.name}: {case.status}")
+            lines = [f"error: {case.path}: {case.reason}"]
+        elif self.quiet:
+            return
+        else:
+            lines = [f"[{self.ended}/{self.total}] {case.name}: {case.status}"]
             if case.flags:
-                say(f"look at {case.name}: {in_words(case.flags)}")
+                lines.append(f"warning: {case.name}: {in_words(case.flags)}")
+        warnings = [f"warning: {case.path}: {warning}" for warning in case.warnings]
+        bar = self.bar  # another thread may be about to end it
+        with bar.external_write_mode(file=sys.stderr) if bar else contextlib.nullcontext():
+            log(*([] if self.quiet else warnings), *lines)
 
 
 def closing_table(cases: list[Case], timer: PhaseTimer) -> str:
-    """The closing table: case, shape, seconds per stage, status."""
+    """Return the closing table: case, shape, seconds of each step, status."""
     rows = [("case", "shape", *STAGES, "status")]
     for case in cases:
         seconds = timer.seconds(case.name) if case.status != "kept" else {}
@@ -67,8 +87,19 @@ def closing_table(cases: list[Case], timer: PhaseTimer) -> str:
                 case.status,
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    widths = [max(_width(row[column]) for row in rows) for column in range(len(rows[0]))]
+    numbers = range(1, 2 + len(STAGES))
+    lines = []
+    for row in rows:
+        cells = []
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            space = " " * (width - _width(cell))
+            cells.append(space + cell if column in numbers else cell + space)
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _width(text: str) -> int:
+    """Return the columns that a text takes on a terminal."""
+    marks = sum(unicodedata.combining(character) > 0 for character in text)
+    return len(text) - marks + sum(unicodedata.east_asian_width(c) in "WF" for c in text)

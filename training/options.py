@@ -3,12 +3,13 @@
 import argparse
 from pathlib import Path
 
+from inference.terminal import Parser
 from training import recipe as recipes
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of every command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m training",
         description="Train the network, and export weights for the container.",
         epilog="Without a command, fit is meant. Exit codes: 0 done, 1 failed, 2 wrong usage, "

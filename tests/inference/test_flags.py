@@ -216,7 +216,7 @@ def test_a_doubt_is_said_aloud_without_being_asked_for(folders, run, ct, capsys)
     assert run() == 0
     captured = capsys.readouterr()
     assert (
-        "look at shifted: intensities do not look like HU (1st and 99th percentile" in captured.err
+        "warning: shifted: intensities do not look like HU (1st and 99th percentile" in captured.err
     )
     assert "1 of 1 label maps have flags to look at: not HU 1" in captured.out
     assert run("--quiet") == 0

@@ -5,15 +5,15 @@ import os
 import re
 import secrets
 import socket
-from pathlib import Path
 
 from inference.command import run
 from inference.files import one_line
 from inference.memory import cpu_limit
+from inference.network.weights import default_weights
 from inference.options import make_parser, parse_arguments
+from inference.sources import NiftiFile
 from inference.startup import CANNOT_START, StartError
 from inference.terminal import log
-from inference.weights import default_weights
 
 _CPUS = 4
 """Cores for a worker without a GPU, or as many as a node has."""
@@ -61,12 +61,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         options.address = os.environ.get("RAY_ADDRESS", "local")
     if not re.fullmatch(r"auto|local|.+:\d+", options.address):
         parser.error(f"--address {options.address}: give auto or HOST:PORT")
-    if not all(isinstance(path, Path) for path in options.paths):
+    if not all(isinstance(source, NiftiFile) for source in options.paths):
         parser.error(
             f"--input {options.input}: DICOM series are not spread over a cluster; python -m "
             "inference segments them on one machine"
         )
-    options.paths = [path.absolute() for path in options.paths]
+    options.paths = [NiftiFile(source.path.absolute()) for source in options.paths]
     options.output = options.output.absolute()
     options.weights = [path.absolute() for path in options.weights]
     return options

@@ -34,6 +34,7 @@ from inference.case import Case
 from inference.command import make_service
 from inference.files import one_line
 from inference.phases import PhaseTimer
+from inference.sources import NiftiFile
 from inference.startup import StartError
 from inference.terminal import log
 
@@ -103,11 +104,11 @@ class Spread:
         self._ever_ready = False
         self._dismissed = ""
 
-    def run(self, paths: list[Path]) -> list[Case]:
+    def run(self, sources: list[NiftiFile]) -> list[Case]:
         """Segment every volume; a case that fails does not stop the others.
 
         Returns:
-            One `Case` per path, in order, each "done", "kept" or "failed".
+            One `Case` per source, in order, each "done", "kept" or "failed".
 
         Raises:
             StartError: no worker could be started.
@@ -115,7 +116,7 @@ class Spread:
         """
         with contextlib.ExitStack() as stack:
             bar = tqdm(
-                total=len(paths), unit="case", leave=False, disable=self._options.quiet or None
+                total=len(sources), unit="case", leave=False, disable=self._options.quiet or None
             )
             self._bar = stack.enter_context(bar)
             # Ray prints pages about every dead process, until it is left; our own lines go to
@@ -123,14 +124,14 @@ class Spread:
             nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             stack.callback(ray.shutdown)
-            cases = self._planner.plan(paths)
+            cases = self._planner.plan(sources)
             waiting = [case for case in cases if case.status == "waiting"]
-            self._fresh.extend(sorted(waiting, key=_file_bytes, reverse=True))
+            self._fresh.extend(sorted(waiting, key=lambda case: -case.source.byte_count))
             if waiting:
                 folder = self._options.output
                 mark = stack.enter_context(tempfile.NamedTemporaryFile(dir=folder, prefix=".run-"))
                 self._mark = Path(mark.name)
-                self._sample = waiting[0].path
+                self._sample = waiting[0].source.path
                 self._hand_out()
         return cases
 
@@ -146,7 +147,7 @@ class Spread:
                     while case := self._next_for(worker):
                         worker.held.append(case)
                         record = self.recorded(case.name)
-                        segmented = worker.actor.segment.remote(case.path, record)
+                        segmented = worker.actor.segment.remote(case.source, record)
                         self._calls[segmented] = (worker, case)
                 ended, _ = ray.wait(list(self._calls), timeout=_PATIENCE_SECONDS)
                 for call in ended:
@@ -260,13 +261,6 @@ class Spread:
         if line and line not in self._said:
             self._said.add(line)
             self._say(line)
-
-
-def _file_bytes(case: Case) -> int:
-    try:
-        return case.path.stat().st_size
-    except OSError:
-        return 0
 
 
 def _why_lost(error: RayError) -> str:

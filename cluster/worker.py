@@ -14,9 +14,9 @@ import ray
 
 from inference.case import Case
 from inference.command import make_service
-from inference.files import case_name
 from inference.memory import memory_limit
 from inference.phases import PhaseTimer
+from inference.sources import NiftiFile
 
 AHEAD = 3
 """Cases a worker has at a time: one is read, one predicted, one written."""
@@ -69,18 +69,18 @@ class Worker:
         threading.Thread(target=self._segment_all, daemon=True).start()
         return said.getvalue().strip()
 
-    def segment(self, path: Path, record: dict | None) -> tuple[Case, dict[str, float]]:
+    def segment(self, source: NiftiFile, record: dict | None) -> tuple[Case, dict[str, float]]:
         """Segment one volume, while others are being read and written.
 
         Args:
-            path: of the volume.
+            source: the volume's file.
             record: what `Service.recorded` returns for it.
 
         Returns:
             The case, "done", "kept" or "failed", and its seconds per stage.
         """
-        self._records[case_name(path)] = record
-        (case,) = self._service.plan([path])
+        self._records[source.name] = record
+        (case,) = self._service.plan([source])
         if case.status == "waiting":
             ended = self._ended[case.name] = Future()
             self._waiting.put(case)

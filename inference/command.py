@@ -10,33 +10,33 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inference import driver
-from inference.case import Case
-from inference.choices import CudaChoices
-from inference.colours import write_colour_tables
-from inference.files import discard_unfinished, one_line
-from inference.flags import count_in_words
-from inference.memory import PROCESS_BYTES, MemoryBudget, memory_limit, slice_bytes
-from inference.options import parse_arguments
-from inference.outputs import Outputs
-from inference.phases import LOG_VARIABLE, PhaseTimer
-from inference.progress import Progress, closing_table
-from inference.provenance import Provenance
-from inference.records import Records
-from inference.service import Service
-from inference.signals import Stopped, signals_raise
-from inference.startup import CANNOT_START, StartError, import_torch, starting, why_not_started
-from inference.terminal import log
-from inference.weights import common_metadata, default_weights, read_metadata
+from .case import Case
+from .cuda import driver
+from .cuda.choices import CudaChoices
+from .files import discard_unfinished, one_line
+from .memory import PROCESS_BYTES, MemoryBudget, memory_limit, slice_bytes
+from .network.weights import common_metadata, default_weights, read_metadata
+from .options import parse_arguments
+from .outputs import Outputs
+from .phases import LOG_VARIABLE, PhaseTimer
+from .progress import Progress, closing_table
+from .records.colours import write_colour_tables
+from .records.flags import count_in_words
+from .records.manifest import Records
+from .records.provenance import Provenance
+from .service import Service
+from .signals import Stopped, signals_raise
+from .startup import CANNOT_START, StartError, import_torch, starting, why_not_started
+from .terminal import log
 
 if TYPE_CHECKING:
-    from inference.dicom.segmentation import SegmentationWriter
-    from inference.prediction import Predictor
+    from .dicom.segmentation import SegmentationWriter
+    from .prediction import Predictor
 
 _SWITCH_INTERVAL = 0.0002  # s; Python's own is 25 times as long
 
 
-def _begin_device(device: str, choices: CudaChoices) -> None:
+def _begin_device(choices: CudaChoices) -> None:
     """Begin what of a CUDA device needs no torch, if there is one."""
     if choices.expandable_segments and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
@@ -54,10 +54,10 @@ def find_weights(options: argparse.Namespace) -> list[Path]:
     on_cpu, on_cuda = (default_weights(on_cuda=on_cuda)[0] for on_cuda in (False, True))
     if on_cpu == on_cuda or options.device == "cpu":
         return [on_cpu]
-    _begin_device(options.device, CudaChoices.from_environment())  # before torch, as it must be
+    _begin_device(CudaChoices.from_environment())  # before torch, as it must be
     with starting():
         import_torch()
-        from inference.device import choose_device
+        from .device import choose_device
 
     return [on_cuda if choose_device(options.device).type == "cuda" else on_cpu]
 
@@ -76,15 +76,15 @@ def _make_predictor(
     choices = CudaChoices.from_environment()
     with timer.phase("imports"):
         if options.device != "cpu":
-            _begin_device(options.device, choices)
+            _begin_device(choices)
         with starting():
             import_torch()
             import torch
 
-            from inference import cuda
-            from inference.device import choose_device, choose_dtype, thread_count
-            from inference.prediction import Predictor
-            from inference.weights import load_weights
+            from .cuda import runtime as cuda
+            from .device import choose_device, choose_dtype, thread_count
+            from .network.weights import load_weights
+            from .prediction import Predictor
 
         torch.set_num_threads(thread_count())
     with timer.phase("context"):
@@ -162,9 +162,8 @@ def make_service(
         keep_existing=options.keep_existing,
         budget=budget,
         network_bytes=_network_bytes(weights),
-        with_statistics=options.statistics is not None,
         with_preview=options.preview,
-        with_about=options.manifest is not None,
+        with_records=options.statistics is not None or options.manifest is not None,
         on_slices=on_slices,
         on_case=on_case,
     )
@@ -259,7 +258,7 @@ def _segmentation_writer(
     """What writes DICOM SEG, if it is asked for."""
     if options.format == "nifti":
         return None
-    from inference.dicom.segmentation import SegmentationWriter
+    from .dicom.segmentation import SegmentationWriter
 
     return SegmentationWriter(options.seg_type, provenance)
 

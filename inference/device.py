@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from inference import cuda
-from inference.memory import cpu_limit
+from .cuda import runtime as cuda
+from .memory import cpu_limit
 
 _BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}  # as the kernel names them
 

@@ -5,12 +5,12 @@ import sys
 import time
 import unicodedata
 
-from inference.case import Case
-from inference.files import printable
-from inference.flags import in_words
-from inference.phases import PhaseTimer
-from inference.service import STAGES
-from inference.terminal import log
+from .case import Case
+from .files import printable
+from .phases import PhaseTimer
+from .records.flags import in_words
+from .service import STAGES
+from .terminal import log
 
 _SILENT_SECONDS = 30.0  # without a bar: so long at most without a line while slices are predicted
 
@@ -61,14 +61,14 @@ class Progress:
         """Report that a case has ended."""
         self.ended += 1
         if case.status == "failed":
-            lines = [f"error: {case.path}: {case.reason}"]
+            lines = [f"error: {case.source}: {case.reason}"]
         elif self.quiet:
             return
         else:
             lines = [f"[{self.ended}/{self.total}] {case.name}: {case.status}"]
             if case.flags:
                 lines.append(f"warning: {case.name}: {in_words(case.flags)}")
-        warnings = [f"warning: {case.path}: {warning}" for warning in case.warnings]
+        warnings = [f"warning: {case.source}: {warning}" for warning in case.warnings]
         bar = self.bar  # another thread may be about to end it
         with bar.external_write_mode(file=sys.stderr) if bar else contextlib.nullcontext():
             log(*([] if self.quiet else warnings), *lines)

@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 
-from inference.files import discard_unfinished
+from .files import discard_unfinished
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C; `docker stop`, a scheduler; a terminal or connection that is lost."""

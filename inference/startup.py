@@ -11,9 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from inference.files import one_line
-from inference.signals import STOP_SIGNALS
-from inference.terminal import log
+from .files import one_line
+from .signals import STOP_SIGNALS
+from .terminal import log
 
 CANNOT_START = 3
 """Exit code where nothing could be begun, or all broke off: 1 says that the rest is written."""

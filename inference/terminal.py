@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from inference.files import printable
+from .files import printable
 
 _YELLOW, _PLAIN = "\033[33m", "\033[0m"
 

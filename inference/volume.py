@@ -412,7 +412,25 @@ def read_volume(
         VolumeError: as `read_stored`, or the affine cannot be used.
         OSError: the file cannot be read.
     """
-    stored = read_stored(path, admit, on_content)
+    return _volume(read_stored(path, admit, on_content))
+
+
+def image_volume(image: nibabel.spatialimages.SpatialImage) -> Volume:
+    """Return a nibabel image as a volume, with its voxels as HU.
+
+    Raises:
+        VolumeError: not one 3D volume of real numbers, or the affine cannot be used.
+    """
+    image = nibabel.Nifti1Image.from_image(image)
+    voxels = np.asanyarray(image.dataobj)
+    shape = (*voxels.shape, 1, 1)[:3]
+    if voxels.size != math.prod(shape) or not voxels.size or voxels.dtype.kind not in "iuf":
+        text = "x".join(map(str, voxels.shape))
+        raise VolumeError(f"not one 3D volume of real numbers but {text} {voxels.dtype}")
+    return _volume(StoredImage(voxels.reshape(shape), 1.0, 0.0, image.header))
+
+
+def _volume(stored: StoredImage) -> Volume:
     grid = header_grid(stored.header)
     return Volume(
         voxels=flipped(stored.voxels.transpose(grid.axes), grid.flips),

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from inference.command import main
-from inference.model import AttentionUNet
+from inference.network.model import AttentionUNet
+from inference.network.weights import WeightsMetadata, save_weights
 from inference.prediction import Predictor
 from inference.service import Service
-from inference.weights import WeightsMetadata, save_weights
 
 torch.set_num_threads(1)  # the tests' networks are too small to be worth a second
 

@@ -3,18 +3,15 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from inference.files import one_line, whole_file, write_atomically
 from inference.intensity import percentiles
-from inference.memory import cpu_limit
 from inference.volume import Volume, VolumeError, read_volume
-from training.cases import CachedVolume, Case, never_present
+from training.cases import CachedVolume, Case
 from training.label_mapping import LARGEST_NUMBER, NUM_LABELS, LabelMapping
 from training.packing import read_packed
 
@@ -172,7 +169,7 @@ def read_case(case: Case) -> tuple[np.ndarray, np.ndarray, dict]:
 
 
 def cache_case(case: Case, folder: Path, report: Callable[[str], None] = print) -> CachedVolume:
-    """Read a case into the cache, or find it there.
+    """Read a case into the cache, or find it there; a packed one is kept in memory instead.
 
     Args:
         case: to read; its files are known by `_identity`.
@@ -180,10 +177,10 @@ def cache_case(case: Case, folder: Path, report: Callable[[str], None] = print) 
         report: gets a line where the cached files are damaged.
 
     Raises:
-        VolumeError: a file cannot be used, or image and label map do not belong together.
+        VolumeError: as `read_case`.
         OSError: the cache cannot be written.
     """
-    if case.packed:  # read in a moment: kept in memory, not in the cache
+    if case.packed:
         return CachedVolume.of(*read_case(case))
     try:
         stem = f"{case.name}-{_cache_key(case)}"
@@ -194,7 +191,7 @@ def cache_case(case: Case, folder: Path, report: Callable[[str], None] = print) 
     if about_path.is_file():
         try:
             cached = CachedVolume.of(*paths, json.loads(about_path.read_text(encoding="utf-8")))
-            if all(np.load(path, mmap_mode="r").shape == cached.shape for path in paths):
+            if cached.hu.shape == cached.label_map.shape == cached.shape:
                 return cached
         except (OSError, ValueError, KeyError, TypeError, EOFError):
             pass
@@ -204,55 +201,3 @@ def cache_case(case: Case, folder: Path, report: Callable[[str], None] = print) 
         save_array(path, array)
     write_atomically(about_path, json.dumps(about).encode())  # last: it makes the others valid
     return CachedVolume.of(*paths, about)
-
-
-@contextmanager
-def _cancelling(pool: ThreadPoolExecutor) -> Iterator[None]:
-    """Ctrl-C waits for the cases being read, not for all that are still to be."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-
-
-def cache_cases(
-    cases: list[Case], folder: Path, report: Callable[[str], None] = print
-) -> list[Case]:
-    """Read every case of a data set into the cache, and set its `annotated` where it was open.
-
-    Returns:
-        The cases that can be used, sorted by name; the others, headers that disagree, and labels
-        annotated in every case and present in none are reported.
-
-    Raises:
-        OSError: the cache cannot be written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    usable, reports = [], {}
-    with ThreadPoolExecutor(min(8, cpu_limit())) as pool, _cancelling(pool):
-        waiting = {pool.submit(cache_case, case, folder, report): case for case in cases}
-        for done, future in enumerate(as_completed(waiting), 1):
-            case = waiting[future]
-            try:
-                case.cached = future.result()
-            except VolumeError as error:
-                reports[case.name] = f"{case.name}: not used: {error}"
-                continue
-            finally:
-                if done % 50 == 0:
-                    report(f"cached {done} of {len(cases)} cases")
-            if case.cached.remark:
-                reports[case.name] = f"{case.name}: headers disagree: {case.cached.remark}"
-            if case.annotated is None:
-                case.annotated = case.cached.present
-            if case.annotated:
-                usable.append(case)
-            else:
-                reports[case.name] = f"{case.name}: not used: nothing is labelled"
-    for name in sorted(reports):
-        report(reports[name])
-    if absent := never_present(usable):
-        folders = {case.image.parent.parent for case in usable}
-        report(f"caution: {', '.join(map(str, folders))}: {absent}")
-    return sorted(usable, key=lambda case: case.name)

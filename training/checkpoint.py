@@ -2,25 +2,22 @@
 
 import math
 import pickle
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from inference.files import one_line, whole_file
+from training import TrainingError
 
 ADVICE = (
-    "the same command with a lower --learning-rate, --gradient-clip 1 or --precision fp32 "
+    "the same command with a lower --learning-rate, --set gradient_clip=1 or --set precision=fp32 "
     "goes on from the last checkpoint"
 )
-"""What may help a run whose loss or weights are no longer finite; it may change on resuming."""
+"""What may help a run whose loss or weights are no longer finite; these may change on resuming."""
 
 _NUMBERS = ("step", "loss_count", "seconds", "best")
-
-
-class RunError(ValueError):
-    """A run that cannot start, go on or be exported; the message is the reason, in one line."""
 
 
 @dataclass
@@ -31,14 +28,11 @@ class State:
         network: that is trained.
         average: its exponential moving average, or None.
         optimizer, scaler: with their moments and scale.
-        loss_sum: of the steps since the last line of progress, on the device.
+        loss_sum: of the steps since the last row of metrics.csv, on the device.
         loss_count: of those steps.
         step: done so far.
         seconds: of training.
         best: the greatest held-out mean organ DSC yet; -1 before the first scoring.
-
-    A step changes the network's statistics before it changes its weights. Those that are saved are
-    the statistics as `settle` last saw them, so that a checkpoint is never of half a step.
     """
 
     network: nn.Module
@@ -50,38 +44,22 @@ class State:
     step: int = 0
     seconds: float = 0.0
     best: float = -1.0
-    _settled: dict[str, Tensor] = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        self.settle()
-
-    def settle(self) -> None:
-        """Take the network's statistics as those of a step that is done."""
-        now = dict(self.network.named_buffers())
-        if not hasattr(self, "_settled"):
-            self._settled = {name: buffer.clone() for name, buffer in now.items()}
-        torch._foreach_copy_(list(self._settled.values()), list(now.values()))
-
-    def trained_weights(self) -> dict[str, Tensor]:
-        """The state dict that is scored and exported: the average's where there is one."""
-        return (self.average or self.network).state_dict()
-
-    def _network_state(self) -> dict[str, Tensor]:
-        return {**self.network.state_dict(), **self._settled}
+    def trained(self) -> nn.Module:
+        """Return the network that is scored and exported: the average where there is one."""
+        return self.average or self.network
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, whole and flushed to the disk or not at all.
 
         Raises:
-            RunError: the weights are no longer finite; what is there stays.
+            TrainingError: the weights are no longer finite; what is there stays.
             OSError: the file cannot be written.
         """
-        network = self._network_state()
-        average = self.average.state_dict() if self.average else None
         content = {
-            "network": network,
-            "average": average,
-            "weights": average or network,
+            "network": self.network.state_dict(),
+            "average": self.average and self.average.state_dict(),
+            "weights": self.trained().state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "loss_sum": self.loss_sum.item(),
@@ -89,21 +67,20 @@ class State:
         }
         if not all_finite(content):
             there = f"{path} stays as it was" if path.is_file() else "no checkpoint is there"
-            raise RunError(
+            raise TrainingError(
                 f"the weights are not finite at step {self.step}, so not saved: {there}; {ADVICE}"
             )
         with whole_file(path) as file:
             torch.save(content, file)
 
     def load(self, path: Path, device: torch.device) -> None:
-        """Take up what `save` wrote.
+        """Resume from what `save` wrote.
 
         Raises:
-            RunError: as `read_checkpoint`.
+            TrainingError: as `read_checkpoint`.
         """
         content = read_checkpoint(path, device)
         self.network.load_state_dict(content["network"])
-        self.settle()
         if self.average:
             self.average.load_state_dict(content["average"])
         self.optimizer.load_state_dict(content["optimizer"])
@@ -119,8 +96,7 @@ def all_finite(content: object) -> bool:
     if isinstance(content, Tensor):
         return bool(content.isfinite().all())
     if isinstance(content, dict | list | tuple):
-        values = content.values() if isinstance(content, dict) else content
-        return all(map(all_finite, values))
+        return all(map(all_finite, content.values() if isinstance(content, dict) else content))
     return not isinstance(content, float) or math.isfinite(content)
 
 
@@ -133,21 +109,19 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu", *, mmap: boo
         mmap: read no tensor before it is used.
 
     Raises:
-        RunError: the file cannot be read, or is damaged.
+        TrainingError: the file cannot be read, or is damaged.
     """
     try:
         content = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
         return {**content, "step": int(content["step"])}
     except OSError as error:
-        raise RunError(f"{path}: {one_line(error)}") from error
+        raise TrainingError(f"{path}: {one_line(error)}") from error
     except (
         RuntimeError,
         EOFError,
         pickle.UnpicklingError,
-        KeyError,
+        LookupError,
         TypeError,
         ValueError,
-    ) as error:
-        raise RunError(
-            f"{path}: damaged, not a checkpoint: delete it to begin anew, or put a whole one there"
-        ) from error
+    ) as e:
+        raise TrainingError(f"{path}: a damaged checkpoint: delete it to begin anew") from e

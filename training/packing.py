@@ -17,8 +17,8 @@ from PIL import Image
 
 from inference.files import write_atomically
 from inference.volume import VolumeError
+from training import TrainingError
 from training.cases import Case
-from training.label_mapping import DataError
 
 LARGEST_FILE, LARGEST_PART = 15_000_000, 45 * 2**20
 _LARGEST_IMAGE = 1 << 26  # pixels; above some 90 million Pillow suspects an attack
@@ -102,12 +102,12 @@ def read_packed(case: Case) -> tuple[np.ndarray, np.ndarray, dict]:
 
 
 def check_clip(cases: list[Case], clip_hu: tuple[float, float] | None) -> None:
-    """Raise DataError where HU that a recipe or weights would see were lost in packing."""
+    """Raise TrainingError where HU that a recipe or weights would see were lost in packing."""
     for case in cases:
         low, high = case.packed["clip_hu"] if case.packed else (-np.inf, np.inf)
         needed = clip_hu or (-np.inf, np.inf)
         if needed[0] < low or needed[1] > high:
-            raise DataError(
+            raise TrainingError(
                 f"{case.name} is packed within {low:g} to {high:g} HU, and clip_hu is "
                 f"{clip_hu or 'none'}: pack it again"
             )

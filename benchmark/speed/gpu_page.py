@@ -20,7 +20,7 @@ def _cell(value: object) -> str:
         return ""
     if isinstance(value, dict):  # DSC by organ
         low = [f"{organ} {dsc:.4f}" for organ, dsc in value.items() if dsc < LEAST_DSC]
-        return f"**{', '.join(low)}**" if low else f"all {len(value)} at least {LEAST_DSC}"
+        return f"**{', '.join(low)}**" if low else f"≥ {LEAST_DSC} ({len(value)} organs)"
     if isinstance(value, list):
         return ", ".join(map(_cell, value))
     if isinstance(value, float):

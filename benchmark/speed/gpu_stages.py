@@ -20,15 +20,15 @@ from torch.nn.functional import conv2d
 
 from benchmark.speed.gpu_sweep import FULL_SIZE, PAPER_SIZE, STAGES
 from benchmark.speed.network_speed import median_seconds, tflop_a_slice
-from inference import cuda
-from inference.choices import CudaChoices
+from inference.cuda import runtime as cuda
+from inference.cuda.choices import CudaChoices
 from inference.device import choose_device
 from inference.intensity import percentiles
 from inference.labels import LABEL_NAMES
-from inference.model import AttentionUNet
+from inference.network.model import AttentionUNet
+from inference.network.weights import DEMONSTRATION, FULL, SLIM, WEIGHTS, load_weights, save_weights
 from inference.prediction import Predictor
 from inference.volume import read_volume
-from inference.weights import DEMONSTRATION, FULL, SLIM, WEIGHTS, load_weights, save_weights
 
 BATCH_SIZES = (1, 2, 4, 8, 16)
 

@@ -1,10 +1,10 @@
 """Measure whatever only a GPU can tell, and end by the clock.
 
-In the order of what they are worth: labels against the CPU's, the network alone, and the choices of
-`inference/choices.py` that act while a process predicts (`gpu_stages`, one process); cold cases of
-the service, the plain pipeline and a peer (`benchmark efficiency --command`); a folder in one
-process; the choices that act when a process starts or ends. An error costs its own measurement, and
-what the time does not allow is named. This process itself never uses the device.
+In the order of what they are worth: labels against the CPU's, the network alone, and the choices
+of `inference/cuda/choices.py` that act while a process predicts (`gpu_stages`, one process); cold
+cases of the service, the plain pipeline and a peer (`benchmark efficiency --command`); a folder in
+one process; the choices that act when a process starts or ends. An error costs its own measurement,
+and what the time does not allow is named. This process itself never uses the device.
 
 In the report's folder, written after each stage: gpu-CARD.md, the page; gpu-CARD.json, its figures
 and every sample of the cold cases; and as they come gpu_stages.jsonl, what the one process prints.
@@ -29,10 +29,10 @@ import numpy as np
 from benchmark.containers.environment import describe_machine
 from benchmark.containers.gpu import open_gpu
 from benchmark.speed.gpu_page import SECTIONS, markdown
-from inference.choices import CHOICES_VARIABLE, CudaChoices
+from inference.cuda.choices import CHOICES_VARIABLE, CudaChoices
 from inference.files import write_atomically
+from inference.network.weights import SLIM, WEIGHTS
 from inference.phases import LOG_VARIABLE
-from inference.weights import SLIM, WEIGHTS
 from synthetic.phantom import draw_phantom, write_nifti
 
 FULL_SIZE, PAPER_SIZE = "full-size.safetensors", "paper.safetensors"
@@ -110,14 +110,13 @@ class Sweep:
             Why it did not end well, or "".
         """
         limit = max(1.0, min(seconds, self.deadline - time.monotonic()))
-        gpu = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(self.options.gpu)}
         # `timeout` asks the module to end, which then ends what it has started, before it insists.
         words = ["timeout", "-k", str(_SECONDS_TO_END), str(limit), sys.executable, "-m", *command]
         with (out or self.folder / "printed").open("w", encoding="utf-8") as printed:
             ended = subprocess.run(
                 list(map(str, words)),
                 cwd=_ROOT,
-                env={**os.environ, **gpu, **more},
+                env={**os.environ, **more},
                 stdout=printed,
                 stderr=subprocess.PIPE,
                 check=False,
@@ -170,7 +169,6 @@ class Sweep:
             "--outputs": work / "outputs",
             "--report": work / "report",
             "--command": f"sh {work}/{case}.sh {{inputs}} {{outputs}}",
-            "--gpu": self.options.gpu,
             "--timeout": _CASE_SECONDS,
         }
         words = itertools.chain.from_iterable(options.items())
@@ -273,7 +271,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="another predictor to measure on one cold case, with {inputs} and {outputs} for the "
         "folders (benchmark/results/peers/peers.md has nnU-Net's)",
     )
-    parser.add_argument("--gpu", type=int, default=0, metavar="N", help="device (default: 0)")
     parser.add_argument(
         "--rehearse", action="store_true", help="on the CPU, with volumes of 8 slices of 64x64"
     )
@@ -286,7 +283,7 @@ def run(options: argparse.Namespace) -> int:
         0 if everything was measured, 1 if something was not, 2 without a GPU.
     """
     deadline = time.monotonic() + 60 * options.minutes - _SECONDS_TO_END
-    gpu, note = (None, "rehearsal") if options.rehearse else open_gpu(options.gpu)
+    gpu, note = (None, "rehearsal") if options.rehearse else open_gpu(None)
     if gpu is None and not options.rehearse:
         return 2
     machine = describe_machine(gpu, note)

@@ -12,10 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmark.speed.plain_pipeline import load_network
 from inference.device import choose_device, choose_dtype
-from inference.folding import fold
-from inference.model import DOWNSAMPLING, AttentionUNet
+from inference.network.folding import fold
+from inference.network.model import DOWNSAMPLING, AttentionUNet
+from inference.network.weights import WeightsMetadata, load_weights, read_metadata
 from inference.prediction import Predictor
-from inference.weights import WeightsMetadata, load_weights, read_metadata
 
 
 def median_seconds(device: torch.device, repeats: int, step: Callable[[], object]) -> float:

@@ -20,8 +20,8 @@ import numpy as np
 
 from benchmark.containers.environment import describe_machine
 from inference.files import case_name, write_atomically
+from inference.network.weights import DEMONSTRATION_WEIGHTS
 from inference.phases import LOG_VARIABLE
-from inference.weights import DEMONSTRATION_WEIGHTS
 from synthetic.phantom import draw_phantom, write_nifti
 
 STAGES = {

@@ -7,8 +7,8 @@ from highdicom.color import CIELabColor
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
-from inference.colours import LABEL_COLOURS
-from inference.labels import LABEL_NAMES, TUMOR
+from ..labels import LABEL_NAMES, TUMOR
+from ..records.colours import LABEL_COLOURS
 
 _SIDES = {"right": codes.SCT.Right, "left": codes.SCT.Left}
 

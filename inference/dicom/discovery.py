@@ -16,9 +16,11 @@ import pydicom
 from pydicom import Dataset
 from pydicom.uid import UID
 
-from inference.dicom.naming import IDENTITY, digest, identifying_words, name_cases, title
-from inference.dicom.series import Series
-from inference.dicom.slices import (
+from ..files import file_identity
+from ..volume import VolumeError
+from .naming import IDENTITY, digest, identifying_words, name_cases, title
+from .series import Series
+from .slices import (
     CT_CLASSES,
     ENHANCED,
     DicomFile,
@@ -28,8 +30,6 @@ from inference.dicom.slices import (
     slices_of,
     text,
 )
-from inference.files import file_identity
-from inference.volume import VolumeError
 
 _DIRECTORY = "1.2.840.10008.1.3.10"  # an index of a disk
 _READ = [

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import nibabel
 import numpy as np
 
-from inference.dicom.slices import Slice
-from inference.volume import VolumeError
+from ..volume import VolumeError
+from .slices import Slice
 
 _TOLERANCE_MM, _TOLERANCE_STEPS = 0.1, 0.01  # positions are stored rounded
 _COSINE = 5e-4  # by which orientations may differ: 0.1 mm at 250 mm

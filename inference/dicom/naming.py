@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pydicom import Dataset
 
-from inference.dicom.series import Series
-from inference.dicom.slices import text
+from .series import Series
+from .slices import text
 
 IDENTITY = (
     *("PatientName", "PatientID", "OtherPatientIDs", "OtherPatientNames", "PatientBirthName"),

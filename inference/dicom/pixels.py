@@ -22,9 +22,9 @@ import pydicom
 from pydicom.pixels import get_decoder, iter_pixels
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from inference.dicom.slices import Slice
-from inference.memory import cpu_limit
-from inference.volume import VolumeError
+from ..memory import cpu_limit
+from ..volume import VolumeError
+from .slices import Slice
 
 THREADS = min(4, cpu_limit())
 """Files of a series read at once."""
@@ -76,7 +76,7 @@ class Decoder:
         self._connection, other = Pipe()
         with other:
             self._process = subprocess.Popen(
-                [sys.executable, "-E", "-m", "inference.dicom.pixels", str(other.fileno())],
+                [sys.executable, "-E", "-m", f"{__package__}.pixels", str(other.fileno())],
                 pass_fds=[other.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -22,16 +22,16 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.sr.codedict import codes
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, generate_uid
 
-from inference import __version__
-from inference.dicom.codes import label_code
-from inference.dicom.headers import correct
-from inference.dicom.series import Series, slices_of_label_map
-from inference.dicom.slices import integer
-from inference.files import write_atomically
-from inference.labels import LABEL_NAMES
-from inference.provenance import Provenance
-from inference.volume import Volume, VolumeError
-from inference.weights import read_metadata
+from .. import __version__
+from ..files import write_atomically
+from ..labels import LABEL_NAMES
+from ..network.weights import read_metadata
+from ..records.provenance import Provenance, same_signature
+from ..volume import Volume, VolumeError
+from .codes import label_code
+from .headers import correct
+from .series import Series, slices_of_label_map
+from .slices import integer
 
 _SEG_CLASSES = {
     "binary": "1.2.840.10008.5.1.4.1.1.66.4",
@@ -99,12 +99,14 @@ class SegmentationWriter:
             instances = {one.ReferencedSOPInstanceUID for one in refers.ReferencedInstanceSequence}
             segment = found.SegmentSequence[-1]  # a label map's first is the background
             algorithm = segment.SegmentationAlgorithmIdentificationSequence[0]
-            made_by = f"made by={self._provenance.made_by},weights="
+            found_by = re.findall("made by=(.*?),weights=", algorithm.AlgorithmParameters)
             shape = int(found.NumberOfFrames), int(found.Rows), int(found.Columns)
             bits = math.prod(shape) * int(found.BitsAllocated)
             is_right = {
                 "no DICOM SEG of that type": found.SOPClassUID == _SEG_CLASSES[self._kind],
-                f"not made by {self._provenance.made_by}": made_by in algorithm.AlgorithmParameters,
+                f"not made by {self._provenance.signature}": any(
+                    same_signature(one, self._provenance.signature) for one in found_by
+                ),
                 "of other slices": refers.SeriesInstanceUID == series.uid
                 and instances == {one.uid for one in slices},
                 "not whole": shape[1:] == (slices[0].rows, slices[0].columns)
@@ -125,7 +127,7 @@ def _algorithm(provenance: Provenance) -> AlgorithmIdentificationSequence:
         version=__version__,
         source="abdoseg",
         parameters={
-            "made by": provenance.made_by,
+            "made by": provenance.signature,
             "weights": provenance.weights_names.encode("ascii", "replace").decode(),
             "weights SHA-256": provenance.digests,
             "weights exported": "+".join(metadata.date for metadata in each),
@@ -165,8 +167,9 @@ def _headers(series: Series) -> list[Dataset]:
     if 1 < len(headers) < len(series.stack.slices):
         raise VolumeError("no DICOM SEG can be made of several files with NumberOfFrames")
     for keyword in ("FrameOfReferenceUID", "StudyInstanceUID"):
-        found = next(filter(None, (header.get(keyword) for header in headers)), None)
-        if not found:
+        uids = [header.get(keyword) for header in headers]
+        found = next((uid for uid in uids if uid and isinstance(uid, str)), None)
+        if found is None:
             raise VolumeError(f"no DICOM SEG can be made without {keyword}")
         for header in headers:  # an anonymiser may have given each its own
             setattr(header, keyword, found)

@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import nibabel
 import numpy as np
 
-from inference.dicom.geometry import Stack, stack
-from inference.dicom.pixels import THREADS, read_pixels, value_type
-from inference.dicom.slices import Slice
-from inference.volume import Admit, Volume, VolumeError, flipped, orientation
+from ..volume import Admit, OnContent, Volume, VolumeError, flipped, header_grid
+from .geometry import Stack, stack
+from .pixels import THREADS, read_pixels, value_type
+from .slices import Slice
 
 
 @dataclass(eq=False)
@@ -36,7 +37,12 @@ class Series:
         return f"series {self.name}"
 
     @property
-    def pixel_bytes(self) -> int:
+    def files(self) -> set[Path]:
+        """Return the files, or archives, that it is read from."""
+        return {one.file.path for one in self.slices}
+
+    @property
+    def byte_count(self) -> int:
         """Return the bytes of all slices, not compressed."""
         return sum(one.byte_count for one in self.slices)
 
@@ -63,18 +69,19 @@ class Series:
         """
         return self.stack.header(value_type(self.stack.slices))
 
-    def read(self, admit: Admit | None = None) -> Volume:
+    def read(self, admit: Admit | None = None, on_content: OnContent | None = None) -> Volume:
         """Read the series; its axes are turned to SPL as those of a NIfTI file.
 
         Args:
             admit: called with the header and the bytes of files in memory at once; raises to
                 refuse it.
+            on_content: not called: its bytes are those of many files.
 
         Raises:
             VolumeError: the slices make no volume, or their pixels cannot be read.
         """
         ordered, header = self.stack.slices, self.header
-        axes, flips = orientation(header.get_best_affine())
+        grid = header_grid(header)
         if admit:  # a file of many slices is read whole
             largest = max(one.byte_count for one in ordered) * (
                 1 + max(one.frame for one in ordered)
@@ -83,13 +90,14 @@ class Series:
         voxels = read_pixels(ordered)
         in_hu = voxels.dtype.kind == "f"
         return Volume(
-            voxels=flipped(voxels.transpose(2, 1, 0).transpose(axes), flips),
+            voxels=flipped(voxels.transpose(2, 1, 0).transpose(grid.axes), grid.flips),
             slope=1.0 if in_hu else ordered[0].slope,
             intercept=0.0 if in_hu else ordered[0].intercept,
-            spacing=tuple(float(self.stack.spacing[axis]) for axis in axes),
+            spacing=grid.spacing,
             header=header,
-            disk_axes=axes,
-            disk_flips=flips,
+            disk_axes=grid.axes,
+            disk_flips=grid.flips,
+            notes=tuple(self.notes),
         )
 
 

@@ -15,9 +15,9 @@ from benchmark.__main__ import main
 from benchmark.containers.results import flare_area, true_area
 from benchmark.speed import gpu_stages, gpu_sweep
 from benchmark.speed.gpu_page import SECTIONS, markdown
-from inference.choices import CudaChoices
-from inference.model import AttentionUNet
-from inference.weights import save_weights
+from inference.cuda.choices import CudaChoices
+from inference.network.model import AttentionUNet
+from inference.network.weights import save_weights
 from synthetic.phantom import write_nifti
 
 
@@ -27,7 +27,7 @@ def empty_result():
 
 @pytest.fixture
 def sweep(tmp_path):
-    options = Namespace(rehearse=True, gpu=0, report=tmp_path, peer=None)
+    options = Namespace(rehearse=True, report=tmp_path, peer=None)
     return gpu_sweep.Sweep(options, tmp_path, time.monotonic() + 60, empty_result())
 
 

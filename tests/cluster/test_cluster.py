@@ -30,8 +30,8 @@ from ray.cluster_utils import Cluster
 
 from cluster import command, spread
 from cluster.worker import Worker
+from inference.network.weights import DEMONSTRATION_WEIGHTS
 from inference.startup import CANNOT_START
-from inference.weights import DEMONSTRATION_WEIGHTS
 from synthetic.phantom import draw_phantom, write_nifti
 
 ROOT = Path(__file__).parents[2]
@@ -201,12 +201,12 @@ def test_a_case_that_kills_its_worker_fails_alone(
     deadly = "c03"
 
     class Mortal(Worker):
-        def segment(self, path, *about):
-            if path.name.startswith(deadly):
+        def segment(self, source, record):
+            if source.name.startswith(deadly):
                 time.sleep(0.2)  # until it has company
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(1)  # and the company is not done before
-            return super().segment(path, *about)
+            return super().segment(source, record)
 
     monkeypatch.chdir(ROOT)  # where the workers find the packages
     monkeypatch.setattr(spread, "Worker", Mortal)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from inference.colours import (
+from inference.labels import LABEL_NAMES
+from inference.records.colours import (
     ITK_SNAP_TABLE,
     LABEL_COLOURS,
     LEGEND_COLOURS,
@@ -12,7 +13,6 @@ from inference.colours import (
     overlay,
     write_colour_tables,
 )
-from inference.labels import LABEL_NAMES
 
 SIMULATIONS = {
     # Machado, Oliveira and Fernandes 2009, severity 1, for linear RGB.

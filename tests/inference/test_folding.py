@@ -9,10 +9,10 @@ from conftest import trained_looking_network
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from inference import fusion
-from inference.folding import MergedUpsampling, fold
 from inference.memory import live_values
-from inference.model import AttentionUNet
+from inference.network import fusion
+from inference.network.folding import MergedUpsampling, fold
+from inference.network.model import AttentionUNet
 
 # Random weights leave many pixels close to a tie between labels: here 95.5 % agree in bfloat16 and
 # 98.5 % in fp16. test_phantom_weights.py holds trained weights to more.

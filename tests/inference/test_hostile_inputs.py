@@ -21,11 +21,11 @@ from conftest import (
 
 from inference import files
 from inference.files import find_cases, write_atomically
-from inference.label_map import is_label_map_of, write_label_map
+from inference.label_map import why_not_label_map_of, write_label_map
 from inference.labels import LABEL_NAMES
+from inference.network.weights import WeightsError, load_weights, read_metadata, save_weights
 from inference.service import Service
-from inference.volume import VolumeError, read_volume
-from inference.weights import WeightsError, load_weights, read_metadata, save_weights
+from inference.volume import VolumeError, read_header, read_volume
 
 
 def wrong_usage(run, *arguments):
@@ -211,11 +211,11 @@ def test_only_whole_label_maps_of_the_volume_count_as_done(folders, run, ct, tmp
         (outputs / "a.nii.gz").write_bytes(content)
         assert run("--keep-existing", "--quiet") == 0, what
         assert (outputs / "a.nii.gz").read_bytes() == good, what
-    assert is_label_map_of(outputs / "a.nii.gz", source) == ""
+    assert why_not_label_map_of(outputs / "a.nii.gz", read_header(source)) == ""
     moved = np.array(RAS_AFFINE)
     moved[0, 3] += 5
     save_nifti(source, ct, moved)
-    assert "affine" in is_label_map_of(outputs / "a.nii.gz", source)
+    assert "affine" in why_not_label_map_of(outputs / "a.nii.gz", read_header(source))
 
 
 def test_a_folder_in_the_place_of_a_label_map_is_not_done(folders, run, ct, capsys):

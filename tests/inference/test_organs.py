@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from conftest import save_nifti
 
-from inference.colours import ITK_SNAP_TABLE, SLICER_TABLE
 from inference.labels import LABEL_NAMES
+from inference.records.colours import ITK_SNAP_TABLE, SLICER_TABLE
 
 
 def labels_of(path):

@@ -18,7 +18,7 @@ from PIL import Image
 
 from inference import files
 from inference.command import main
-from inference.preview import write_preview
+from inference.records.preview import write_preview
 from inference.service import Service
 from inference.volume import read_volume
 

@@ -14,11 +14,12 @@ import pytest
 from conftest import save_nifti
 
 from inference.memory import MemoryBudget
+from inference.network.weights import read_metadata
 from inference.outputs import Outputs
 from inference.phases import PhaseTimer
 from inference.service import Service
 from inference.signals import signals_raise
-from inference.weights import read_metadata
+from inference.sources import NiftiFile
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,7 +53,9 @@ def test_lost_streams_cost_no_case(folders, weights_file, ct, redirections):
 
 SLOW_SERVICE = """
 import sys, time
-from inference import command, service, signals
+from inference import command
+from inference import service
+from inference import signals
 predict = service.Service._predict
 def slowly(self, case, predictor):
     predict(self, case, predictor)
@@ -128,7 +131,7 @@ def test_memory_of_a_case_given_up_goes_to_the_reader(folders, ct, weights_file)
 
     service = Service(Outputs(folders[1]), Interrupted, PhaseTimer(), budget=budget)
     with pytest.raises(KeyboardInterrupt):
-        service.run(paths)
+        service.run([NiftiFile(path) for path in paths])
     budget.take(budget.total)  # all of it is there again
 
 

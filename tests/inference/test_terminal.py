@@ -84,7 +84,7 @@ def test_quiet_is_silent_but_for_errors(folders, run, capfd):
 
 
 def case_of(name, slices):
-    case = Case(path=name, name=name)
+    case = Case(source=name, name=name)
     case.volume = type("Volume", (), {"voxels": np.zeros((slices, 1, 1))})
     return case
 

@@ -10,8 +10,8 @@ from conftest import metadata_of, trained_looking_network
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from inference.model import AttentionUNet
-from inference.weights import (
+from inference.network.model import AttentionUNet
+from inference.network.weights import (
     DEMONSTRATION_WEIGHTS,
     SLIM,
     WEIGHTS,

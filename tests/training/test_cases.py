@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import ORIENTATIONS, RAS_AFFINE, SHARED, reoriented, save_nifti
 
+from training import TrainingError
 from training.cache import cache_cases
 from training.cases import (
     Case,
@@ -18,7 +19,7 @@ from training.cases import (
     never_present,
     split_patients,
 )
-from training.label_mapping import DataError, load_label_mapping, nnunet_label_mapping
+from training.label_mapping import load_label_mapping, nnunet_label_mapping
 from training.loss import IGNORED
 from training.slices import Slice, SliceDataset, annotated_mask, collate
 
@@ -55,7 +56,7 @@ def test_the_layouts_are_found(tmp_path, images, labels):
 
 
 def test_a_folder_that_is_no_data_set_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="imagesTr"):
+    with pytest.raises(TrainingError, match="imagesTr"):
         find_training_cases(tmp_path)
 
 
@@ -262,9 +263,9 @@ def test_cases_of_a_patient_are_never_on_both_sides(tmp_path):
     assert len(fewer) == 3
     _, named = split_patients(cases, 0.1, seed=0, held_out=["c4", "p7"])
     assert {case.name for case in named} == {"c3", "c4", "c5", "c21", "c22", "c23"}
-    with pytest.raises(DataError, match="nobody"):
+    with pytest.raises(TrainingError, match="nobody"):
         split_patients(cases, 0.1, seed=0, held_out=["nobody"])
-    with pytest.raises(DataError, match="nothing is left"):
+    with pytest.raises(TrainingError, match="nothing is left"):
         split_patients(cases[:3], 0.1, seed=0)
 
 

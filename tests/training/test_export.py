@@ -8,8 +8,8 @@ import torch
 from conftest import metadata_of, save_nifti, trained_looking_network
 
 from inference.command import main as serve
-from inference.model import AttentionUNet
-from inference.weights import read_metadata, save_weights
+from inference.network.model import AttentionUNet
+from inference.network.weights import read_metadata, save_weights
 from training.__main__ import main
 from training.recipe import Recipe
 

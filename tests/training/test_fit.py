@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from inference.model import AttentionUNet
+from inference.network.model import AttentionUNet
+from inference.network.weights import load_weights
 from inference.prediction import Predictor
-from inference.weights import load_weights
 from synthetic.phantom import draw_phantom, write_nifti
+from training import TrainingError
 from training.__main__ import main
 from training.evaluation import read_scores, score_cases
 from training.fit import follow
@@ -125,7 +126,7 @@ def test_a_signal_saves_a_checkpoint(phantoms, tmp_path, number):
 WORKER = """
 import sys
 import torch
-from inference import model
+from inference.network import model
 from training import fit
 from training.__main__ import main
 
@@ -177,10 +178,9 @@ def test_two_processes_get_the_weights_of_one(phantoms, tmp_path):
 def test_a_batch_that_cannot_be_divided_is_refused(phantoms, tmp_path):
     from training.fit import fit as fit_cases
     from training.processes import Processes
-    from training.run_folder import RunError
 
     processes = Processes(rank=0, count=2, device=torch.device("cpu"))
-    with pytest.raises(RunError, match="3 cannot be divided over 2"):
+    with pytest.raises(TrainingError, match="3 cannot be divided over 2"):
         fit_cases([], [], Recipe(batch_size=3), None, tmp_path, processes)
 
 

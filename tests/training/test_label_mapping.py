@@ -5,7 +5,8 @@ import json
 import pytest
 
 from inference.labels import LABEL_NAMES
-from training.label_mapping import DataError, load_label_mapping, nnunet_label_mapping
+from training import TrainingError
+from training.label_mapping import load_label_mapping, nnunet_label_mapping
 
 # As the data sets' own papers and label files have them.
 AMOS = [
@@ -93,7 +94,7 @@ def test_two_numbers_of_one_structure_are_both_ours(tmp_path):
 )
 def test_a_dataset_json_that_cannot_be_used(tmp_path, content, reason):
     (tmp_path / "dataset.json").write_text(content)
-    with pytest.raises(DataError, match=reason):
+    with pytest.raises(TrainingError, match=reason):
         nnunet_label_mapping(tmp_path)
     assert nnunet_label_mapping(tmp_path.parent) is None
 
@@ -102,5 +103,5 @@ def test_a_dataset_json_that_cannot_be_used(tmp_path, content, reason):
 def test_a_map_of_numbers_that_cannot_be_is_refused(tmp_path, labels):
     path = tmp_path / "map.json"
     path.write_text(json.dumps({"labels": labels, "annotated_labels": [1]}))
-    with pytest.raises(DataError):
+    with pytest.raises(TrainingError):
         load_label_mapping(str(path))

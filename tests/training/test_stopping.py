@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import save_nifti
+from training.progress import StepClock, duration, too_long
 
 from inference.files import locked
 from training import held_out
 from training.__main__ import main
 from training.evaluation import read_scores
-from training.progress import StepClock, duration, too_long
 from training.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).parents[2]

@@ -3,7 +3,6 @@
 import csv
 import gzip
 import os
-import re
 import shutil
 import zipfile
 
@@ -89,21 +88,13 @@ def test_a_label_map_is_written_where_no_segmentation_can_be_made(folders, run, 
 
 
 @pytest.mark.slow
-def test_only_a_segmentation(folders, run, series):
+def test_only_a_segmentation_of_some_organs(folders, run, series):
     _, outputs = folders
-    assert run("--quiet", "--format", "seg") == 1
-    assert names_of(outputs, ".nii.gz") == [] and len(names_of(outputs, ".seg.dcm")) == 2
-
-
-@pytest.mark.slow
-def test_only_the_organs_asked_for(folders, run, series):
-    _, outputs = folders
-    assert run("--quiet", "--format", "both", "--organs", "liver,spleen") == 1
-    for name in names_of(outputs, ".nii.gz"):
-        assert labels_of(outputs / f"{name}.seg.dcm") <= {"liver", "spleen"}
-        assert set(np.unique(nibabel.load(outputs / f"{name}.nii.gz").dataobj)) <= {0, 1, 3}
-    assert run("--quiet", "--format", "both", "--keep-existing") == 1  # of all organs now
-    assert len(labels_of(outputs / f"{name}.seg.dcm")) > 2
+    assert run("--quiet", "--format", "seg", "--organs", "liver,spleen") == 1
+    segs = list(outputs.iterdir())
+    assert len(segs) == 2 and all(labels_of(path) <= {"liver", "spleen"} for path in segs)
+    assert run("--quiet", "--format", "seg", "--keep-existing") == 1  # of all organs now
+    assert all(len(labels_of(path)) > 2 for path in segs)
 
 
 @pytest.mark.slow
@@ -145,19 +136,13 @@ def test_a_zip_or_a_file_may_be_named(folders, run, series, hu, tmp_path):
             archive.writestr(f"{index}.dcm", to_bytes(dataset))
     assert run("--quiet", "--input", str(packed)) == 0
     assert run("--quiet", "--names", "uid", "--input", str(next(inputs.rglob("IM0000")))) == 0
-    first, second = sorted(path.name for path in outputs.iterdir())
-    assert re.fullmatch(r"3_Abdomen_5_0_[0-9a-f]{8}\.nii\.gz", first)
-    assert re.fullmatch(r"ct_[0-9a-f]{16}\.nii\.gz", second)
+    assert [path.name[:3] for path in sorted(outputs.iterdir())] == ["3_A", "ct_"]
 
 
-def test_a_tilted_series_is_segmented_with_a_warning(folders, run, hu, capsys):
-    inputs, outputs = folders
-    write(inputs / "s", single_slices(hu, Grid(orientation=(1, 0, 0, 0, 0.96, -0.28))))
+def test_notes_on_a_series_are_warnings(folders, run, hu, capsys):
+    write(folders[0] / "s", single_slices(hu, Grid(orientation=(1, 0, 0, 0, 0.96, -0.28))))
     assert run() == 0
     assert "16.3°" in capsys.readouterr().err
-    (path,) = outputs.iterdir()
-    affine = nibabel.load(path).affine
-    assert abs(np.linalg.det(affine[:3, :3])) == pytest.approx(1.5 * 1.25 * 4 * 0.96, rel=1e-5)
 
 
 def test_what_is_skipped_is_reported(tmp_path, run, capsys):
@@ -173,8 +158,6 @@ def test_what_is_skipped_is_reported(tmp_path, run, capsys):
         (["--input", "{nifti}", "--format", "seg"], "--format seg"),
         (["--input", "{mixed}/others"], "{mixed}/others"),
         (["--input", "{mixed}/zip.zip"], "{mixed}/zip.zip"),
-        (["--names", "patient"], "--names"),
-        (["--format", "jpeg"], "--format"),
         (["--output", "{inputs}"], "--output"),
     ],
 )

@@ -61,13 +61,9 @@ OBLIQUE = nibabel.affines.from_matvec(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("affine", "orientations"),
-    [(RAS_AFFINE, ORIENTATIONS), (OBLIQUE, ORIENTATIONS[::5])],
-    ids=["straight", "oblique"],
-)
-def test_every_order_of_axes_is_read_as_its_nifti(tmp_path, ct, affine, orientations):
-    for index, orientation in enumerate(orientations):
+@pytest.mark.parametrize(("affine", "every"), [(RAS_AFFINE, 1), (OBLIQUE, 5)])
+def test_every_order_of_axes_is_read_as_its_nifti(tmp_path, ct, affine, every):
+    for index, orientation in enumerate(ORIENTATIONS[::every]):
         turned, turned_affine = reoriented(ct[:9, :8, :7], affine, orientation)
         slices = single_slices(turned.transpose(2, 1, 0), Grid.of_affine(turned_affine))
         nifti = save_nifti(tmp_path / f"o{index}.nii", turned, turned_affine)
@@ -77,21 +73,18 @@ def test_every_order_of_axes_is_read_as_its_nifti(tmp_path, ct, affine, orientat
 @pytest.mark.slow
 def test_the_label_map_is_that_of_the_nifti(folders, run, ct, tmp_path):
     inputs, outputs = folders
-    chosen = ORIENTATIONS[::9]
-    for index, orientation in enumerate(chosen):
-        turned, affine = reoriented(ct[:, :, :7], RAS_AFFINE, orientation)
-        slices = single_slices(turned.transpose(2, 1, 0), Grid.of_affine(affine), seed=index)
-        found_in(inputs / f"o{index}", slices)
-    assert run("--quiet", "--names", "folder") == 0
+    turned, affine = reoriented(ct[:, :, :7], OBLIQUE, ORIENTATIONS[9])
+    found_in(inputs / "o", single_slices(turned.transpose(2, 1, 0), Grid.of_affine(affine)))
     (tmp_path / "niftis").mkdir()
-    save_nifti(tmp_path / "niftis" / "a_0000.nii.gz", ct[:, :, :7], RAS_AFFINE)
+    save_nifti(tmp_path / "niftis" / "a_0000.nii.gz", turned, affine)
+    assert run("--quiet", "--names", "folder") == 0
     assert run("--quiet", "--input", str(tmp_path / "niftis")) == 0
-    wanted = nibabel.as_closest_canonical(nibabel.load(outputs / "a.nii.gz"))
+    found, wanted = (
+        nibabel.as_closest_canonical(nibabel.load(outputs / f"{name}.nii.gz")) for name in "oa"
+    )
     assert len(np.unique(wanted.get_fdata())) > 5
-    for index in range(len(chosen)):
-        found = nibabel.as_closest_canonical(nibabel.load(outputs / f"o{index}.nii.gz"))
-        np.testing.assert_allclose(found.affine, wanted.affine, atol=1e-4)
-        np.testing.assert_array_equal(found.get_fdata(), wanted.get_fdata(), str(index))
+    np.testing.assert_allclose(found.affine, wanted.affine, atol=1e-4)
+    np.testing.assert_array_equal(found.get_fdata(), wanted.get_fdata())
 
 
 def test_slices_are_sorted_by_position_alone(tmp_path):

@@ -80,30 +80,16 @@ def header(seed: int = 0, **attributes) -> Dataset:
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    uids = {"Study": "StudyInstanceUID", "Series": "SeriesInstanceUID", "F": "FrameOfReferenceUID"}
+    uids = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
     defaults = {
-        **IDENTITY,
-        **{keyword: generate_uid(entropy_srcs=[key, str(seed)]) for key, keyword in uids.items()},
-        "SOPClassUID": CTImageStorage,
-        "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
-        "Modality": "CT",
-        "Manufacturer": "test",
-        "PatientSex": "F",
-        "StudyDate": "20200101",
-        "StudyTime": "120000",
-        "StudyID": "1",
-        "PositionReferenceIndicator": "",
-        "SeriesNumber": 3,
-        "SeriesDescription": "Abdomen 5.0 Doe",
-        "AcquisitionNumber": 1,
-        "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2",
-        "BitsAllocated": 16,
-        "BitsStored": 16,
-        "HighBit": 15,
-        "PixelRepresentation": 1,
-        "KVP": 120,
-    }
+        **IDENTITY, **{uid: generate_uid(entropy_srcs=[uid, str(seed)]) for uid in uids},
+        "SOPClassUID": CTImageStorage, "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
+        "Modality": "CT", "Manufacturer": "test", "PatientSex": "F", "StudyDate": "20200101",
+        "StudyTime": "120000", "StudyID": "1", "PositionReferenceIndicator": "", "SeriesNumber": 3,
+        "SeriesDescription": "Abdomen 5.0 Doe", "AcquisitionNumber": 1, "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2", "BitsAllocated": 16, "BitsStored": 16,
+        "HighBit": 15, "PixelRepresentation": 1, "KVP": 120,
+    }  # fmt: skip
     for keyword, value in (defaults | attributes).items():
         if value is not None:
             setattr(dataset, keyword, value)
@@ -139,7 +125,7 @@ def _set_pixels(dataset: Dataset, hu: np.ndarray) -> None:
     dataset["PixelData"].VR = "OW"
 
 
-def _item(**attributes) -> list[Dataset]:
+def item_of(**attributes) -> list[Dataset]:
     """Return a sequence of one item."""
     item = Dataset()
     for keyword, value in attributes.items():
@@ -154,19 +140,19 @@ def enhanced(hu: np.ndarray, order: list[int] | None = None, **attributes) -> Da
     dataset.SOPClassUID = EnhancedCTImageStorage
     dataset.SOPInstanceUID = generate_uid(entropy_srcs=[dataset.SeriesInstanceUID, "all"])
     dataset.InstanceNumber, dataset.NumberOfFrames = 1, len(hu)
-    dataset.SharedFunctionalGroupsSequence = _item(
-        PixelMeasuresSequence=_item(
+    dataset.SharedFunctionalGroupsSequence = item_of(
+        PixelMeasuresSequence=item_of(
             PixelSpacing=list(grid.pixel_mm), SliceThickness=float(np.linalg.norm(grid.step))
         ),
-        PlaneOrientationSequence=_item(ImageOrientationPatient=list(grid.orientation)),
-        PixelValueTransformationSequence=_item(
+        PlaneOrientationSequence=item_of(ImageOrientationPatient=list(grid.orientation)),
+        PixelValueTransformationSequence=item_of(
             RescaleSlope=1, RescaleIntercept=INTERCEPT, RescaleType="HU"
         ),
     )
     dataset.PerFrameFunctionalGroupsSequence = [
-        _item(
-            PlanePositionSequence=_item(ImagePositionPatient=grid.at(index)),
-            FrameContentSequence=_item(FrameAcquisitionNumber=1),
+        item_of(
+            PlanePositionSequence=item_of(ImagePositionPatient=grid.at(index)),
+            FrameContentSequence=item_of(FrameAcquisitionNumber=1),
         )[0]
         for index in order
     ]

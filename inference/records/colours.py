@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from inference.files import write_atomically
-from inference.labels import LABEL_NAMES
+from ..files import write_atomically
+from ..labels import LABEL_NAMES
 
 LABEL_COLOURS = np.array(
     [

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from inference.colours import LEGEND_COLOURS, overlay
-from inference.files import printable, write_atomically
-from inference.labels import LABEL_NAMES
-from inference.volume import Volume
+from ..files import printable, write_atomically
+from ..labels import LABEL_NAMES
+from ..volume import Volume
+from .colours import LEGEND_COLOURS, overlay
 
 _TILE_COLUMNS = 320
 _TILES = (3, 4)  # rows, columns of the sheet
@@ -18,28 +18,23 @@ _TEXT_PIXELS = 14
 _BODY_HU = -300.0  # above lung and air
 _TABLE_SHARE = 0.02  # of a row's pixels that may be tissue between body and table
 _MARGIN = 0.03  # around the body, as a part of it
-_BODY_PIXELS = 512  # rows and columns at most that are looked at for the body
+_BODY_PIXELS = 512  # rows and columns at most in which the body is searched
 
 
 def _shown_slices(label_map: np.ndarray, count: int) -> np.ndarray:
-    """Indices of `count` slices, highest first, spread over what is labelled (or over all)."""
+    """Return indices of `count` slices, highest first, spread over what is labelled, or all."""
     labelled = np.flatnonzero(label_map.any(axis=(1, 2)))
     first, last = (labelled[0], labelled[-1]) if labelled.size else (0, len(label_map) - 1)
     return np.unique(np.linspace(first, last, count).round().astype(int))[::-1]
 
 
 def _tile_size(height_mm: float, width_mm: float) -> tuple[int, int]:
-    """Columns and rows of a tile: true proportions, but never more than twice as high as wide.
-
-    Where the header's spacing is none, or the slice is a needle, the tile is as large as it may be.
-    """
-    ratio = height_mm / width_mm if width_mm > 0 else np.nan
-    ratio = ratio if np.isfinite(ratio) and ratio > 0 else 1.0
-    return _TILE_COLUMNS, round(_TILE_COLUMNS * min(max(ratio, 1 / 16), 2.0))
+    """Return columns and rows of a tile: true proportions, at most twice as high as wide."""
+    return _TILE_COLUMNS, round(_TILE_COLUMNS * min(max(height_mm / width_mm, 1 / 16), 2.0))
 
 
 def _longest_run(inside: np.ndarray) -> slice:
-    """The longest run of places that are inside, with a margin; all where there is none."""
+    """Return the longest run of True, with a margin; everything where there is none."""
     edges = np.flatnonzero(np.diff(inside, prepend=False, append=False))
     if not edges.size:
         return slice(0, len(inside))
@@ -50,7 +45,7 @@ def _longest_run(inside: np.ndarray) -> slice:
 
 
 def _body(volume: Volume, shown: np.ndarray) -> tuple[slice, slice]:
-    """The rows and columns that hold the patient in the slices shown: no table, no air around."""
+    """Return the rows and columns of the patient in the slices shown, without table and air."""
     size = volume.voxels.shape[1:]
     row_step, column_step = (-(-length // _BODY_PIXELS) for length in size)
     voxels = volume.voxels[:, ::row_step, ::column_step]
@@ -70,7 +65,7 @@ def write_preview(path: Path, label_map: np.ndarray, volume: Volume, title: str)
     """Write a PNG of up to twelve slices, from the head's end down, in their true proportions.
 
     The slices are cropped to the body. As in every axial picture the patient's right is on the
-    left; R and L say so.
+    left, marked by R and L.
 
     Args:
         path: of the PNG.

@@ -1,7 +1,7 @@
-"""Doubts about a label map that a person should look at: flags, not verdicts.
+"""Doubts about a label map that a person should check: flags, not verdicts.
 
-They come from numbers that the pipeline has anyway (the window of intensities, the sizes of
-components) and from a look at the volume's six faces: a few thousandths of a case's time.
+They come from numbers that the pipeline has anyway (percentiles, sizes of components), from the
+volume's six faces and from the centres of three organs: a few thousandths of a case's time.
 """
 
 from collections import Counter
@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inference.components import ComponentSizes
-from inference.labels import LABEL_NAMES, ORGANS
-from inference.volume import Volume
+from ..components import ComponentSizes
+from ..labels import LABEL_NAMES, ORGANS
+from ..volume import Volume
 
 _LIVER, _RIGHT_KIDNEY, _LEFT_KIDNEY, _SPLEEN = (
     LABEL_NAMES.index(name) for name in ("liver", "right kidney", "left kidney", "spleen")
 )
 
-# They run on beyond any scan of the abdomen: of these only the sides of the volume are looked at.
+# They end outside any scan of the abdomen: of these only the sides of the volume are checked.
 _THROUGH = [
     LABEL_NAMES.index(name) for name in ("aorta", "inferior vena cava", "esophagus", "tumor")
 ]
@@ -46,9 +46,9 @@ PLAUSIBLE_ML = {
 """Least and most plausible volume (mL) of the labels for which there are published means."""
 
 FRAGMENT_ML = 0.5
-"""An organ of less is a fragment, wherever it lies; the smallest, an adrenal gland, has 4 mL."""
+"""An organ of less is a fragment, wherever it is; the smallest, an adrenal gland, has 4 mL."""
 
-_LARGE_PIECE = 0.1  # of the piece that was kept: so large a second one is no speck
+_LARGE_PIECE = 0.1  # of the largest component: so large a second one is no speck
 
 # Of a CT in HU at least 1 % is air, lung or fat, and 1 % is soft tissue or denser. Stored as HU +
 # 1024 its 1st percentile is about 0, as is that of a picture or of z-scores.
@@ -66,7 +66,7 @@ class Flag:
 
     Attributes:
         name: its kind, one of `KINDS`.
-        label: whose, or 0 if it is the whole case's.
+        label: the number of its label, or 0 if it is about the whole case.
         detail: numbers, for a reader; may be empty.
     """
 
@@ -78,17 +78,17 @@ class Flag:
 KINDS = {
     "not HU": "intensities do not look like HU",
     "padding": "padding lowers the 1st percentile",
-    "empty": "nothing was found",
-    "no liver": "no liver was found",
+    "empty": "nothing found",
+    "no liver": "no liver found",
     "orientation": "organs as if the header turned or mirrored the volume",
-    "sides": "right and left kidney lie on the wrong sides of each other",
-    "border": "cut by the scan's border",
-    "pieces": "found in several large pieces, of which the largest was kept",
-    "fragment": f"a fragment of less than {FRAGMENT_ML} mL",
+    "sides": "right and left kidney on the wrong sides of each other",
+    "border": "touches the scan border",
+    "pieces": "several large pieces, all but the largest removed",
+    "fragment": f"less than {FRAGMENT_ML} mL",
     "small": "implausibly small",
     "large": "implausibly large",
 }
-"""What each name means, in the order they are told."""
+"""What each name means, in the order in which they are printed."""
 
 
 def find_flags(
@@ -134,13 +134,13 @@ def find_flags(
             flags.append(Flag("fragment", label, f"{ml:.2f} mL"))
         elif ml > most:
             flags.append(Flag("large", label, f"{ml:.0f} mL"))
-        elif ml < least and label not in at_border:  # what is cut off is small
+        elif ml < least and label not in at_border:  # what the border cuts is small
             flags.append(Flag("small", label, f"{ml:.1f} mL"))
     return flags
 
 
 def _labels_at_border(label_map: np.ndarray) -> set[int]:
-    """The labels in the first or last slice, row or column; ends of what runs on left out."""
+    """Return the labels in the first or last slice, row or column; in slices without `_THROUGH`."""
     found: set[int] = set()
     for axis in range(3):
         for end in (0, -1):
@@ -193,7 +193,7 @@ def _orientation_doubts(
 
 
 def in_words(flags: Iterable[Flag]) -> str:
-    """The flags of a case in one line; "" if there are none."""
+    """Return the flags of a case in one line; "" if there are none."""
     flags = list(flags)
     parts = []
     for kind, words in KINDS.items():
@@ -213,11 +213,11 @@ def in_words(flags: Iterable[Flag]) -> str:
 
 
 def count_in_words(cases: Iterable[Iterable[Flag]]) -> str:
-    """The closing line: how many cases have a flag, and how many have each; "" for none."""
+    """Return how many cases have a flag, and how many have each, in one line; "" for none."""
     kinds = [{flag.name for flag in flags} for flags in cases]
     flagged = sum(bool(names) for names in kinds)
     if not flagged:
         return ""
     counts = Counter(name for names in kinds for name in names)
     each = ", ".join(f"{kind} {counts[kind]}" for kind in KINDS if counts[kind])
-    return f"{flagged} of {len(kinds)} label maps have flags to look at: {each}"
+    return f"{flagged} of {len(kinds)} label maps have flags to check: {each}"

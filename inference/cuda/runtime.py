@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch.nn import functional
 
-from inference.driver import cuda_version
+from .driver import cuda_version
 
 CONTEXT_MB = 500
 """Device memory of the CUDA context and its kernels, which torch's allocator does not count. An

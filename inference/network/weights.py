@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
-from inference.files import write_atomically
-from inference.labels import LABEL_NAMES
-from inference.memory import live_values
-from inference.volume import ORIENTATION
+from ..files import write_atomically
+from ..labels import LABEL_NAMES
+from ..memory import live_values
+from ..volume import ORIENTATION
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-WEIGHTS = Path(__file__).parents[1] / "weights"
-"""Where the weights that ship lie."""
+_PACKAGE = Path(__file__).parents[1]
+_INSTALLED = _PACKAGE / "weights"
+WEIGHTS = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "weights"
+"""Where the weights that ship lie: in the package where it is installed, else beside it."""
 
 SUBMISSION, FULL, SLIM, DEMONSTRATION = (
     f"{name}.safetensors" for name in ("submission", "abdomen", "abdomen-slim", "phantom-slim")

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import fuse_conv_bn_eval
 
-from inference.fusion import ConvolutionRelu, add_convolution
-from inference.model import Attention, AttentionUNet, Decoder
+from .fusion import ConvolutionRelu, add_convolution
+from .model import Attention, AttentionUNet, Decoder
 
 # With fewer channels torch interpolates channels-last maps three times slower on a CPU than
 # contiguous ones.

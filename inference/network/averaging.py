@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from inference.folding import FoldedUNet
-from inference.weights import WeightsMetadata
+from .folding import FoldedUNet
+from .weights import WeightsMetadata
 
 
 class AveragedNetworks(nn.Module):

@@ -48,10 +48,10 @@ def _reuse_freed_memory() -> None:
 
 
 def trained_network(state_dict: dict[str, Tensor], metadata: WeightsMetadata) -> AttentionUNet:
-    """Return the network of a weights file, fp32, on the CPU.
+    """Return the network of a weights file, fp32.
 
     Raises:
-        ValueError: the weights are of another network than their metadata say.
+        ValueError: the weights do not fit the network that the metadata describe.
     """
     with torch.device("meta"):
         network = AttentionUNet(**metadata.network)

@@ -350,3 +350,22 @@ def test_runs_are_compared_by_a_number(tmp_path, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SystemExit, match="2"):
         main(["compare", *runs, "--by", "colour", "--picture", str(picture)])
+
+
+@pytest.mark.slow
+def test_the_attention_is_trained_from_where_a_narrow_network_without_it_stands(phantoms, tmp_path):
+    numbers = ["--recipe", "best", "--held-out-fraction", 0, "--supervised-channels", 4]
+    numbers += ["--slice-size", 32, "--batch-size", 2, "--warmup-steps", 5, "--attention"]
+    narrow = [*numbers, "none", "--base-channels", 4, "--steps"]
+    assert fit(phantoms, tmp_path / "run", *narrow, 40, "--learning-rate", 3e-3) == 0
+    start = tmp_path / "start.safetensors"
+    exported = ["export", str(tmp_path / "run"), "--output", str(start), "--checkpoint", "last"]
+    assert main([*exported, "--trained-on", "phantoms", "--licence", "MIT"]) == 0
+    narrow += [1, "--start-from", start]
+    wide = [*numbers, "relu-sigmoid", "--base-channels", 16, "--steps", 20, "--start-from", start]
+    for name, run in {"narrow": narrow, "wide": wide}.items():
+        assert fit(phantoms, tmp_path / name, *run) == 0
+    found = [float(loss) for loss in losses(tmp_path / "wide").values()]
+    assert found[0] == pytest.approx(float(losses(tmp_path / "narrow")[1]), rel=0.02)
+    assert np.isfinite(found).all()
+    assert np.mean(found[-5:]) < 1.2 * found[0]

@@ -5,6 +5,7 @@ import importlib
 import sys
 
 from inference import startup
+from inference.terminal import Parser
 
 COMMANDS = {
     "efficiency": (
@@ -88,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal may know ASCII alone
             stream.reconfigure(errors="backslashreplace")
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmark",
         description="Measure a segmentation container as the FLARE challenge's organisers do.",
         epilog="Each command has its own --help, with an example: python -m benchmark check --help",

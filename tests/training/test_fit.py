@@ -408,3 +408,23 @@ def test_steps_and_scoring_on_cuda(phantoms, tmp_path, cuda_device, precision, p
     assert aten._fused_adamw_ in device.operators
     assert all(index == 0 for _, index in device.traffic.fractions)
     assert fit(f"{phantoms}=complete", run, *options, **numbers) == 0  # it goes on from there
+
+
+@pytest.mark.slow
+def test_the_attention_is_trained_from_where_a_narrow_network_without_it_stands(phantoms, tmp_path):
+    data, options = f"{phantoms}=complete", ("--recipe", "best", "--batch-size", 2, "--steps")
+    numbers = {"supervised_channels": 4, "slice_size": 32, "warmup_steps": 5, "log_interval": 1}
+    numbers |= NO_HELD_OUT
+    narrow = {**numbers, "attention": "none", "base_channels": 4}
+    learning = ("--learning-rate", 3e-3)
+    assert fit(data, tmp_path / "run", *options, 40, *learning, **narrow) == 0
+    start = tmp_path / "start.safetensors"
+    assert export(tmp_path / "run", start) == 0
+    begin = ("--start-from", start)
+    assert fit(data, tmp_path / "narrow", *options, 1, *begin, **narrow) == 0
+    wide = {**numbers, "attention": "relu-sigmoid", "base_channels": 16}
+    assert fit(data, tmp_path / "wide", *options, 20, *begin, **wide) == 0
+    found = [float(loss) for loss in losses(tmp_path / "wide").values()]
+    assert found[0] == pytest.approx(float(losses(tmp_path / "narrow")[1]), rel=0.02)
+    assert np.isfinite(found).all()
+    assert np.mean(found[-5:]) < 1.2 * found[0]

@@ -1,78 +1,40 @@
 """Command line of the benchmark harness; `python -m benchmark COMMAND --help` describes each."""
 
 import argparse
+import ast
 import importlib
 import sys
+from pathlib import Path
 
 COMMANDS = {
     "efficiency": (
-        "benchmark.containers.efficiency",
-        "run a container case by case and measure time, GPU memory, CPU and RAM",
+        "containers.efficiency",
         "--inputs CTS --outputs LABELS --report REPORT --image abdoseg:latest",
     ),
-    "check": (
-        "benchmark.checking.check",
-        "try a submission as the challenge will, before it counts",
-        "--archive TEAM.tar.gz",
-    ),
+    "check": ("checking.check", "--archive TEAM.tar.gz"),
     "accuracy": (
-        "benchmark.scoring.accuracy",
-        "score label maps: DSC and NSD of every organ, as the official script does",
+        "scoring.accuracy",
         "--reference TRUTH --prediction LABELS --report REPORT",
     ),
-    "rank": (
-        "benchmark.judging.rank",
-        "rank teams as the challenge does, with the ranks' confidence",
-        "REPORT-A REPORT-B --report RANKING",
-    ),
-    "compare": (
-        "benchmark.judging.compare",
-        "paired ratios of two runs, case by case",
-        "REPORT-A REPORT-B",
-    ),
+    "rank": ("judging.rank", "REPORT-A REPORT-B --report RANKING"),
+    "compare": ("judging.compare", "REPORT-A REPORT-B"),
     "challenge": (
-        "benchmark.challenge.challenge",
-        "run a whole challenge: every team's archive run, scored, ranked, on one page",
+        "challenge.challenge",
         "--archives TEAMS --inputs CTS --reference TRUTH --report CHALLENGE",
     ),
-    "report": (
-        "benchmark.judging.report",
-        "one self-contained HTML page about one run or several",
-        "REPORT-A REPORT-B --output page.html",
-    ),
-    "speed": (
-        "benchmark.speed.speed",
-        "where the time goes: the service against the plain pipeline",
-        "--weights weights/phantom-slim.safetensors",
-    ),
+    "report": ("judging.report", "REPORT-A REPORT-B --output page.html"),
+    "speed": ("speed.speed", "--weights weights/phantom-slim.safetensors"),
     "plain-pipeline": (
-        "benchmark.speed.plain_pipeline",
-        "the paper's pipeline written plainly, the baseline of speed",
+        "speed.plain_pipeline",
         "--input CTS --output LABELS --weights weights/abdomen-slim.safetensors",
     ),
-    "network-speed": (
-        "benchmark.speed.network_speed",
-        "the network alone, step by step or in every type, form and batch size",
-        "--weights weights/abdomen-slim.safetensors",
-    ),
-    "gpu-sweep": (
-        "benchmark.speed.gpu_sweep",
-        "every figure that needs a GPU, as one page",
-        "--report RESULTS",
-    ),
-    "phantom": (
-        "benchmark.phantom",
-        "draw synthetic CT with exact label maps",
-        "--output PHANTOMS --cases 4",
-    ),
-    "demo": (
-        "benchmark.demo",
-        "segment a synthetic CT and write pictures (what `make demo` runs)",
-        "--output demo",
-    ),
+    "network-speed": ("speed.network_speed", "--weights weights/abdomen-slim.safetensors"),
+    "gpu-sweep": ("speed.gpu_sweep", "--report RESULTS"),
+    "phantom": ("phantom", "--output PHANTOMS --cases 4"),
+    "demo": ("demo", "--output demo"),
 }
-"""Sub-command: the module with its `add_arguments(parser)` and `run(arguments) -> exit code`, its
-line of help, and an example of its options."""
+"""Sub-command: the module with its `add_arguments(parser)` and `run(arguments) -> exit code`, the
+first line of which is its help; and an example of its options."""
 
 _CONTINUED = {"efficiency": "; --resume continues it", "challenge": "; the same command continues"}
 
@@ -97,10 +59,12 @@ def main(argv: list[str] | None = None) -> int:
         epilog="Each command has its own --help, with an example: python -m benchmark check --help",
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (module_name, help_line, example) in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=help_line)
+    for name, (module_name, example) in COMMANDS.items():
+        source = Path(__file__).parent / f"{module_name.replace('.', '/')}.py"
+        text = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))).partition("\n")[0]
+        subparser = subparsers.add_parser(name, help=text.replace("%", "%%"))
         if argv[:1] == [name]:
-            module = importlib.import_module(module_name)
+            module = importlib.import_module(f"benchmark.{module_name}")
             subparser.description = module.__doc__
             subparser.formatter_class = argparse.RawDescriptionHelpFormatter
             module.add_arguments(subparser)

@@ -4,9 +4,7 @@ import argparse
 import contextlib
 import math
 import re
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 
 class HarnessError(RuntimeError):
@@ -37,14 +35,6 @@ not_negative = number("a number of 0 or more", lambda value: value >= 0)
 count = number("a whole number from 1", lambda value: value >= 1, int)
 whole = number("a whole number from 0", lambda value: value >= 0, int)
 odd_count = number("an odd number such as 1, 3 or 5", lambda n: n >= 1 and n % 2 == 1, int)
-
-
-def use_as_temporary(folder: Path) -> None:
-    """Give libraries a folder for temporary files where no other place can be written."""
-    try:
-        tempfile.gettempdir()
-    except FileNotFoundError:
-        tempfile.tempdir = str(folder.resolve())
 
 
 def memory_size(text: str) -> str:

@@ -51,24 +51,16 @@ class RefusedError(ValueError):
 
 @dataclass
 class OutputCheck:
-    """What is wrong with a case's output.
+    """What is wrong with a case's output, one line for each problem."""
 
-    Attributes:
-        found: the file is there under its name.
-        scorable: the official script can score it: readable and of the input's shape.
-        problems: what differs from what the challenge asks for, one line each.
-        aspects: what each problem is about: "name", "file", "shape", "affine", "type" or "labels".
-    """
-
-    found: bool
-    scorable: bool
+    found: bool  # the file is there under its name
+    scorable: bool  # the official script can score it: readable and of the input's shape
     problems: list[str] = field(default_factory=list)
-    aspects: list[str] = field(default_factory=list)
+    aspects: list[str] = field(default_factory=list)  # "name", "file", "shape", "affine", "type" …
+    valid: bool = field(init=False)  # found, and nothing is wrong with it
 
-    @property
-    def valid(self) -> bool:
-        """Found, and nothing is wrong with it."""
-        return self.found and not self.problems
+    def __post_init__(self) -> None:
+        self.valid = self.found and not self.problems
 
 
 def _unusable(problem: str, aspect: str = "file", *, found: bool = True) -> OutputCheck:

@@ -51,7 +51,9 @@ FROM ${BASE}
 
 LABEL org.opencontainers.image.title="abdoseg" \
       org.opencontainers.image.description="Abdominal CT multi-organ segmentation" \
-      org.opencontainers.image.licenses="MIT"
+      org.opencontainers.image.licenses="MIT AND LicenseRef-weights" \
+      abdoseg.licence.code="MIT: LICENSE" \
+      abdoseg.licence.weights="each file its own, stated in weights/*.md; abdomen-slim: research only"
 
 ENV PATH=/opt/abdoseg/bin:${PATH} PYTHONUNBUFFERED=1
 
@@ -59,7 +61,7 @@ COPY --from=packages /opt/abdoseg /opt/abdoseg
 
 WORKDIR /workspace
 
-COPY requirements.txt predict.sh ./
+COPY LICENSE requirements.txt predict.sh ./
 COPY inference inference
 COPY cluster cluster
 COPY weights weights

@@ -7,20 +7,26 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 IMAGE := abdoseg:latest
 
+# Once more as on a processor without bfloat16.
+HELD_TO_FP32 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
+PREDICTION_TESTS := $(patsubst %,tests/inference/test_%.py,prediction service default_weights organs)
+
 .PHONY: setup browser dciodvfy demo test quick docker test-docker clean
 
-setup: $(VENV)/.installed
+setup: $(VENV)/.dev
 
-$(VENV)/.installed: requirements.txt requirements-cluster.txt requirements-dev.txt
-	python3 -m venv $(VENV)
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+# .dev has everything, .demo what the demonstration needs.
+$(VENV)/.%: requirements-%.txt $(wildcard requirements*.txt)
+	[ -x $(PYTHON) ] || python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
-# A Debian package for a test, with the command by which it is known; others install it by hand.
+# Install a Debian package for a test, if we are root; $(1) is the command that shows it is there.
 define debian
-@command -v $(1) >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
-	&& apt-get -q update >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get -q install -y \
-	--no-install-recommends $(2) >/dev/null; } \
+@command -v $(1) >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	echo "Installing the Debian package $(2)"; \
+	apt-get -q update >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get -q install -y \
+	--no-install-recommends $(2) >/dev/null; else false; fi \
 	|| echo "$(1) is missing and needs root to be installed: apt-get install $(2)"
 endef
 
@@ -32,13 +38,14 @@ browser:
 dciodvfy:
 	$(call debian,dciodvfy,dicom3tools)
 
-demo: setup
+demo: $(VENV)/.demo
 	$(PYTHON) -m benchmark demo
 
 test: setup browser dciodvfy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(PYTHON) -X warn_default_encoding -m pytest
+	$(HELD_TO_FP32) $(PYTHON) -m pytest $(PREDICTION_TESTS)
 
 quick: setup
 	$(VENV)/bin/ruff check .

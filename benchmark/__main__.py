@@ -6,32 +6,33 @@ import importlib
 import sys
 from pathlib import Path
 
+from inference import startup
+
 COMMANDS = {
     "efficiency": (
-        "containers.efficiency",
+        "benchmark.containers.efficiency",
         "--inputs CTS --outputs LABELS --report REPORT --image abdoseg:latest",
     ),
-    "check": ("checking.check", "--archive TEAM.tar.gz"),
+    "check": ("benchmark.checking.check", "--archive TEAM.tar.gz"),
     "accuracy": (
-        "scoring.accuracy",
+        "benchmark.scoring.accuracy",
         "--reference TRUTH --prediction LABELS --report REPORT",
     ),
-    "rank": ("judging.rank", "REPORT-A REPORT-B --report RANKING"),
-    "compare": ("judging.compare", "REPORT-A REPORT-B"),
+    "rank": ("benchmark.judging.rank", "REPORT-A REPORT-B --report RANKING"),
+    "compare": ("benchmark.judging.compare", "REPORT-A REPORT-B"),
     "challenge": (
-        "challenge.challenge",
+        "benchmark.challenge.challenge",
         "--archives TEAMS --inputs CTS --reference TRUTH --report CHALLENGE",
     ),
-    "report": ("judging.report", "REPORT-A REPORT-B --output page.html"),
-    "speed": ("speed.speed", "--weights weights/phantom-slim.safetensors"),
+    "report": ("benchmark.judging.report", "REPORT-A REPORT-B --output page.html"),
+    "speed": ("benchmark.speed.speed", "--weights weights/phantom-slim.safetensors"),
     "plain-pipeline": (
-        "speed.plain_pipeline",
+        "benchmark.speed.plain_pipeline",
         "--input CTS --output LABELS --weights weights/abdomen-slim.safetensors",
     ),
-    "network-speed": ("speed.network_speed", "--weights weights/abdomen-slim.safetensors"),
-    "gpu-sweep": ("speed.gpu_sweep", "--report RESULTS"),
-    "phantom": ("phantom", "--output PHANTOMS --cases 4"),
-    "demo": ("demo", "--output demo"),
+    "gpu-sweep": ("benchmark.speed.gpu_sweep", "--report RESULTS"),
+    "phantom": ("benchmark.phantom", "--output PHANTOMS --cases 4"),
+    "demo": ("benchmark.demo", "--output demo"),
 }
 """Sub-command: the module with its `add_arguments(parser)` and `run(arguments) -> exit code`, the
 first line of which is its help; and an example of its options."""
@@ -50,9 +51,6 @@ def main(argv: list[str] | None = None) -> int:
         go on, 128 + N if signal N ended it.
     """
     argv = sys.argv[1:] if argv is None else argv
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal may know ASCII alone
-            stream.reconfigure(errors="backslashreplace")
     parser = argparse.ArgumentParser(
         prog="python -m benchmark",
         description="Measure a segmentation container as the FLARE challenge's organisers do.",
@@ -60,11 +58,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module_name, example) in COMMANDS.items():
-        source = Path(__file__).parent / f"{module_name.replace('.', '/')}.py"
+        source = Path(__file__).parents[1] / f"{module_name.replace('.', '/')}.py"
         text = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))).partition("\n")[0]
         subparser = subparsers.add_parser(name, help=text.replace("%", "%%"))
         if argv[:1] == [name]:
-            module = importlib.import_module(f"benchmark.{module_name}")
+            module = importlib.import_module(module_name)
             subparser.description = module.__doc__
             subparser.formatter_class = argparse.RawDescriptionHelpFormatter
             module.add_arguments(subparser)
@@ -73,9 +71,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     from benchmark.options import HarnessError
-    from benchmark.signals import signals_raise
     from benchmark.text import log
-    from inference.signals import Stopped
+    from inference.signals import Stopped, signals_raise
 
     try:
         with signals_raise():
@@ -90,4 +87,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(startup.run(lambda: main))

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -41,11 +40,3 @@ def write_plot(path: Path, draw: Callable[..., Any], *arguments: object) -> None
         write_atomically(path, content.getvalue())
     except Exception as error:  # whatever a name, a number or a missing folder does to the library
         log(f"{path.name}: not drawn: {error}")
-
-
-def use_as_temporary(folder: Path) -> None:
-    """Give libraries a folder for temporary files where no other place can be written."""
-    try:
-        tempfile.gettempdir()
-    except FileNotFoundError:
-        tempfile.tempdir = str(folder.resolve())

@@ -1,11 +1,17 @@
 """`python -m cluster`, from the project's root: there the workers look for its packages."""
 
-import signal
 import sys
+from collections.abc import Callable
 
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing has been begun: no traceback
+from inference import startup
 
+
+def _load() -> Callable[[], int]:
     from cluster.command import main
 
-    sys.exit(main())
+    return main
+
+
+if __name__ == "__main__":
+    startup.end_at_once_on_signals()
+    sys.exit(startup.run(_load))

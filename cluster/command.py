@@ -2,16 +2,18 @@
 
 import argparse
 import os
+import re
 import secrets
 import socket
-import sys
-from pathlib import Path
 
 from inference.command import run
-from inference.files import one_line, printable
+from inference.files import one_line
 from inference.memory import cpu_limit
+from inference.network.weights import default_weights
 from inference.options import make_parser, parse_arguments
-from inference.weights import default_weights
+from inference.progress import say
+from inference.sources import NiftiFile
+from inference.startup import CANNOT_START, StartError
 
 _CPUS = 4
 """Cores for a worker without a GPU, or as many as a node has."""
@@ -57,19 +59,21 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         _refuse(f"--device {options.device}: choose auto, cuda or cpu; which GPU is for Ray to say")
     if options.address is None:
         options.address = os.environ.get("RAY_ADDRESS", "local")
-    if not all(isinstance(path, Path) for path in options.paths):
+    if not re.fullmatch(r"auto|local|.+:\d+", options.address):
+        _refuse(f"--address {options.address}: give auto or HOST:PORT")
+    if not all(isinstance(source, NiftiFile) for source in options.paths):
         _refuse(
             f"--input {options.input}: DICOM series are not spread over a cluster; python -m "
             "inference segments them on one machine"
         )
-    options.paths = [path.absolute() for path in options.paths]
+    options.paths = [NiftiFile(source.path.absolute()) for source in options.paths]
     options.output = options.output.absolute()
     options.weights = [path.absolute() for path in options.weights]
     return options
 
 
 def _refuse(line: str) -> None:
-    print(printable(f"python -m cluster: error: {line}"), file=sys.stderr)
+    say(f"python -m cluster: error: {line}")
     raise SystemExit(2)
 
 
@@ -77,7 +81,7 @@ def _join(address: str) -> None:
     """Join a cluster, or start one on this machine that listens to nobody else.
 
     Raises:
-        OSError, RuntimeError, ValueError: there is none.
+        StartError: there is none, or no Ray.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     how = {}
@@ -89,16 +93,20 @@ def _join(address: str) -> None:
         os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
         how = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
         how["num_cpus"] = cpu_limit()
-    elif address != "auto":
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdecimal():
-            raise ValueError("give auto or HOST:PORT")
-        # Ray itself would wait for many minutes.
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    try:
+        if address not in ("auto", "local"):  # Ray itself would wait for many minutes
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        import ray
 
-    import ray
-
-    ray.init(address=address, log_to_driver=False, logging_level="ERROR", **how)
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **how)
+    except ImportError as error:
+        raise StartError("Ray is missing: pip install -r requirements-cluster.txt") from error
+    except Exception as error:  # a time-out of Ray's is none of its own kinds
+        reason = one_line(error)
+        if isinstance(error, PermissionError) and error.filename:
+            reason += f": {error.filename} (RAY_TMPDIR names another folder)"
+        raise StartError(f"--address {address}: {reason}") from error
 
 
 def _make_room(options: argparse.Namespace) -> None:
@@ -133,18 +141,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        As the service's: 0 if every case is done, 1 if some failed, 2 for wrong usage, 143 if
-        SIGTERM and 130 if Ctrl-C ended it.
+        As the service's `run`.
     """
     options = _parse(arguments)
     try:
         _join(options.address)
-    except ImportError:
-        print("error: Ray is missing: pip install -r requirements-cluster.txt", file=sys.stderr)
-        return 2
-    except (OSError, RuntimeError, ValueError) as error:
-        print(f"error: --address {options.address}: {one_line(error)}", file=sys.stderr)
-        return 2
+    except StartError as error:
+        say(f"error: it cannot start: {error}")
+        return CANNOT_START
 
     import ray
 
@@ -155,10 +159,10 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.quiet:
             cores = options.each["num_cpus"]
             size = "a GPU each" if options.device == "cuda" else f"no GPU, cores for each: {cores}"
-            print(f"Ray at {options.address}: {options.workers} workers, {size}", file=sys.stderr)
+            say(f"Ray at {options.address}: {options.workers} workers, {size}")
         return run(options, Spread)
     except ValueError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        say(f"error: {one_line(error)}")
         return 2
     finally:
         ray.shutdown()

@@ -34,6 +34,8 @@ from inference.case import Case
 from inference.command import make_service
 from inference.files import one_line, printable
 from inference.phases import PhaseTimer
+from inference.sources import NiftiFile
+from inference.startup import StartError
 
 TRIES = 3
 """How often a case is begun at most, and how often a worker that dies before it is ready."""
@@ -66,7 +68,7 @@ class Spread:
     """Runs cases as `Service.run` does, on the workers of the cluster joined; leaves it then.
 
     Attributes:
-        provenance, has_records: as in `Service`.
+        provenance, recorded: as in `Service`.
 
     Args:
         options: of the command line, paths absolute; `workers` is how many there are to be, and
@@ -87,7 +89,7 @@ class Spread:
         planned = argparse.Namespace(**{**vars(options), "keep_existing": False})
         self._planner = make_service(planned, timer, on_case=self._report)
         self.provenance = self._planner.provenance
-        self.has_records: Callable[[str], bool] = lambda name: True
+        self.recorded: Callable[[str], dict | None] = lambda name: {}
         self._options = options
         self._timer = timer
         self._on_case = on_case
@@ -101,19 +103,19 @@ class Spread:
         self._ever_ready = False
         self._dismissed = ""
 
-    def run(self, paths: list[Path]) -> list[Case]:
+    def run(self, sources: list[NiftiFile]) -> list[Case]:
         """Segment every volume; a case that fails does not stop the others.
 
         Returns:
-            One `Case` per path, in order, each "done", "kept" or "failed".
+            One `Case` per source, in order, each "done", "kept" or "failed".
 
         Raises:
-            ValueError: no worker could be started.
+            StartError: no worker could be started.
             KeyboardInterrupt: raised by a signal's handler; what was under way has been given 10 s.
         """
         with contextlib.ExitStack() as stack:
             bar = tqdm(
-                total=len(paths), unit="case", leave=False, disable=self._options.quiet or None
+                total=len(sources), unit="case", leave=False, disable=self._options.quiet or None
             )
             self._bar = stack.enter_context(bar)
             # Ray prints pages about every dead process, until it is left; our own lines go to
@@ -121,14 +123,14 @@ class Spread:
             nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             stack.callback(ray.shutdown)
-            cases = self._planner.plan(paths)
+            cases = self._planner.plan(sources)
             waiting = [case for case in cases if case.status == "waiting"]
-            self._fresh.extend(sorted(waiting, key=_file_bytes, reverse=True))
+            self._fresh.extend(sorted(waiting, key=lambda case: -case.source.byte_count))
             if waiting:
                 folder = self._options.output
                 mark = stack.enter_context(tempfile.NamedTemporaryFile(dir=folder, prefix=".run-"))
                 self._mark = Path(mark.name)
-                self._sample = waiting[0].path
+                self._sample = waiting[0].source.path
                 self._hand_out()
         return cases
 
@@ -143,8 +145,8 @@ class Spread:
                 for worker in self._workers:
                     while case := self._next_for(worker):
                         worker.held.append(case)
-                        known = self.has_records(case.name)
-                        segmented = worker.actor.segment.remote(case.path, known)
+                        record = self.recorded(case.name)
+                        segmented = worker.actor.segment.remote(case.source, record)
                         self._calls[segmented] = (worker, case)
                 ended, _ = ray.wait(list(self._calls), timeout=_PATIENCE_SECONDS)
                 for call in ended:
@@ -237,7 +239,7 @@ class Spread:
     def _give_up(self) -> None:
         """Fail what is left when no worker is."""
         if not self._ever_ready:
-            raise ValueError(f"no worker could begin: {self._dismissed}")
+            raise StartError(f"no worker could begin: {self._dismissed}")
         for case in (*self._again, *self._fresh):
             case.status, case.reason = "failed", f"no worker is left: {self._dismissed}"
             self._report(case)
@@ -257,13 +259,6 @@ class Spread:
         if line and line not in self._said:
             self._said.add(line)
             self._say(line)
-
-
-def _file_bytes(case: Case) -> int:
-    try:
-        return case.path.stat().st_size
-    except OSError:
-        return 0
 
 
 def _why_lost(error: RayError) -> str:

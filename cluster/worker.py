@@ -14,9 +14,9 @@ import ray
 
 from inference.case import Case
 from inference.command import make_service
-from inference.files import case_name
 from inference.memory import memory_limit
 from inference.phases import PhaseTimer
+from inference.sources import NiftiFile
 
 AHEAD = 3
 """Cases a worker has at a time: one is read, one predicted, one written."""
@@ -39,7 +39,7 @@ class Worker:
         self._timer = PhaseTimer()
         self._waiting: SimpleQueue[Case] = SimpleQueue()
         self._ended: dict[str, Future] = {}
-        self._unrecorded: set[str] = set()
+        self._records: dict[str, dict | None] = {}
 
     def start(self) -> str:
         """Load the network and begin to take cases.
@@ -64,24 +64,23 @@ class Worker:
         self._service = dataclasses.replace(
             service,
             make_predictor=lambda: predictor,
-            has_records=lambda name: name not in self._unrecorded,
+            recorded=self._records.get,
         )
         threading.Thread(target=self._segment_all, daemon=True).start()
         return said.getvalue().strip()
 
-    def segment(self, path: Path, has_records: bool = True) -> tuple[Case, dict[str, float]]:
+    def segment(self, source: NiftiFile, record: dict | None) -> tuple[Case, dict[str, float]]:
         """Segment one volume, while others are being read and written.
 
         Args:
-            path: of the volume.
-            has_records: as `Service.has_records` says of it.
+            source: the volume's file.
+            record: what `Service.recorded` returns for it.
 
         Returns:
             The case, "done", "kept" or "failed", and its seconds per stage.
         """
-        if not has_records:
-            self._unrecorded.add(case_name(path))
-        (case,) = self._service.plan([path])
+        self._records[source.name] = record
+        (case,) = self._service.plan([source])
         if case.status == "waiting":
             ended = self._ended[case.name] = Future()
             self._waiting.put(case)

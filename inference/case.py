@@ -1,14 +1,14 @@
 """One volume on its way through the pipeline."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
-from inference.components import ComponentSizes
-from inference.flags import Flag
-from inference.sources import Source
-from inference.statistics import LabelStatistics
-from inference.volume import Volume
+from .components import ComponentSizes
+from .records.flags import Flag
+from .sources import Source
+from .volume import Volume
 
 
 @dataclass
@@ -16,7 +16,7 @@ class Case:
     """One volume on its way through the pipeline, and afterwards what became of it.
 
     Attributes:
-        path: the volume's file, or its DICOM series.
+        source: the volume's file, or its DICOM series.
         name: NAME of `NAME_0000.nii.gz`.
         status: "waiting", then "done", "kept" (its label map was there before) or "failed".
         reason: why it failed, in one line.
@@ -25,13 +25,14 @@ class Case:
         kept: its label map was there before; what is said of it elsewhere may be missing.
         sizes: voxels by label, of the label map and of what was cleared.
         flags: doubts about the label map.
-        statistics: of the label map, if asked for.
-        about: what a manifest says of the input, if asked for.
-        volume, window, label_map: what the stages hand on; dropped when the case ends.
+        statistics: of `label_statistics`, if records are asked for.
+        input_info: what its record says of the input, if records are asked for.
+        volume, window, clip_hu, label_map: what the stages hand on; dropped when the case ends.
+        input_state: of `files_state`, before it was read.
         memory: bytes taken of the budget.
     """
 
-    path: Source
+    source: Source
     name: str
     status: str = "waiting"
     reason: str = ""
@@ -40,9 +41,11 @@ class Case:
     kept: bool = False
     sizes: ComponentSizes | None = None
     flags: list[Flag] = field(default_factory=list)
-    statistics: list[LabelStatistics] = field(default_factory=list)
-    about: dict = field(default_factory=dict)
+    statistics: dict[str, dict] = field(default_factory=dict)
+    input_info: dict = field(default_factory=dict)
     volume: Volume | None = None
     window: tuple[float, ...] = ()
+    clip_hu: tuple[float, float] | None = None
     label_map: np.ndarray | None = None
+    input_state: set[tuple[Path, int, int]] | None = None
     memory: int = 0

@@ -8,48 +8,31 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
-from inference import driver
-from inference.case import Case
-from inference.choices import CudaChoices
-from inference.colours import write_colour_tables
-from inference.files import discard_unfinished, one_line
-from inference.flags import count_in_words
-from inference.memory import PROCESS_BYTES, MemoryBudget, memory_limit, slice_bytes
-from inference.options import parse_arguments
-from inference.outputs import Outputs
-from inference.phases import LOG_VARIABLE, PhaseTimer
-from inference.progress import Progress, closing_table, say
-from inference.provenance import Provenance
-from inference.records import Records
-from inference.service import Service
-from inference.signals import Stopped, signals_raise
-from inference.weights import common_metadata, default_weights, read_metadata
+from .case import Case
+from .cuda import driver
+from .cuda.choices import CudaChoices
+from .files import discard_unfinished, one_line
+from .memory import PROCESS_BYTES, MemoryBudget, memory_limit, slice_bytes
+from .network.weights import common_metadata, default_weights, read_metadata
+from .options import parse_arguments
+from .outputs import Outputs
+from .phases import LOG_VARIABLE, PhaseTimer
+from .progress import Progress, closing_table, say
+from .records.colours import write_colour_tables
+from .records.flags import count_in_words
+from .records.manifest import Records
+from .records.provenance import Provenance
+from .service import Service
+from .signals import Stopped, signals_raise
+from .startup import CANNOT_START, StartError, import_torch, starting, why_not_started
 
 if TYPE_CHECKING:
-    from inference.dicom.segmentation import SegmentationWriter
-    from inference.prediction import Predictor
+    from .dicom.segmentation import SegmentationWriter
+    from .prediction import Predictor
 
 _SWITCH_INTERVAL = 0.0002  # s; Python's own is 25 times as long
-
-
-def _import_torch() -> None:
-    """Import torch without its rules for tensors that have a shape and no values.
-
-    They are written in Python, take a quarter of torch's import and are for its compiler; the
-    service neither compiles nor traces. Whoever imports them afterwards gets them.
-    """
-    if "torch" in sys.modules:
-        return
-    rules = "torch._meta_registrations"
-    sys.modules[rules] = ModuleType(rules)
-    try:
-        import torch
-    finally:
-        del sys.modules[rules]
-    vars(torch).pop("_meta_registrations", None)  # not every version of torch names it
 
 
 def _begin_device(choices: CudaChoices) -> None:
@@ -71,8 +54,9 @@ def find_weights(options: argparse.Namespace) -> list[Path]:
     if on_cpu == on_cuda or options.device == "cpu":
         return [on_cpu]
     _begin_device(CudaChoices.from_environment())  # before torch, as it must be
-    _import_torch()
-    from inference.device import choose_device
+    with starting():
+        import_torch()
+        from .device import choose_device
 
     return [on_cuda if choose_device(options.device).type == "cuda" else on_cpu]
 
@@ -92,13 +76,14 @@ def _make_predictor(
     with timer.phase("imports"):
         if options.device != "cpu":
             _begin_device(choices)
-        _import_torch()
-        import torch
+        with starting():
+            import_torch()
+            import torch
 
-        from inference import cuda
-        from inference.device import choose_device, choose_dtype, thread_count
-        from inference.prediction import Predictor
-        from inference.weights import load_weights
+            from .cuda import runtime as cuda
+            from .device import choose_device, choose_dtype, thread_count
+            from .network.weights import load_weights
+            from .prediction import Predictor
 
         torch.set_num_threads(thread_count())
     with timer.phase("context"):
@@ -176,9 +161,8 @@ def make_service(
         keep_existing=options.keep_existing,
         budget=budget,
         network_bytes=_network_bytes(weights),
-        with_statistics=options.statistics is not None,
         with_preview=options.preview,
-        with_about=options.manifest is not None,
+        with_records=options.statistics is not None or options.manifest is not None,
         on_slices=on_slices,
         on_case=on_case,
     )
@@ -199,12 +183,12 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
     Args:
         options: of `parse_arguments`.
         make: called as `make_service`; makes what runs the cases, here or elsewhere: its `run`,
-            and `stop` if it has one, are called as `Service`'s, its `has_records` is set, and its
+            and `stop` if it has one, are called as `Service`'s, its `recorded` is set, and its
             `provenance` is what a manifest says.
 
     Returns:
-        0 if every case is done (or was before), 1 if some failed, 2 for wrong usage, 143 if SIGTERM
-        and 130 if Ctrl-C ended it.
+        0 if every case is done (or was before), 1 if some failed or a record of them could not be
+        written, 2 for wrong usage, `CANNOT_START`, 128 and its number for a signal that ended it.
     """
     start = time.monotonic()
     log = os.environ.get(LOG_VARIABLE)
@@ -231,7 +215,7 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
     except ValueError as error:
         say(f"error: {one_line(error)}")
         return 2
-    service.has_records = records.has
+    service.recorded = records.recorded
 
     def end(case: Case) -> None:
         records.add(case)
@@ -244,6 +228,9 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
     except (ValueError, OSError) as error:
         say(f"error: {one_line(error)}")
         return 2
+    except (StartError, MemoryError) as error:
+        say(f"error: it cannot start: {why_not_started(error)}")
+        return CANNOT_START
     except Stopped as signalled:
         stopped = signalled
         discard_unfinished()
@@ -264,7 +251,7 @@ def run(options: argparse.Namespace, make: Callable[..., Service]) -> int:
         if flagged := count_in_words(case.flags for case in cases if case.status != "failed"):
             say(flagged, sys.stdout)
         say(f"{done}: {options.output}", sys.stdout)
-    return 1 if failed else 0
+    return 1 if failed or records.incomplete else 0
 
 
 def _segmentation_writer(
@@ -273,7 +260,7 @@ def _segmentation_writer(
     """What writes DICOM SEG, if it is asked for."""
     if options.format == "nifti":
         return None
-    from inference.dicom.segmentation import SegmentationWriter
+    from .dicom.segmentation import SegmentationWriter
 
     return SegmentationWriter(options.seg_type, provenance)
 

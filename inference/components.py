@@ -5,7 +5,7 @@ from typing import NamedTuple
 import cc3d
 import numpy as np
 
-from inference.labels import LABEL_NAMES, ORGANS
+from .labels import LABEL_NAMES, ORGANS
 
 # Slices labelled at once. Component numbers take four bytes a voxel, so a slab's stay small enough
 # for the allocator to use the same memory for each, and the whole volume's never exist.

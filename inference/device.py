@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from inference import cuda
-from inference.memory import cpu_limit
+from .cuda import runtime as cuda
+from .memory import cpu_limit
 
 _BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}  # as the kernel names them
 
@@ -33,14 +33,17 @@ def choose_device(requested: str) -> torch.device:
 
 
 def choose_dtype(device: torch.device) -> torch.dtype:
-    """Half precision where the device is faster with it.
+    """Return the precision that is fastest on a device.
 
-    fp16 on CUDA. On a CPU bfloat16 if it has instructions for it, else fp32. The network's time in
+    fp16 on CUDA. On a CPU bfloat16 if it has instructions for it that torch may use (it may not
+    where `ATEN_CPU_CAPABILITY` holds it to AVX2), else fp32. The network's time in
     fp32 over that in bfloat16, measured: 2.2 at base_channels 8 and 3.8 at 64 on a Xeon with AMX,
     1.6 and 1.9 on an EPYC with AVX-512 BF16; with AVX-512 alone bfloat16 is slower.
     """
     if device.type == "cuda":
         return torch.float16
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return torch.float32
     cpuinfo = Path("/proc/cpuinfo")
     known = cpuinfo.read_text(encoding="utf-8").split() if cpuinfo.exists() else ()
     return torch.float32 if _BFLOAT16_FLAGS.isdisjoint(known) else torch.bfloat16

@@ -22,11 +22,13 @@ def case_name(path: Path) -> str:
     """NAME of `NAME_0000.nii.gz`, `NAME.nii.gz` and the same with `.nii` (challenge rule).
 
     Raises:
-        ValueError: the name has no such ending.
+        ValueError: the name has no such ending, or nothing before it.
     """
     for suffix in SUFFIXES:
         if path.name.endswith(suffix):
-            return path.name.removesuffix(suffix).removesuffix("_0000")
+            if name := path.name.removesuffix(suffix).removesuffix("_0000"):
+                return name
+            raise ValueError("nothing before _0000 names its label map")
     raise ValueError("not a .nii.gz or .nii file (the ending in lower case)")
 
 

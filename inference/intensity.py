@@ -13,7 +13,7 @@ _HISTOGRAM_CHUNK = 1 << 20
 
 
 def _histogram_percentiles(voxels: np.ndarray, percents: tuple[float, ...]) -> list[float]:
-    """Exact percentiles of 8- and 16-bit integers, by counting instead of sorting."""
+    """Return exact percentiles of 8- and 16-bit integers, by counting instead of sorting."""
     info = np.iinfo(voxels.dtype)
     unsigned = voxels.view(f"u{voxels.dtype.itemsize}")
     counts = np.zeros(1 << info.bits, np.int64)
@@ -42,7 +42,7 @@ def _histogram_percentiles(voxels: np.ndarray, percents: tuple[float, ...]) -> l
 
 
 def percentiles(voxels: np.ndarray, percents: tuple[float, ...] = (1.0, 99.0)) -> tuple[float, ...]:
-    """Percentiles of a whole volume, equal to `numpy.percentile` of its finite voxels.
+    """Return percentiles of a whole volume, equal to `numpy.percentile` of its finite voxels.
 
     Args:
         voxels: any shape, any real type, in any memory order.
@@ -73,7 +73,7 @@ def clipped_window(
     slope: float,
     intercept: float,
 ) -> tuple[float, float]:
-    """What is left of a window within a range of HU.
+    """Return the part of a window within a range of HU.
 
     Args:
         window: (low, high), in the units of voxels.
@@ -112,5 +112,8 @@ def normalise(
         float32 z-scores; voxels that are not numbers (NaN) become the window's lower end.
     """
     low, high = window
-    clipped = slices.float().nan_to_num_(nan=low).clamp_(low, high)
+    clipped = slices.float()
+    if clipped is slices:  # the caller's own stays as it is
+        clipped = slices.clone()
+    clipped.nan_to_num_(nan=low).clamp_(low, high)
     return clipped.mul_(slope / std).add_((intercept - mean) / std)

@@ -1,39 +1,39 @@
-"""Label maps on disk: written on the grid of the volume they were made from, and known again."""
+"""Write label maps on the grid of the volume they are of, check them, read them."""
 
-import zlib
 from pathlib import Path
 
 import nibabel
 import numpy as np
 from isal import isal_zlib
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 
-from inference.files import write_atomically
-from inference.labels import LABEL_NAMES
-from inference.provenance import MADE_BY_BYTES, made_by
-from inference.volume import (
+from .files import write_atomically
+from .labels import LABEL_NAMES
+from .records.provenance import SIGNATURE_BYTES, format_signature, same_signature
+from .volume import (
+    GZIP_ERRORS,
     GZIP_WBITS,
-    ODD_NUMBERS,
+    HEADER_ERRORS,
     Volume,
     VolumeError,
     flipped,
+    header_affine,
     read_header,
     read_stored,
 )
 
-_CHUNK = 1 << 20  # bytes unpacked at once where they are only looked at
+_CHUNK = 1 << 20  # bytes unpacked at once where they are only checked
 
 
 def label_map_header(
-    header: nibabel.Nifti1Header, maker: str | None = None
+    header: nibabel.Nifti1Header, signature: str | None = None
 ) -> nibabel.Nifti1Header:
-    """The header of the label map that belongs to a volume, read back by its own rules.
+    """Return the header of the label map of a volume.
+
+    It is the volume's own but for type, scaling and texts: those of the input may name a patient.
 
     Args:
         header: of the volume.
-        maker: what `descrip` says of who made it, at most 79 bytes of ASCII; by default the program
-            alone, as `inference.provenance.made_by` has it.
+        signature: its `descrip`, at most 79 bytes of ASCII; by default the program's alone.
 
     Raises:
         VolumeError: whoever reads it would not find the volume's grid.
@@ -44,62 +44,64 @@ def label_map_header(
         made.set_slope_inter(1, 0)
         made["cal_min"] = made["cal_max"] = 0
         made["intent_code"] = 0
-        made["descrip"] = (maker or made_by()).encode("ascii", "replace")[:MADE_BY_BYTES]
+        for name in made.template_dtype.names:
+            if made.template_dtype[name].kind == "S" and name != "regular":
+                made[name] = b""
+        text = signature or format_signature()
+        made["descrip"] = text.encode("ascii", "replace")[:SIGNATURE_BYTES]
         made["magic"] = made.single_magic
         made["vox_offset"] = made.single_vox_offset
         read = type(made)(made.binaryblock)
         same = (
             read.get_data_shape() == header.get_data_shape()
             and read.get_data_dtype() == np.uint8
-            and np.array_equal(read.get_best_affine(), header.get_best_affine())
+            and np.array_equal(header_affine(read), header_affine(header))
         )
-    except (HeaderDataError, WrapStructError, *ODD_NUMBERS) as error:
+    except HEADER_ERRORS as error:
         raise VolumeError(f"no label map can be written with its header ({error})") from error
     if not same:
         raise VolumeError("no label map can be written with its header")
     return made
 
 
-def is_label_map_of(
-    path: Path, source: Path | nibabel.Nifti1Header, maker: str | None = None
+def why_not_label_map_of(
+    path: Path, header: nibabel.Nifti1Header, signature: str | None = None
 ) -> str:
-    """Why a file is not the whole label map of a volume, or "" if it is.
+    """Return why a file is not the whole label map of a volume, or "" if it is.
 
-    Its header first: type, then shape, affine and codes against the volume's, and who made it; then
-    size and gzip check sum. What the voxels say is not looked at.
+    Checked are its header (type; shape, affine and codes against the volume's; signature), then
+    size and gzip check sum; not the voxels.
 
     Args:
         path: of the label map, gzipped.
-        source: the volume's file, or its header.
-        maker: by whom it must be made, as its header says; None: whoever it was.
+        header: of the volume.
+        signature: that it must have, but for the names of weights; None: any.
     """
     try:
         if not path.is_file():
             return "it is no file"
-        grid = read_header(source) if isinstance(source, Path) else source
-        found, wanted = read_header(path), label_map_header(grid, maker)
+        found, wanted = read_header(path), label_map_header(header)
         if found.get_data_dtype() != np.uint8:
             return f"its type is {found.get_data_dtype()}"
         for name, value, right in (
             ("shape", found.get_data_shape(), wanted.get_data_shape()),
-            ("affine", found.get_best_affine(), wanted.get_best_affine()),
+            ("affine", header_affine(found), header_affine(wanted)),
             ("sform code", int(found["sform_code"]), int(wanted["sform_code"])),
             ("qform code", int(found["qform_code"]), int(wanted["qform_code"])),
         ):
             if not np.array_equal(value, right):
                 return f"its {name} is not the volume's"
-        was, is_now = (bytes(header["descrip"].item()) for header in (found, wanted))
-        if maker is not None and was != is_now:
-            other = was.decode("ascii", "replace") or "who knows what"
-            return f"it was made by {other}, not by {is_now.decode()}"
+        made_by = bytes(found["descrip"].item()).decode("ascii", "replace")
+        if signature is not None and not same_signature(made_by, signature):
+            return f"it was made by {made_by or 'an unknown program'}, not by {signature}"
         voxels = int(np.prod(found.get_data_shape(), dtype=np.int64))
         return _why_not_whole(path, int(found["vox_offset"]) + voxels)
-    except (VolumeError, OSError, EOFError, *ODD_NUMBERS) as error:
+    except (OSError, *HEADER_ERRORS) as error:
         return str(error)
 
 
 def _why_not_whole(path: Path, size: int) -> str:
-    """Why a file is not one gzip member of `size` bytes with the right check sum, or ""."""
+    """Return why a file is not one gzip member of `size` bytes with the right check sum, or ""."""
     unpacker, length = isal_zlib.decompressobj(wbits=GZIP_WBITS), 0
     try:
         with path.open("rb") as file:
@@ -113,7 +115,7 @@ def _why_not_whole(path: Path, size: int) -> str:
                     return "it ends before its end mark"
             if unpacker.unused_data or file.read(1):
                 return "it goes on behind its end"
-    except (zlib.error, isal_zlib.IsalError) as error:
+    except GZIP_ERRORS as error:
         return f"damaged gzip data ({error})"
     return "" if length == size else f"cut short: it holds {length} of {size} bytes"
 
@@ -135,15 +137,15 @@ def read_label_map(path: Path, volume: Volume) -> np.ndarray:
     return label_map
 
 
-def only(labels: tuple[int, ...], label_map: np.ndarray) -> np.ndarray:
-    """A label map, uint8, in which all other labels are 0; a new array of the same shape."""
-    kept = np.zeros(256, np.uint8)
-    kept[list(labels)] = labels
-    return kept[label_map]
+def select_labels(label_map: np.ndarray, labels: tuple[int, ...]) -> np.ndarray:
+    """Return a copy of a label map, uint8, in which all labels but some are 0."""
+    table = np.zeros(256, np.uint8)
+    table[list(labels)] = labels
+    return table[label_map]
 
 
 def organ_mask_path(folder: Path, label: int) -> Path:
-    """Where the mask of a label is, such as `right_kidney.nii.gz`."""
+    """Return the path of a label's mask, such as `right_kidney.nii.gz`."""
     return folder / f"{LABEL_NAMES[label].replace(' ', '_')}.nii.gz"
 
 
@@ -152,13 +154,13 @@ def write_organ_masks(
     label_map: np.ndarray,
     volume: Volume,
     labels: tuple[int, ...],
-    maker: str | None = None,
+    signature: str | None = None,
 ) -> None:
-    """Write a mask of 0 and 1 for each label, whether it is there or not.
+    """Write a mask of 0 and 1 for each label, also for one that is absent.
 
     Args:
         folder: for the masks; made if need be.
-        label_map, volume, maker: as in `write_label_map`.
+        label_map, volume, signature: as in `write_label_map`.
         labels: of which masks are written.
 
     Raises:
@@ -167,13 +169,31 @@ def write_organ_masks(
     folder.mkdir(exist_ok=True)
     for label in labels:
         mask = (label_map == label).view(np.uint8)
-        write_label_map(organ_mask_path(folder, label), mask, volume, maker)
+        write_label_map(organ_mask_path(folder, label), mask, volume, signature)
+
+
+def _as_stored(label_map: np.ndarray, volume: Volume) -> np.ndarray:
+    """Turn a label map from SPL back to the axes of its volume's file."""
+    return flipped(label_map, volume.disk_flips).transpose(np.argsort(volume.disk_axes))
+
+
+def label_map_image(label_map: np.ndarray, volume: Volume) -> nibabel.Nifti1Image:
+    """Return a label map (slices, rows, columns), SPL, uint8, as an image on its volume's grid.
+
+    Raises:
+        VolumeError: as `label_map_header`.
+    """
+    header = label_map_header(volume.header)
+    kind = nibabel.Nifti2Image if header.sizeof_hdr == 540 else nibabel.Nifti1Image
+    shape = volume.header.get_data_shape()
+    voxels = np.ascontiguousarray(_as_stored(label_map, volume)).reshape(shape)
+    return kind(voxels, header_affine(header), header)
 
 
 def write_label_map(
-    path: Path, label_map: np.ndarray, volume: Volume, maker: str | None = None
+    path: Path, label_map: np.ndarray, volume: Volume, signature: str | None = None
 ) -> None:
-    """Write a label map on the grid of the volume it was made from.
+    """Write a label map on the grid of its volume.
 
     The file has the volume's axis order, shape, affine, sform and qform codes, spacing and units;
     its type is uint8 with `scl_slope` 1. It appears under its name only when it is whole.
@@ -181,8 +201,8 @@ def write_label_map(
     Args:
         path: `NAME.nii.gz`, or `NAME.nii` for a file that is not compressed.
         label_map: (slices, rows, columns), SPL, uint8.
-        volume: where the label map belongs.
-        maker: as in `label_map_header`.
+        volume: that it is of.
+        signature: as in `label_map_header`.
 
     Raises:
         ValueError: the label map is not of the volume's shape or not uint8.
@@ -193,10 +213,10 @@ def write_label_map(
             f"a label map of {volume.voxels.shape} uint8 is needed, "
             f"not {label_map.shape} {label_map.dtype}"
         )
-    header = label_map_header(volume.header, maker)
+    header = label_map_header(volume.header, signature)
     no_extensions = b"\0\0\0\0"
 
-    stored = flipped(label_map, volume.disk_flips).transpose(np.argsort(volume.disk_axes))
+    stored = _as_stored(label_map, volume)
     parts = [header.binaryblock + no_extensions]
     parts.append(stored.ravel(order="F").data)  # copies only where the file is not LPS
     if path.name.endswith(".gz"):

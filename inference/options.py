@@ -11,8 +11,8 @@ import stat
 import sys
 from pathlib import Path
 
-from inference import __version__
-from inference.files import (
+from . import __version__
+from .files import (
     SUFFIXES,
     check_writable,
     file_identity,
@@ -21,23 +21,26 @@ from inference.files import (
     printable,
     why_not_a_volume,
 )
-from inference.labels import LABEL_NAMES
-from inference.phases import LOG_VARIABLE
-from inference.shards import parse_shard, shard_file, shard_of
-from inference.sources import Source, source_files, source_name, why_not_a_source
+from .labels import LABEL_NAMES
+from .phases import LOG_VARIABLE
+from .shards import parse_shard, shard_file, shard_of
+from .sources import NiftiFile, Source
 
-_ROOT = Path(__file__).parents[1]
+_IN_TREE = __package__ == "inference"  # not installed as `abdoseg`
+_ROOT = Path(__file__).parents[1] if _IN_TREE else Path()
 
 
 def make_parser(package: str = "inference") -> argparse.ArgumentParser:
-    """The command line of `python -m PACKAGE`."""
+    """Return the parser of `python -m PACKAGE`, or of `abdoseg` where that is installed."""
+    program = f"python -m {package}" if _IN_TREE else "abdoseg"
     parser = argparse.ArgumentParser(
-        prog=f"python -m {package}",
+        prog=program,
         description="Segment 13 organs and tumors in abdominal CT volumes.",
         epilog="Exit codes: 0 every case is done, 1 some cases failed and the rest are written, "
-        "2 wrong usage, 143 ended by SIGTERM, 130 by Ctrl-C. "
+        "2 wrong usage, 3 it could not start (a package, a library or memory is missing), "
+        "143 ended by SIGTERM, 129 by SIGHUP, 130 by Ctrl-C. "
         f"With {LOG_VARIABLE}=FILE in the environment, the time of each phase is appended to FILE "
-        f"as JSON lines. Example: python -m {package} --input CTS --output LABELS "
+        f"as JSON lines. Example: {program} --input CTS --output LABELS "
         "--statistics volumes.csv; of DICOM series: --input SERIES --output LABELS --format both",
     )
     parser.add_argument(
@@ -204,7 +207,7 @@ def parse_arguments(
 
 
 def _check_weights(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    from inference.weights import WeightsError, common_metadata, default_weights, read_metadata
+    from .network.weights import WeightsError, common_metadata, default_weights, read_metadata
 
     named = ""
     try:
@@ -248,8 +251,9 @@ def _find_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -
     if not reason:
         if options.format != "nifti":
             parser.error(f"--format {options.format}: a DICOM SEG belongs to a DICOM series")
-        return paths
-    if source.name.lower().endswith(SUFFIXES) and not stat.S_ISDIR(mode):
+        return [NiftiFile(path) for path in paths]
+    of_volume = source.name.lower().endswith(SUFFIXES) and not stat.S_ISDIR(mode)
+    if of_volume or not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
         parser.error(printable(f"--input {source}: {reason}"))
     series = _find_series(options, parser)
     if not series:
@@ -260,28 +264,27 @@ def _find_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -
 
 def _find_series(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Source]:
     """The DICOM series of the input; what else is there goes to `options.left_out`."""
-    from inference.dicom.discovery import find_series  # only for those who have DICOM
+    from .dicom.discovery import find_series  # only for those who have DICOM
 
     if not options.quiet:
         with contextlib.suppress(OSError, ValueError):
             print("No NIfTI file there: looking for DICOM series", file=sys.stderr, flush=True)
     try:
-        found = find_series(options.input, options.names)
+        series, options.left_out = find_series(options.input, options.names)
     except (OSError, ValueError) as error:
         parser.error(printable(f"--input {options.input}: {one_line(error)}"))
-    options.left_out = found.left_out
-    return found.series
+    return series
 
 
 def _protect_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Refuse a call that would write over what it reads, under whatever name or link."""
-    sources = [path for path in options.paths if not why_not_a_source(path)]
-    inputs = {file_identity(file): file for path in sources for file in source_files(path)}
+    sources = [source for source in options.paths if not source.refusal]
+    inputs = {file_identity(file): file for source in sources for file in source.files}
     endings = {"nifti": [".nii.gz"], "seg": [".seg.dcm"], "both": [".nii.gz", ".seg.dcm"]}
     written = {
         "--output": [
-            options.output / f"{source_name(path)}{ending}"
-            for path in sources
+            options.output / f"{source.name}{ending}"
+            for source in sources
             for ending in endings[options.format]
         ],
         "--statistics": [options.statistics] if options.statistics else [],
@@ -296,7 +299,7 @@ def _protect_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser
                         "another folder"
                     )
                 )
-    of_dicom = any(not isinstance(path, Path) for path in options.paths)
+    of_dicom = not all(isinstance(source, NiftiFile) for source in options.paths)
     if of_dicom and file_identity(options.output) == file_identity(options.input):
         parser.error(
             printable(

@@ -5,21 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inference.case import Case
-from inference.files import file_identity, one_line, printable
-from inference.label_map import (
-    is_label_map_of,
-    only,
+from .case import Case
+from .files import file_identity, one_line, printable
+from .label_map import (
     organ_mask_path,
+    select_labels,
+    why_not_label_map_of,
     write_label_map,
     write_organ_masks,
 )
-from inference.labels import LABEL_NAMES
-from inference.provenance import Provenance
-from inference.sources import source_header, why_not_a_source
+from .labels import LABEL_NAMES
+from .records.provenance import Provenance
+from .sources import why_changed
 
 if TYPE_CHECKING:
-    from inference.dicom.segmentation import SegmentationWriter
+    from .dicom.segmentation import SegmentationWriter
 
 
 @dataclass
@@ -66,8 +66,8 @@ class Outputs:
             case: to be segmented.
             inputs: `file_identity` of every file that the run reads.
         """
-        if reason := why_not_a_source(case.path):
-            return reason
+        if case.source.refusal:
+            return case.source.refusal
         longest = os.pathconf(self.folder, "PC_NAME_MAX") if self.folder.is_dir() else 255
         for output in self.of(case.name):
             if len(os.fsencode(output.name)) > longest:
@@ -76,41 +76,50 @@ class Outputs:
                 return f"its label map would replace an input, {printable(output.name)}"
         return ""
 
-    def damage(self, case: Case) -> str:
-        """Why what is there of a case is not whole, or not of this input by this maker, or ""."""
+    def why_stale(self, case: Case, record: dict | None) -> str:
+        """Return why a case's files are not whole or not of its input by this signature, or "".
+
+        Args:
+            case: whose files are all there.
+            record: of the case, as far as there is one.
+        """
         try:
-            header = source_header(case.path)
+            header, stale = case.source.header, ""
+            if self.with_label_map:
+                path = self.label_map(case.name)
+                stale = why_not_label_map_of(path, header, self._signature)
+            if not stale and self.segmentation:
+                stale = self.segmentation.why_stale(self._segmentation(case.name), case.source)
+            made_ns = min(path.stat().st_mtime_ns for path in self.of(case.name))
+            return stale or why_changed(case.source, record, made_ns)
         except (ValueError, OSError) as error:
             return one_line(error)
-        damage = ""
-        if self.with_label_map:
-            damage = is_label_map_of(self.label_map(case.name), header, self._maker)
-        if not damage and self.segmentation:
-            damage = self.segmentation.damage(self._segmentation(case.name), case.path)
-        return damage
 
     def write(self, case: Case) -> None:
-        """Write a case's files, the label map last: where it is, all are.
+        """Write a case's files; the label map also where no SEG can be made.
 
         Raises:
-            OSError: one cannot be written.
+            VolumeError: no SEG can be made.
+            OSError: a file cannot be written.
         """
         if self.per_organ:
             folder, labels = self.folder / case.name, self._masked_labels
-            write_organ_masks(folder, case.label_map, case.volume, labels, self._maker)
-        shown = only(self.labels, case.label_map) if self.labels else case.label_map
-        if self.segmentation:
-            output = self._segmentation(case.name)
-            self.segmentation.write(output, shown, case.volume, case.path)
-        if self.with_label_map:
-            write_label_map(self.label_map(case.name), shown, case.volume, self._maker)
+            write_organ_masks(folder, case.label_map, case.volume, labels, self._signature)
+        shown = select_labels(case.label_map, self.labels) if self.labels else case.label_map
+        try:
+            if self.segmentation:
+                output = self._segmentation(case.name)
+                case.warnings += self.segmentation.write(output, shown, case.volume, case.source)
+        finally:
+            if self.with_label_map:
+                write_label_map(self.label_map(case.name), shown, case.volume, self._signature)
 
     def _segmentation(self, name: str) -> Path:
         return self.folder / f"{name}.seg.dcm"
 
     @property
-    def _maker(self) -> str | None:
-        return self.provenance.made_by if self.provenance else None
+    def _signature(self) -> str | None:
+        return self.provenance.signature if self.provenance else None
 
     @property
     def _masked_labels(self) -> tuple[int, ...]:

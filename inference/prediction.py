@@ -14,17 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from inference import cuda, driver
-from inference.averaging import AveragedNetworks
-from inference.choices import CudaChoices
-from inference.device import choose_dtype, thread_count
-from inference.folding import fold
-from inference.intensity import clipped_window, normalise
-from inference.labelling import interpolated_labels, labels_of, upsampled_labels
-from inference.memory import slice_bytes
-from inference.model import DOWNSAMPLING, AttentionUNet
-from inference.transfer import LabelsUnderWay, to_device
-from inference.weights import WeightsMetadata, common_metadata
+from .cuda import driver
+from .cuda import runtime as cuda
+from .cuda.choices import CudaChoices
+from .cuda.transfer import PendingLabels, to_device
+from .device import choose_dtype, thread_count
+from .intensity import clipped_window, normalise
+from .memory import slice_bytes
+from .network.averaging import AveragedNetworks
+from .network.folding import fold
+from .network.labelling import interpolated_labels, labels_of, upsampled_labels
+from .network.model import DOWNSAMPLING, AttentionUNet
+from .network.weights import WeightsMetadata, common_metadata
 
 # On a CPU so many slices at most are predicted at once, so that their maps fit in memory however
 # many cores there are.
@@ -46,7 +47,12 @@ def _reuse_freed_memory() -> None:
     libc.mallopt(arena_max, 1)  # what one thread has freed serves the others
 
 
-def _trained_network(state_dict: dict[str, Tensor], metadata: WeightsMetadata) -> AttentionUNet:
+def trained_network(state_dict: dict[str, Tensor], metadata: WeightsMetadata) -> AttentionUNet:
+    """Return the network of a weights file, fp32, on the CPU.
+
+    Raises:
+        ValueError: the weights are of another network than their metadata say.
+    """
     with torch.device("meta"):
         network = AttentionUNet(**metadata.network)
     in_fp32 = {
@@ -111,7 +117,7 @@ class Predictor:
         self.batch_size = batch_size
         self.host_bytes = host_bytes
 
-        networks = [_trained_network(*one) for one in weights]
+        networks = [trained_network(*one) for one in weights]
         if device.type == "cuda":
             with cuda.as_value_error(device):
                 ready = ready or cuda.warm_up(device, self.dtype)
@@ -200,10 +206,10 @@ class Predictor:
             # on device 0 as well.
             torch.cuda.set_device(self.device)
 
-        def launch(first: int, start: int, stop: int) -> LabelsUnderWay:
+        def launch(first: int, start: int, stop: int) -> PendingLabels:
             slices = to_device(voxels[first:stop], self.device, pinned=pinned)
             labels = self._predict_batch(slices, window, slope, intercept, reduction)
-            return LabelsUnderWay(start, stop, labels[start - stop :], pinned=pinned)
+            return PendingLabels(start, stop, labels[start - stop :], pinned=pinned)
 
         def label(start: int, stop: int) -> None:
             label_map[start:stop] = launch(start, start, stop).fetch()
@@ -216,11 +222,11 @@ class Predictor:
                 on_slices(stop - start)
             return label_map
 
-        def finish(batch: LabelsUnderWay) -> None:
+        def finish(batch: PendingLabels) -> None:
             label_map[batch.start : batch.stop] = batch.fetch()
             on_slices(batch.stop - batch.start)
 
-        before: LabelsUnderWay | None = None
+        before: PendingLabels | None = None
         start = 0
         while start < len(voxels):
             stop = min(start + batch_size, len(voxels))

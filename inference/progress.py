@@ -4,11 +4,11 @@ import contextlib
 import sys
 from typing import TextIO
 
-from inference.case import Case
-from inference.files import printable
-from inference.flags import in_words
-from inference.phases import PhaseTimer
-from inference.service import STAGES
+from .case import Case
+from .files import printable
+from .phases import PhaseTimer
+from .records.flags import in_words
+from .service import STAGES
 
 
 def say(line: str, stream: TextIO | None = None) -> None:
@@ -45,13 +45,13 @@ class Progress:
         """A case has ended."""
         self.ended += 1
         for warning in case.warnings:
-            say(f"warning: {case.path}: {warning}")
+            say(f"warning: {case.source}: {warning}")
         if case.status == "failed":
-            say(f"error: {case.path}: {case.reason}")
+            say(f"error: {case.source}: {case.reason}")
         elif not self.quiet:
             say(f"[{self.ended}/{self.total}] {case.name}: {case.status}")
             if case.flags:
-                say(f"look at {case.name}: {in_words(case.flags)}")
+                say(f"check {case.name}: {in_words(case.flags)}")
 
 
 def closing_table(cases: list[Case], timer: PhaseTimer) -> str:

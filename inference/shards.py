@@ -5,8 +5,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from inference.files import output_key
-from inference.sources import Source, source_name
+from .files import output_key
+from .sources import Source
 
 _SLURM = "SLURM_ARRAY_TASK_"
 _KUBERNETES = "JOB_COMPLETION_INDEX"
@@ -72,7 +72,7 @@ def _number(environment: Mapping[str, str], name: str, default: int | None = Non
     return int(text)
 
 
-def shard_of(paths: list[Source], index: int, count: int) -> list[Source]:
+def shard_of(sources: list[Source], index: int, count: int) -> list[Source]:
     """The inputs of one shard; every input is in exactly one of them.
 
     Cases go from the largest file down to the shard that has the fewest bytes so far, which leaves
@@ -81,7 +81,7 @@ def shard_of(paths: list[Source], index: int, count: int) -> list[Source]:
     and names alone decide: while shards run, inputs must not be added, removed or changed.
 
     Args:
-        paths: of all inputs, in any order.
+        sources: all inputs, in any order.
         index: of the shard, from 0.
         count: of shards.
 
@@ -89,9 +89,9 @@ def shard_of(paths: list[Source], index: int, count: int) -> list[Source]:
         In the order given.
     """
     groups: dict[str, list[Source]] = {}
-    for path in paths:
-        groups.setdefault(output_key(source_name(path)), []).append(path)
-    bytes_of = {name: sum(map(_size, group)) for name, group in groups.items()}
+    for source in sources:
+        groups.setdefault(output_key(source.name), []).append(source)
+    bytes_of = {name: sum(one.byte_count for one in group) for name, group in groups.items()}
     shards = [(0, shard) for shard in range(count)]
     chosen: set[Source] = set()
     for name in sorted(groups, key=lambda name: (-bytes_of[name], name)):
@@ -100,19 +100,7 @@ def shard_of(paths: list[Source], index: int, count: int) -> list[Source]:
         heapq.heapreplace(shards, (taken + bytes_of[name] + 1, shard))
         if shard == index:
             chosen.update(groups[name])
-    return [path for path in paths if path in chosen]
-
-
-def _size(path: Source) -> int:
-    """Bytes of a file, a folder's files or a series' pixels; 0 for what cannot be looked at."""
-    if not isinstance(path, Path):
-        return path.pixel_bytes
-    try:
-        if path.is_dir():
-            return sum(_size(entry) for entry in path.iterdir() if not entry.is_symlink())
-        return path.stat().st_size
-    except OSError:
-        return 0
+    return [source for source in sources if source in chosen]
 
 
 def shard_file(path: Path, index: int, count: int) -> Path:

@@ -1,4 +1,4 @@
-"""What SIGTERM and Ctrl-C do to a run: what is being written becomes whole, within ten seconds."""
+"""What SIGTERM, SIGHUP and Ctrl-C do: what is being written becomes whole, within ten seconds."""
 
 import contextlib
 import os
@@ -6,13 +6,16 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 
-from inference.files import discard_unfinished
+from .files import discard_unfinished
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C; `docker stop`, a scheduler; a terminal or connection that is lost."""
 
 GRACE_SECONDS = 8.0
-"""After SIGTERM, for the case that is being predicted; then it is given up."""
+"""After SIGTERM or SIGHUP, for the case that is being predicted; then it is given up."""
 
 LAST_SECONDS = 9.5
-"""After SIGTERM the process ends, whatever is still being written: `docker stop` waits for 10."""
+"""After them the process ends, whatever is still being written: `docker stop` waits for 10."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -24,25 +27,40 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
+def handling_stop_signals(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Call a handler at any of `STOP_SIGNALS`; those that are ignored (nohup) stay so."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    before = {number: known for number, known in before.items() if known != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, known in before.items():
+            signal.signal(number, known)
+
+
+@contextlib.contextmanager
 def signals_raise(finish: Callable[[BaseException], bool] | None = None) -> Iterator[None]:
-    """Turn SIGTERM and Ctrl-C into `Stopped`; what is ignored stays so.
+    """Turn `STOP_SIGNALS` into `Stopped`; those that are ignored stay so.
 
     Ctrl-C is raised at once, and so is a second signal.
 
     Args:
-        finish: called at SIGTERM with the error to raise when the case under way is written, and
-            says whether there is one; that has `GRACE_SECONDS`, and at `LAST_SECONDS` the process
-            ends with whatever is being written. None: SIGTERM is raised at once, and whoever
-            catches it may take its time.
+        finish: called at SIGTERM or SIGHUP with the error to raise when the case under way is
+            written, and says whether there is one; that has `GRACE_SECONDS`, and at `LAST_SECONDS`
+            the process ends with whatever is being written. None: every signal is raised at once,
+            and whoever catches it may take its time.
     """
+    asked: Stopped | None = None
     asked_at = 0.0
     given_up = False
 
     def stop(number: int, _frame: object) -> None:
-        nonlocal asked_at, given_up
+        nonlocal asked, asked_at, given_up
         error = Stopped(number)
-        if number == signal.SIGTERM and finish and not asked_at:
-            asked_at = time.monotonic()
+        if number != signal.SIGINT and finish and not asked:
+            asked, asked_at = error, time.monotonic()
             waits = finish(error)
             first = GRACE_SECONDS if waits else LAST_SECONDS
             signal.setitimer(signal.ITIMER_REAL, first, max(0.01, LAST_SECONDS - GRACE_SECONDS))
@@ -53,23 +71,17 @@ def signals_raise(finish: Callable[[BaseException], bool] | None = None) -> Iter
 
     def out_of_time(_number: int, _frame: object) -> None:
         nonlocal given_up
-        error = Stopped(signal.SIGTERM)
-        if not given_up and finish(error):  # it is still being predicted
+        if not given_up and finish(asked):  # it is still being predicted
             given_up = True
-            raise error
+            raise asked
         if time.monotonic() - asked_at >= LAST_SECONDS:
             discard_unfinished()
-            os._exit(128 + signal.SIGTERM)
+            os._exit(128 + asked.number)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     before_alarm = signal.signal(signal.SIGALRM, out_of_time)
-    for number, handler in before.items():
-        if handler != signal.SIG_IGN:
-            signal.signal(number, stop)
     try:
-        yield
+        with handling_stop_signals(stop):
+            yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before_alarm)
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,13 +1,16 @@
-"""CT volumes and label maps on disk: NIfTI files read and written without resampling.
+"""Read NIfTI files without resampling: voxels, affine, spacing.
 
 In memory every array is oriented (slices, rows, columns) toward the patient's (Superior, Posterior,
 Left), "SPL": each slice is seen as on a radiologist's screen, anterior on top and the patient's
-right on the image's left. Only axes are swapped and flipped to get there, so oblique and sheared
-affines are kept as they are. A C-contiguous SPL array is byte for byte an LPS file, the commonest
+right on the image's left. Only axes are swapped and flipped to get there; oblique and sheared
+affines stay as they are. A C-contiguous SPL array is byte for byte an LPS file, the commonest
 orientation of CT.
 """
 
+import contextlib
+import io
 import math
+import os
 import stat
 import zlib
 from collections.abc import Callable, Iterable
@@ -32,23 +35,53 @@ _NIFTI2_HEADER_SIZE = 540
 
 _HEADER_BYTES = 544  # of a NIfTI-2 file, with the four bytes that announce extensions
 
-ODD_NUMBERS = (ValueError, KeyError, OverflowError)  # what nibabel raises at wild headers
+_START_BYTES = 1 << 16  # of a file, in which its header lies, gzipped or not
 
-_TAIL_BYTES = 1 << 20  # looked at after the voxels, for the check sum behind them
+HEADER_ERRORS = (HeaderDataError, WrapStructError, ValueError, KeyError, OverflowError)
+"""What nibabel raises at wild headers."""
+
+GZIP_ERRORS = (EOFError, zlib.error, isal_zlib.IsalError)
+"""What unpacking damaged gzip data raises."""
+
+_TAIL_BYTES = 1 << 20  # unpacked after the voxels, for the check sum behind them
+
+_PIECE_BYTES = 1 << 20  # of gzip data unpacked at once
 
 _LARGEST_OFFSET = 1 << 28  # of the voxels; between header and voxels there may be extensions
 
-_MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
+_MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI's codes; 0 is unknown
+_POSSIBLE_MM = (0.01, 100.0)  # spacings of a CT, from specimens to the thickest slices
+
+_SAME_SIZE = 0.01  # part of a voxel's size by which `pixdim` may differ from the affine
+
+_LONGEST_QUATERNION = 1.0001 + 1e-6  # what rounding makes of length 1; longer is no rotation
 
 Admit = Callable[[nibabel.Nifti1Header, int], None]
-"""Called with a file's header and its bytes before it is unpacked; raises to refuse it."""
+"""Called with a file's header and its size in bytes before it is unpacked; raises to refuse it."""
 
 OnContent = Callable[[bytes], None]
-"""Called with all that a file holds, as it was read and before it is unpacked."""
+"""Called with a file's bytes, before they are unpacked."""
 
 
 class VolumeError(ValueError):
     """A file that cannot be used as a CT volume; the message is the reason, in one line."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where a file's voxels lie.
+
+    Attributes:
+        axes: for each SPL axis, the file's axis that it is.
+        flips: for each SPL axis, whether the file stores it in reverse.
+        spacing: mm between slices, rows and columns; their product is a voxel's volume, mm³.
+        notes: what the header leaves open or contradicts, one line each.
+    """
+
+    axes: tuple[int, int, int]
+    flips: tuple[bool, bool, bool]
+    spacing: tuple[float, float, float]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,10 +91,9 @@ class Volume:
     Attributes:
         voxels: (slices, rows, columns), SPL, a view in the file's own data type; not HU.
         slope, intercept: HU = slope * voxels + intercept.
-        spacing: millimetres between slices, rows and columns.
+        spacing, notes: as in `Grid`.
         header: the file's NIfTI header, from which the label map's header is made.
-        disk_axes: for each axis of `voxels`, the file's axis that it is.
-        disk_flips: for each axis of `voxels`, whether the file stores it in reverse.
+        disk_axes, disk_flips: as `Grid.axes` and `Grid.flips`.
     """
 
     voxels: np.ndarray
@@ -71,21 +103,52 @@ class Volume:
     header: nibabel.Nifti1Header
     disk_axes: tuple[int, int, int]
     disk_flips: tuple[bool, bool, bool]
+    notes: tuple[str, ...] = ()
 
     @property
     def affine(self) -> np.ndarray:
-        """4x4: the file's own voxel indices (i, j, k) to RAS+ coordinates."""
-        return self.header.get_best_affine()
+        """4x4: the file's own voxel indices (i, j, k) to RAS+ coordinates, in the header's unit."""
+        return header_affine(self.header)
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel, mL; finite and positive."""
+        return math.prod(self.spacing) / 1000
+
+
+def header_affine(header: nibabel.Nifti1Header) -> np.ndarray:
+    """Return the affine of a header: its sform, else its qform, else by `pixdim` alone.
+
+    A quaternion that rounding has made longer than 1 is normalised, where nibabel refuses it.
+
+    Returns:
+        4x4, voxel indices (i, j, k) to RAS+ coordinates, in the header's unit.
+
+    Raises:
+        VolumeError: the header has no usable one.
+    """
+    names = ("quatern_b", "quatern_c", "quatern_d")
+    length = float(np.linalg.norm([float(header[name]) for name in names]))
+    if int(header["sform_code"]) <= 0 < int(header["qform_code"]) and length > 1:
+        if not length <= _LONGEST_QUATERNION:
+            raise VolumeError(f"its qform is no rotation: its quaternion has length {length:.6g}")
+        header = header.copy()
+        for name in names:
+            header[name] = header[name] / length
+    try:
+        return header.get_best_affine()
+    except (*HEADER_ERRORS, np.linalg.LinAlgError, FloatingPointError) as error:
+        raise VolumeError(f"its affine cannot be used ({error})") from error
 
 
 def orientation(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
-    """How the axes of a file's array are swapped and flipped to become SPL.
+    """Return how the axes of a file's array are swapped and flipped to become SPL.
 
     Args:
         affine: 4x4, voxel indices to RAS+; oblique ones go to the nearest axes.
 
     Returns:
-        For each SPL axis the file's axis, and whether it runs the other way.
+        `Grid.axes` and `Grid.flips`.
 
     Raises:
         VolumeError: the affine has no such axes (not finite, or singular).
@@ -103,14 +166,67 @@ def orientation(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, b
     return tuple(axes), tuple(flips)
 
 
+def header_grid(header: nibabel.Nifti1Header) -> Grid:
+    """Return the grid of a file's voxels: the affine's, whatever `pixdim` says.
+
+    Raises:
+        VolumeError: the header has no usable affine.
+    """
+    affine, notes = header_affine(header), []
+    axes, flips = orientation(affine)
+    lengths = nibabel.affines.voxel_sizes(affine)
+    # Orthogonal parts of the steps along columns, rows and slices: lengths where the axes are at
+    # right angles, the distance of the planes where slices lean. Their product is the determinant.
+    steps = np.abs(np.diag(np.linalg.qr(affine[:3, axes[::-1]], mode="r")))[::-1]
+
+    code = int(header["xyzt_units"]) & 7
+    unit = _MM_PER_UNIT.get(code, 0.0)
+    if not unit:
+        notes.append(f"its unit of length is unknown (code {code}): taken as mm")
+    elif unit != 1 and _possible(steps) and not _possible(unit * steps):
+        notes.append(f"its unit would make its voxels {_mm(unit * lengths)}: taken as mm")
+        unit = 0.0
+    unit = unit or 1.0
+    spacing = tuple(float(step) * unit for step in steps)
+    if not 0 < math.prod(spacing) < math.inf:
+        raise VolumeError("its affine is singular or not finite")
+
+    sform, qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
+    if not (sform or qform):
+        codes = "".join(nibabel.aff2axcodes(affine))
+        notes.append(f"its orientation is unknown (form codes 0): its axes are taken as {codes}")
+    pixdim = np.array(header["pixdim"][1:4], float)
+    if not (np.abs(pixdim - lengths) <= _SAME_SIZE * lengths).all():
+        notes.append(
+            f"its affine has voxels of {_mm(unit * lengths)}, its pixdim of {_mm(unit * pixdim)}: "
+            "the affine is used"
+        )
+    if sform and qform:
+        other = header.copy()
+        other["sform_code"] = 0
+        with contextlib.suppress(VolumeError):
+            if orientation(header_affine(other)) != (axes, flips):
+                notes.append("its qform turns or mirrors the axes of its sform: the sform is used")
+    return Grid(axes, flips, spacing, tuple(notes))
+
+
+def _possible(sizes_mm: np.ndarray) -> bool:
+    """Return whether a CT may have voxels of such sizes."""
+    return bool(_POSSIBLE_MM[0] <= sizes_mm.min() and sizes_mm.max() <= _POSSIBLE_MM[1])
+
+
+def _mm(sizes: np.ndarray) -> str:
+    return "x".join(f"{size:.4g}" for size in sizes) + " mm"
+
+
 def flipped(array: np.ndarray, flips: Iterable[bool]) -> np.ndarray:
-    """A view of an array, some of its axes reversed."""
+    """Return a view of an array, some of its axes reversed."""
     return array[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
 
 
 @dataclass(frozen=True)
 class StoredImage:
-    """A NIfTI file as it is stored.
+    """The voxels of a NIfTI file as they are stored.
 
     Attributes:
         voxels: 3D, the file's axes in its order, its own data type.
@@ -124,29 +240,54 @@ class StoredImage:
     header: nibabel.Nifti1Header
 
 
-def _unpacked(content: bytes, size: int) -> bytes:
-    """The first `size` bytes of what gzip data holds; all members count, as in `cat a.gz b.gz`."""
-    parts, length = [], 0
-    while length < size and content.startswith(_GZIP_MAGIC):
-        member = isal_zlib.decompressobj(wbits=GZIP_WBITS)
-        parts.append(member.decompress(content, size - length))
-        length += len(parts[-1])
-        if length == size and not member.eof:  # a little more than the voxels: is the rest whole?
-            rest = member.decompress(member.unconsumed_tail, _TAIL_BYTES)
-            if len(rest) == _TAIL_BYTES:
-                break
-        if not member.eof:
-            raise EOFError("it ends before its end mark")
-        content = member.unused_data
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+def _unpacked(content: bytes, size: int, *, check: bool = True) -> bytearray:
+    """Return the first `size` bytes of gzip data of one or more members, fewer if it has no more.
+
+    Each byte is handed to a decompressor about once, however small the members are (bgzip, pigz).
+
+    Args:
+        content: the gzip data.
+        size: bytes to return.
+        check: whether the check sum of the last member is to be reached, if it is not far.
+
+    Raises:
+        GZIP_ERRORS: the data are damaged or cut short.
+    """
+    packed, unpacked = memoryview(content), bytearray(size)
+    start, length, piece_bytes = 0, 0, 1 << 14
+    while length < size and packed[start : start + len(_GZIP_MAGIC)] == _GZIP_MAGIC:
+        member, first = isal_zlib.decompressobj(wbits=GZIP_WBITS), start
+        while not member.eof and length < size:
+            piece = packed[start : start + piece_bytes]
+            if not piece:
+                raise EOFError("it ends before its end mark")
+            part = member.decompress(piece, size - length)
+            unpacked[length : length + len(part)] = part
+            length += len(part)
+            start += len(piece) - len(member.unused_data) - len(member.unconsumed_tail)
+            piece_bytes = min(2 * piece_bytes, _PIECE_BYTES)
+        if check and not member.eof:
+            rest = member.decompress(packed[start:], _TAIL_BYTES)
+            if not member.eof and len(rest) < _TAIL_BYTES:
+                raise EOFError("it ends before its end mark")
+        piece_bytes = min(start - first, _PIECE_BYTES)  # the next member may be as small
+    del unpacked[length:]
+    return unpacked
 
 
 def _header(start: bytes) -> nibabel.Nifti1Header:
-    """The header at the start of a file that is not, or no longer, compressed.
+    """Return the header at the start of a file, gzipped or not.
 
     Raises:
         VolumeError: there is none.
     """
+    if start.startswith(_GZIP_MAGIC):
+        try:
+            start = bytes(_unpacked(start, _HEADER_BYTES, check=False))
+        except GZIP_ERRORS as error:
+            raise VolumeError(f"damaged gzip data ({error})") from error
+    if not start:
+        raise VolumeError("the file is empty")
     if len(start) < nibabel.Nifti1Header.sizeof_hdr:
         raise VolumeError(f"not a NIfTI file: it holds {len(start)} bytes, less than a header")
     nifti2 = _NIFTI2_HEADER_SIZE.to_bytes(4, "little")
@@ -156,36 +297,37 @@ def _header(start: bytes) -> nibabel.Nifti1Header:
     kind = nibabel.Nifti2Header if start[:4] in (nifti2, nifti2[::-1]) else nibabel.Nifti1Header
     try:
         header = kind(start[: kind.sizeof_hdr])
+        more = header["dim"][4 : int(header["dim"][0]) + 1]
+        more[more == 0] = 1  # as the NIfTI library reads it
         header.get_data_shape(), header.get_data_dtype()
-    except (ImageFileError, HeaderDataError, WrapStructError, *ODD_NUMBERS) as error:
+    except (ImageFileError, *HEADER_ERRORS) as error:
         raise VolumeError(f"not a NIfTI file ({error})") from error
     if bytes(header["magic"])[:3] not in (b"n+1", b"n+2"):
         raise VolumeError("not a NIfTI file in one piece (its magic is not n+1 or n+2)")
     return header
 
 
-def _insist_on_a_file(path: Path) -> None:
-    """Refuse a pipe, which would be waited for without end, and whatever else is no file."""
+def _open(path: Path) -> io.FileIO:
+    """Open a regular file to read; a pipe would block, and other things are no file.
+
+    Raises:
+        VolumeError: it is no regular file.
+        OSError: it cannot be opened.
+    """
     if not stat.S_ISREG(path.stat().st_mode):
         raise VolumeError("not a regular file")
+    return path.open("rb", buffering=0)
 
 
 def read_header(path: Path) -> nibabel.Nifti1Header:
-    """The header of a NIfTI file; no more of the file is read than it takes.
+    """Read the header of a NIfTI file, and no more of the file than that takes.
 
     Raises:
         VolumeError: not such a file.
         OSError: the file cannot be read.
     """
-    _insist_on_a_file(path)
-    with path.open("rb") as file:
-        start = file.read(1 << 16)
-    if start.startswith(_GZIP_MAGIC):
-        try:
-            start = isal_zlib.decompressobj(wbits=GZIP_WBITS).decompress(start, _HEADER_BYTES)
-        except (zlib.error, isal_zlib.IsalError) as error:
-            raise VolumeError(f"damaged gzip data ({error})") from error
-    return _header(start)
+    with _open(path) as file:
+        return _header(file.read(_START_BYTES))
 
 
 def read_stored(
@@ -193,53 +335,59 @@ def read_stored(
 ) -> StoredImage:
     """Read a NIfTI-1 or NIfTI-2 file, gzipped or not, as its first bytes tell; turn no axis.
 
-    Trailing axes of length 1 are allowed; a 2D image is a volume of one slice. What a gzip file
-    holds beyond the voxels that its header speaks of is not unpacked.
+    Trailing axes of length 1 are allowed; a 2D image is a volume of one slice. Gzip data after the
+    voxels of the header's shape are not unpacked. The file stays open from header to voxels: if
+    another is renamed to its name meanwhile, what is read is still all of one file.
 
     Args:
         path: of the file.
         admit: called before anything is unpacked, with the header and the bytes of the file; raises
             where that is too much.
-        on_content: called with the file's bytes, for those who keep a check sum of them.
+        on_content: called with the file's bytes, for a check sum of them.
 
     Raises:
-        VolumeError: not such a file, damaged, cut short, not 3D, or of a type that is not a number.
+        VolumeError: not such a file, damaged, cut short, not 3D, of a type that is not a number, or
+            written to while it was read.
         OSError: the file cannot be read.
     """
-    _insist_on_a_file(path)
-    file_size = path.stat().st_size
-    if file_size == 0:
-        raise VolumeError("the file is empty")
-    header = read_header(path)
-    shape = header.get_data_shape()
-    text = "x".join(map(str, shape))
-    if len(shape) > 3 and set(shape[3:]) != {1}:
-        raise VolumeError(f"not one 3D volume: its shape is {text}")
-    shape = (*shape, 1, 1)[:3]
-    if min(shape) < 1:
-        raise VolumeError(f"it has no voxels: its shape is {text}")
-    dtype = header.get_data_dtype()
-    if dtype.kind not in "iuf":
-        raise VolumeError(f"its voxels are not real numbers but {dtype}")
-    try:
-        offset = int(header.get_data_offset())
-        slope, intercept = header.get_slope_inter()
-    except (HeaderDataError, *ODD_NUMBERS) as error:
-        raise VolumeError(f"its header is damaged ({error})") from error
-    if not header.sizeof_hdr <= offset <= _LARGEST_OFFSET:
-        raise VolumeError(f"its header is damaged (voxels that begin at byte {offset})")
-    count = math.prod(shape)
-    size = count * dtype.itemsize
-    if admit:
-        admit(header, file_size)
+    with _open(path) as file:
+        before = os.fstat(file.fileno())
+        start = file.read(_START_BYTES)
+        header = _header(start)
+        shape = header.get_data_shape()
+        text = "x".join(map(str, shape))
+        if len(shape) > 3 and set(shape[3:]) != {1}:
+            raise VolumeError(f"not one 3D volume: its shape is {text}")
+        shape = (*shape, 1, 1)[:3]
+        if min(shape) < 1:
+            raise VolumeError(f"it has no voxels: its shape is {text}")
+        dtype = header.get_data_dtype()
+        if dtype.kind not in "iuf":
+            raise VolumeError(f"its voxels are not real numbers but {dtype}")
+        try:
+            offset = int(header.get_data_offset())
+            slope, intercept = header.get_slope_inter()
+        except HEADER_ERRORS as error:
+            raise VolumeError(f"its header is damaged ({error})") from error
+        if not header.sizeof_hdr <= offset <= _LARGEST_OFFSET:
+            raise VolumeError(f"its header is damaged (voxels that begin at byte {offset})")
+        count = math.prod(shape)
+        size = count * dtype.itemsize
+        if admit:
+            admit(header, before.st_size)
 
-    content = path.read_bytes()
+        file.seek(0)
+        content = file.readall()
+        after = os.fstat(file.fileno())
+    unchanged = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+    if not unchanged or not content.startswith(start):
+        raise VolumeError("it changed while it was read")
     if on_content:
         on_content(content)
     if content.startswith(_GZIP_MAGIC):
         try:
             content = _unpacked(content, offset + size)
-        except (EOFError, OSError, zlib.error, isal_zlib.IsalError) as error:
+        except GZIP_ERRORS as error:
             raise VolumeError(f"damaged gzip data ({error})") from error
     if len(content) - offset < size:
         raise VolumeError(f"cut short: {max(0, len(content) - offset)} of {size} bytes of voxels")
@@ -261,26 +409,36 @@ def read_volume(
         admit, on_content: as in `read_stored`.
 
     Raises:
-        VolumeError: as `read_stored`, or the affine has no such axes.
+        VolumeError: as `read_stored`, or the affine cannot be used.
         OSError: the file cannot be read.
     """
-    stored = read_stored(path, admit, on_content)
-    header = stored.header
-    try:
-        axes, flips = orientation(header.get_best_affine())
-        unit = _MM_PER_UNIT.get(header.get_xyzt_units()[0], 1.0)
-    except KeyError:
-        units = int(header["xyzt_units"])
-        raise VolumeError(f"its header has unknown units (xyzt_units {units})") from None
-    except (HeaderDataError, np.linalg.LinAlgError, FloatingPointError) as error:
-        raise VolumeError(f"its affine cannot be used ({error})") from error
-    zooms = (*header.get_zooms(), 1.0, 1.0)
+    return _volume(read_stored(path, admit, on_content))
+
+
+def image_volume(image: nibabel.spatialimages.SpatialImage) -> Volume:
+    """Return a nibabel image as a volume, with its voxels as HU.
+
+    Raises:
+        VolumeError: not one 3D volume of real numbers, or the affine cannot be used.
+    """
+    image = nibabel.Nifti1Image.from_image(image)
+    voxels = np.asanyarray(image.dataobj)
+    shape = (*voxels.shape, 1, 1)[:3]
+    if voxels.size != math.prod(shape) or not voxels.size or voxels.dtype.kind not in "iuf":
+        text = "x".join(map(str, voxels.shape))
+        raise VolumeError(f"not one 3D volume of real numbers but {text} {voxels.dtype}")
+    return _volume(StoredImage(voxels.reshape(shape), 1.0, 0.0, image.header))
+
+
+def _volume(stored: StoredImage) -> Volume:
+    grid = header_grid(stored.header)
     return Volume(
-        voxels=flipped(stored.voxels.transpose(axes), flips),
+        voxels=flipped(stored.voxels.transpose(grid.axes), grid.flips),
         slope=stored.slope,
         intercept=stored.intercept,
-        spacing=tuple(float(zooms[axis]) * unit for axis in axes),
-        header=header,
-        disk_axes=axes,
-        disk_flips=flips,
+        spacing=grid.spacing,
+        header=stored.header,
+        disk_axes=grid.axes,
+        disk_flips=grid.flips,
+        notes=grid.notes,
     )

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from inference.command import main
-from inference.model import AttentionUNet
-from inference.weights import WeightsMetadata, save_weights
+from inference.network.model import AttentionUNet
+from inference.network.weights import WeightsMetadata, save_weights
+from inference.prediction import Predictor
+from inference.service import Service
 
 torch.set_num_threads(1)  # the tests' networks are too small to be worth a second
 
@@ -93,6 +95,29 @@ def save_nifti(path: Path, array: np.ndarray, affine: np.ndarray = RAS_AFFINE) -
     return path
 
 
+def with_header(
+    path: Path,
+    array: np.ndarray,
+    affine: np.ndarray = RAS_AFFINE,
+    *,
+    kind: type = nibabel.Nifti1Image,
+    codes: tuple[int, int] = (1, 1),
+    **fields,
+) -> Path:
+    """A file that is not compressed, by its form codes (sform, qform), some fields changed last."""
+    image = kind(array, None)
+    image.header.set_xyzt_units("mm")
+    image.set_qform(affine, codes[1])
+    image.set_sform(affine, codes[0])
+    nibabel.save(image, path)
+    content = bytearray(path.read_bytes())
+    header = np.ndarray((), image.header.template_dtype, content)
+    for name, value in fields.items():
+        header[name] = value
+    path.write_bytes(content)
+    return path
+
+
 def reoriented(array: np.ndarray, affine: np.ndarray, orientation: np.ndarray):
     """The same volume with its axes swapped and flipped, by nibabel: array and affine."""
     start = nibabel.io_orientation(affine)
@@ -123,6 +148,31 @@ def folders(tmp_path) -> tuple[Path, Path]:
     """A folder of inputs, and where outputs will be."""
     (tmp_path / "inputs").mkdir()
     return tmp_path / "inputs", tmp_path / "outputs"
+
+
+@pytest.fixture
+def predicted(monkeypatch) -> list[str]:
+    """Names of the cases that the network saw."""
+    names, predict = [], Service._predict
+
+    def seen(self, case, predictor):
+        if not case.kept:
+            names.append(case.name)
+        predict(self, case, predictor)
+
+    monkeypatch.setattr(Service, "_predict", seen)
+    return names
+
+
+@pytest.fixture
+def every_label(monkeypatch):
+    """Label maps with stripes of every label along the rows, whatever weights make of noise."""
+
+    def predict(self, voxels, **_):
+        stripes = (np.arange(voxels.shape[1]) // 2 % 15).astype(np.uint8)
+        return np.array(np.broadcast_to(stripes[:, None], voxels.shape))
+
+    monkeypatch.setattr(Predictor, "predict", predict)
 
 
 @pytest.fixture

@@ -79,14 +79,13 @@ class FakeCuda(TorchDispatchMode):
     Args:
         total_mb: its memory.
         context_mb: taken of it by the context.
-        capability: that it claims.
         fused: whether its cuDNN has the fused kernels; a function of the operator and its first
             argument's number of channels may decide for each call.
     """
 
-    def __init__(self, *, total_mb=24000.0, context_mb=400.0, capability=(8, 6), fused=True):
+    def __init__(self, *, total_mb=24000.0, context_mb=400.0, fused=True):
         super().__init__()
-        self.total_mb, self.context_mb, self.capability = total_mb, context_mb, capability
+        self.total_mb, self.context_mb = total_mb, context_mb
         self.fused = fused if callable(fused) else lambda operator, channels: fused
         self.traffic = Traffic()
         self.operators = []  # every operator that ran on the device, in order
@@ -338,13 +337,6 @@ class FakeCuda(TorchDispatchMode):
                 for name in ("allocated_bytes", "reserved_bytes", "active_bytes")
             }
 
-        properties = SimpleNamespace(
-            name="Fake Card",
-            major=self.capability[0],
-            minor=self.capability[1],
-            total_memory=int(self.total_mb * MB),
-            multi_processor_count=82,
-        )
         for name, value in {
             "is_available": lambda: True,
             "device_count": lambda: 1,
@@ -353,9 +345,8 @@ class FakeCuda(TorchDispatchMode):
             "init": lambda: None,
             "current_device": lambda: 0,
             "set_device": lambda device: None,
-            "get_device_name": lambda device=None: properties.name,
-            "get_device_capability": lambda device=None: self.capability,
-            "get_device_properties": lambda device=None: properties,
+            "get_device_name": lambda device=None: "Fake Card",
+            "get_device_capability": lambda device=None: (8, 6),
             "is_bf16_supported": lambda including_emulation=True: True,
             "cudart": lambda: SimpleNamespace(cudaMemGetInfo=memory_info),
             "synchronize": lambda device=None: self._wait("synchronize"),
@@ -366,9 +357,8 @@ class FakeCuda(TorchDispatchMode):
             "default_generators": (torch.Generator(),),
         }.items():
             monkeypatch.setattr(torch.cuda, name, value)
-        for module in (torch.cuda.memory,):
-            monkeypatch.setattr(module, "is_initialized", lambda: True, raising=False)
-            monkeypatch.setattr(module, "_lazy_init", lambda: None, raising=False)
+        monkeypatch.setattr(torch.cuda.memory, "is_initialized", lambda: True, raising=False)
+        monkeypatch.setattr(torch.cuda.memory, "_lazy_init", lambda: None, raising=False)
         for name, value in {
             "_cuda_setMemoryFraction": limit,
             "_cuda_emptyCache": lambda *pool: None,

@@ -15,6 +15,7 @@ from inference.labels import ORGANS, TUMOR
 from inference.volume import read_volume
 from synthetic.sampling import draw_anatomy
 from synthetic.structures import CORES, NUMBERS, STRUCTURES
+from training import TrainingError
 from training.cache import save_array
 
 ANATOMY_MAPS = Path(__file__).parent / "anatomy_maps"
@@ -46,10 +47,6 @@ LABELS[[RIGHT_MEDULLA, LEFT_MEDULLA, STOMACH_CONTENT]] = 2, 13, 11
 LABELS[list(LESIONS)] = TUMOR
 
 
-class AnatomyError(ValueError):
-    """A label map that no anatomy can be made of; the message is the reason, in one line."""
-
-
 @dataclass(frozen=True)
 class AnatomyMap:
     """How the numbers of a file of structures become those of `STRUCTURES`.
@@ -73,12 +70,12 @@ def load_anatomy_map(name: str) -> AnatomyMap:
     """Read a map of structures: a shipped one by name (`spl`), or a path ending in .json.
 
     Raises:
-        AnatomyError: no such file, or not of the form of the shipped ones.
+        TrainingError: no such file, or not of the form of the shipped ones.
     """
     path = Path(name) if name.endswith(".json") else ANATOMY_MAPS / f"{name}.json"
     if not path.is_file():
         shipped = ", ".join(sorted(file.stem for file in ANATOMY_MAPS.glob("*.json")))
-        raise AnatomyError(f"no map of structures {name}: name one of {shipped} or a .json file")
+        raise TrainingError(f"no map of structures {name}: name one of {shipped} or a .json file")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         structures = dict.fromkeys(map(int, content.get("left_out", ())), 0)
@@ -92,7 +89,7 @@ def load_anatomy_map(name: str) -> AnatomyMap:
             structures={0: 0, **structures},
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AnatomyError(f"{path}: not a map of structures ({error!r})") from error
+        raise TrainingError(f"{path}: not a map of structures ({error!r})") from error
 
 
 @dataclass(frozen=True)
@@ -199,24 +196,24 @@ def read_anatomy(path: Path, mapping: AnatomyMap | None = None) -> Anatomy:
         mapping: of its numbers; TotalSegmentator's by default.
 
     Raises:
-        AnatomyError: not such a label map, or it shows none of the 13 organs.
+        TrainingError: not such a label map, or it shows none of the 13 organs.
         VolumeError: the file cannot be used.
         OSError: the file cannot be read.
     """
     mapping = mapping or load_anatomy_map("totalsegmentator")
     volume = read_volume(path)
     if volume.voxels.dtype.kind not in "iu":
-        raise AnatomyError(f"not a label map in {mapping.description}")
+        raise TrainingError(f"not a label map in {mapping.description}")
     numbers = np.union1d(0, np.unique(volume.voxels))
     unknown = [number for number in numbers.tolist() if number not in mapping.structures]
     if unknown or len(numbers) > 256:
-        raise AnatomyError(f"not a label map in {mapping.description}: it holds {unknown[:5]}")
+        raise TrainingError(f"not a label map in {mapping.description}: it holds {unknown[:5]}")
     compact = np.searchsorted(numbers, volume.voxels).astype(np.uint8)
     table = np.array([mapping.structures[number] for number in numbers.tolist()], np.uint8)
     refined = _refined(compact, [mapping.scale * size for size in volume.spacing])
     structures = table[refined]
     if not np.isin(structures, ORGANS).any():
-        raise AnatomyError("none of the 13 organs is in it")
+        raise TrainingError("none of the 13 organs is in it")
     spacing = (VOXEL_MM,) * 3
     beyond = np.zeros(structures.shape, np.uint8)
     for index, plane in enumerate(structures):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from inference.model import DOWNSAMPLING
+from inference.network.model import DOWNSAMPLING
 from training.draws import Draws, draw
 from training.loss import IGNORED
 from training.recipe import Recipe

@@ -2,21 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from inference.files import whole_file, write_atomically
+from inference.files import one_line, whole_file, write_atomically
 from inference.intensity import percentiles
-from inference.memory import cpu_limit
 from inference.volume import Volume, VolumeError, read_volume
 from training.cases import CachedVolume, Case
-from training.label_mapping import NUM_LABELS, LabelMapping
+from training.label_mapping import LARGEST_NUMBER, NUM_LABELS, LabelMapping
+from training.packing import read_packed
 
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 
 
 def _disagreement(image: Volume, label: Volume) -> tuple[str, bool]:
@@ -60,37 +59,64 @@ def _hu(volume: Volume) -> np.ndarray:
 
 
 def _our_labels(volume: Volume, mapping: LabelMapping | None) -> np.ndarray:
-    """A label map in our numbers, uint8; floats are taken where they are whole numbers."""
-    values = volume.slope * volume.voxels + volume.intercept
-    numbers = np.rint(values)
-    if not np.isfinite(values).all() or np.abs(values - numbers).max() > 1e-3:
-        raise VolumeError("the label map holds values that are not whole numbers")
-    if numbers.min() < 0 or numbers.max() > 65535:
-        raise VolumeError(f"the label map holds numbers up to {numbers.max():g}")
-    table = np.zeros(65536, np.uint8)
-    if mapping is None:
-        if numbers.max() >= NUM_LABELS:
-            raise VolumeError(
-                f"the label map holds {numbers.max():g}, our labels are 0 to {NUM_LABELS - 1}: "
-                "name the data set's own numbers with DIR=MAP"
-            )
-        table[:NUM_LABELS] = np.arange(NUM_LABELS)
-    for theirs, ours in (mapping.labels if mapping else {}).items():
-        table[theirs] = ours
-    return table[numbers.astype(np.uint16)]
+    """A label map in our numbers, uint8; floats are taken where they are whole numbers.
+
+    Raises:
+        VolumeError: it holds a number that the mapping does not know: as background it would be
+            taught that nothing is there.
+    """
+    known = mapping.labels if mapping else {label: label for label in range(NUM_LABELS)}
+    table = np.zeros(LARGEST_NUMBER + 1, np.uint8)
+    table[list(known)] = list(known.values())
+    found: set[int] = set()
+    ours = np.empty(volume.voxels.shape, np.uint8)
+    for index, voxels in enumerate(volume.voxels):  # slice by slice: no float copy of the volume
+        values = volume.slope * voxels.astype(np.float64) + volume.intercept
+        numbers = np.rint(values)
+        if not np.isfinite(values).all() or np.abs(values - numbers).max() > 1e-3:
+            raise VolumeError("the label map holds values that are not whole numbers")
+        if numbers.min() < 0 or numbers.max() > LARGEST_NUMBER:
+            found.update(np.unique(numbers).astype(int).tolist())
+            continue
+        numbers = numbers.astype(np.uint16)
+        found.update(np.flatnonzero(np.bincount(numbers.ravel())).tolist())
+        ours[index] = table[numbers]
+    if unknown := sorted(found - set(known)):
+        shown = ", ".join(map(str, unknown[:5])) + (", …" if len(unknown) > 5 else "")
+        raise VolumeError(
+            f"the label map holds {shown}, not in {mapping.name}: add what is no label of ours to "
+            "its background"
+            if mapping
+            else f"the label map holds {shown}, our labels are 0 to {NUM_LABELS - 1}: name the "
+            "data set's own numbers with DIR=MAP"
+        )
+    return ours
+
+
+def _identity(path: Path, *, by_content: bool) -> list[str]:
+    """Return what tells a file from an earlier one of the same name.
+
+    A time of change is trusted only where it can be one: archives and squashfs set 0 or 1, and a
+    file younger than two seconds may change again within the clock's tick.
+    """
+    status = path.stat()
+    parts = [str(path.resolve()), str(status.st_size)]
+    if by_content or status.st_mtime < 2 or time.time() - status.st_mtime < 2:
+        with path.open("rb") as file:
+            return [*parts, hashlib.file_digest(file, "sha256").hexdigest()]
+    return [*parts, str(status.st_mtime_ns)]
 
 
 def _cache_key(case: Case) -> str:
-    """What the cached files depend on."""
-    parts = [str(_CACHE_VERSION), json.dumps(case.mapping.labels if case.mapping else None)]
-    for path in (case.image, case.label):
-        status = path.stat()
-        parts += [str(path.resolve()), str(status.st_size), str(status.st_mtime_ns)]
+    """Return what the cached files depend on; label maps are small and get corrected by hand."""
+    labels = sorted(case.mapping.labels.items()) if case.mapping else None
+    parts = [str(_CACHE_VERSION), json.dumps(labels)]
+    parts += _identity(case.image, by_content=False) + _identity(case.label, by_content=True)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """Write a .npy file, whole or not at all."""
+    """Write a .npy file, whole and flushed to the disk or not at all."""
     with whole_file(path) as file:
         np.save(file, array)
 
@@ -103,10 +129,14 @@ def read_case(case: Case) -> tuple[np.ndarray, np.ndarray, dict]:
         what `CachedVolume` says of them.
 
     Raises:
-        VolumeError: a file cannot be used, or image and label map do not belong together.
-        OSError: a file cannot be read.
+        VolumeError: a file cannot be read or used, or image and label map do not belong together.
     """
-    image, label = read_volume(case.image), read_volume(case.label)
+    if case.packed:
+        return read_packed(case)
+    try:
+        image, label = read_volume(case.image), read_volume(case.label)
+    except OSError as error:
+        raise VolumeError(one_line(error)) from error
     remark, paired = _disagreement(image, label)
     if not paired:
         raise VolumeError(remark)
@@ -138,76 +168,36 @@ def read_case(case: Case) -> tuple[np.ndarray, np.ndarray, dict]:
     return hu, labels, about
 
 
-def cache_case(case: Case, folder: Path) -> CachedVolume:
-    """Read a case into the cache, or find it there.
+def cache_case(case: Case, folder: Path, report: Callable[[str], None] = print) -> CachedVolume:
+    """Read a case into the cache, or find it there; a packed one is kept in memory instead.
 
     Args:
-        case: its files are identified by path, size and time of change.
+        case: to read; its files are known by `_identity`.
         folder: of the cache.
+        report: gets a line where the cached files are damaged.
 
     Raises:
-        VolumeError: a file cannot be used, or image and label map do not belong together.
-        OSError: a file cannot be read or written.
-    """
-    stem = f"{case.name}-{_cache_key(case)}"
-    image_path, labels_path = folder / f"{stem}.hu.npy", folder / f"{stem}.labels.npy"
-    about_path = folder / f"{stem}.json"
-    if about_path.is_file():
-        about = json.loads(about_path.read_text(encoding="utf-8"))
-        lists = ("shape", "spacing", "window", "slice_labels")
-        about.update({name: tuple(about[name]) for name in lists})
-        return CachedVolume(image=image_path, labels=labels_path, **about)
-
-    hu, labels, about = read_case(case)
-    save_array(image_path, hu)
-    save_array(labels_path, labels)
-    write_atomically(about_path, json.dumps(about).encode())  # last: it makes the others valid
-    return cache_case(case, folder)
-
-
-@contextmanager
-def _cancelling(pool: ThreadPoolExecutor) -> Iterator[None]:
-    """Ctrl-C waits for the cases being read, not for all that are still to be."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-
-
-def cache_cases(
-    cases: list[Case], folder: Path, report: Callable[[str], None] = print
-) -> list[Case]:
-    """Bring every case into the cache, and settle what its annotator looked for.
-
-    Returns:
-        The cases that can be used, in order; the others, and headers that disagree, are reported.
-
-    Raises:
+        VolumeError: as `read_case`.
         OSError: the cache cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    usable, reports = [], {}
-    with ThreadPoolExecutor(min(8, cpu_limit())) as pool, _cancelling(pool):
-        waiting = {pool.submit(cache_case, case, folder): case for case in cases}
-        for done, future in enumerate(as_completed(waiting), 1):
-            case = waiting[future]
-            try:
-                case.cached = future.result()
-            except VolumeError as error:
-                reports[case.name] = f"{case.name}: left out: {error}"
-                continue
-            finally:
-                if done % 50 == 0:
-                    report(f"cached {done} of {len(cases)} cases")
-            if case.cached.remark:
-                reports[case.name] = f"{case.name}: headers disagree: {case.cached.remark}"
-            if case.annotated is None:
-                case.annotated = case.cached.present
-            if case.annotated:
-                usable.append(case)
-            else:
-                reports[case.name] = f"{case.name}: left out: nothing is labelled"
-    for name in sorted(reports):
-        report(reports[name])
-    return sorted(usable, key=lambda case: case.name)
+    if case.packed:
+        return CachedVolume.of(*read_case(case))
+    try:
+        stem = f"{case.name}-{_cache_key(case)}"
+    except OSError as error:
+        raise VolumeError(one_line(error)) from error
+    paths = folder / f"{stem}.hu.npy", folder / f"{stem}.labels.npy"
+    about_path = folder / f"{stem}.json"
+    if about_path.is_file():
+        try:
+            cached = CachedVolume.of(*paths, json.loads(about_path.read_text(encoding="utf-8")))
+            if cached.hu.shape == cached.label_map.shape == cached.shape:
+                return cached
+        except (OSError, ValueError, KeyError, TypeError, EOFError):
+            pass
+        report(f"{case.name}: its files in the cache are damaged: read again")
+    *arrays, about = read_case(case)
+    for path, array in zip(paths, arrays, strict=True):
+        save_array(path, array)
+    write_atomically(about_path, json.dumps(about).encode())  # last: it makes the others valid
+    return CachedVolume.of(*paths, about)

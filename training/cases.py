@@ -4,6 +4,7 @@ A data set is a folder in one of three layouts:
 
     imagesTr*/NAME_0000.nii.gz and labelsTr*/NAME.nii.gz    the challenge, nnU-Net
     images/NAME_0000.nii.gz and labels/NAME.nii.gz          plain
+    part-*/cases.json and part-*/NAME-*.png                 packed (`training/packing.py`)
 
 Beside them may lie `cases.json`, which says of each case what its annotator looked for:
 
@@ -26,12 +27,14 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from inference.files import case_name, find_cases
 from inference.labels import LABEL_NAMES
-from training.label_mapping import NUM_LABELS, DataError, LabelMapping
+from training import TrainingError
+from training.label_mapping import NUM_LABELS, LabelMapping
 
 
 @dataclass
@@ -39,6 +42,7 @@ class Case:
     """One labelled volume.
 
     Attributes:
+        data_set: name of its folder.
         name: NAME of `NAME_0000.nii.gz`.
         image, label: paths of the files.
         patient: whom the case is of.
@@ -48,9 +52,11 @@ class Case:
         stack: whether its slices do not touch: single slices of a patient in one file.
         window_hu: the range outside which its HU are lost, or None.
         expert: whether people, not a model, made its labels.
+        packed: what is known of a packed case, or None.
         cached: what the cache knows of it, once there.
     """
 
+    data_set: str
     name: str
     image: Path
     label: Path
@@ -60,16 +66,17 @@ class Case:
     stack: bool = False
     window_hu: tuple[float, float] | None = None
     expert: bool = True
+    packed: dict | None = None
     cached: "CachedVolume | None" = None
 
 
 @dataclass(frozen=True)
 class CachedVolume:
-    """A volume and its label map in the cache.
+    """A volume and its label map, mapped from the cache or, of a packed case, in memory.
 
     Attributes:
-        image: path of the HU, .npy, int16, (slices, rows, columns), SPL.
-        labels: path of the label map in our numbers, .npy, uint8, the same shape.
+        image: HU, int16, (slices, rows, columns), SPL, or the path of its .npy file.
+        labels: label map in our numbers, uint8, of the same shape, or the path of its .npy file.
         shape: of both.
         spacing: (slice, row, column), mm.
         window: 1st and 99th percentile, HU, of the file's own values.
@@ -78,8 +85,8 @@ class CachedVolume:
         remark: where the headers of image and label map disagree, or "".
     """
 
-    image: Path
-    labels: Path
+    image: Path | np.ndarray
+    labels: Path | np.ndarray
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
     window: tuple[float, float]
@@ -89,6 +96,28 @@ class CachedVolume:
     slice_labels: tuple[int, ...]
     remark: str
 
+    @classmethod
+    def of(cls, image: Path | np.ndarray, labels: Path | np.ndarray, about: dict) -> "CachedVolume":
+        """Return a volume of which `about`, maybe out of JSON, holds the other attributes."""
+        lists = ("shape", "spacing", "window", "slice_labels")
+        about = {**about, **{name: tuple(about[name]) for name in lists}}
+        return cls(image=image, labels=labels, **about)
+
+    @property
+    def hu(self) -> np.ndarray:
+        """The HU; mapped anew each time: thousands of open maps would exhaust a process's files."""
+        return self.image if isinstance(self.image, np.ndarray) else np.load(self.image, "r")
+
+    @property
+    def label_map(self) -> np.ndarray:
+        """The label map, as `hu`."""
+        return self.labels if isinstance(self.labels, np.ndarray) else np.load(self.labels, "r")
+
+    @property
+    def pixel_mm(self) -> float:
+        """The size of a pixel in plane, mm."""
+        return (self.spacing[1] * self.spacing[2]) ** 0.5
+
     @property
     def present(self) -> tuple[int, ...]:
         """The labels in the volume, without 0."""
@@ -96,78 +125,71 @@ class CachedVolume:
         return tuple(label for label in range(1, NUM_LABELS) if mask >> label & 1)
 
 
-def _pair_folders(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The image and label folders of a data set."""
-    for image_pattern, label_pattern in (("imagesTr*", "labelsTr*"), ("images", "labels")):
-        images = sorted(path for path in folder.glob(image_pattern) if path.is_dir())
-        labels = sorted(path for path in folder.glob(label_pattern) if path.is_dir())
-        if images and labels:
-            return images, labels
-    raise DataError(
-        f"{folder}: neither imagesTr*/ and labelsTr*/ nor images/ and labels/ are there"
+class Files(NamedTuple):
+    """The files of a data set.
+
+    Attributes:
+        images: case names and images.
+        labels: label maps by case name.
+        described: what `cases.json` says, by case.
+    """
+
+    images: list[tuple[str, Path]]
+    labels: dict[str, Path]
+    described: dict[str, dict]
+
+
+def find_files(folder: Path) -> Files:
+    """Find the files of a data set in one of the layouts of this module's head.
+
+    Raises:
+        TrainingError: not a data set, or its description is damaged.
+    """
+    described: dict[str, dict] = {}
+    for path in (folder / "cases.json", *sorted(folder.glob("part-*/cases.json"))):
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            packed = [about["packed"] for about in content.values() if "packed" in about]
+        except (ValueError, AttributeError, TypeError) as error:
+            raise TrainingError(f"{path}: not of the form {{case: {{…}}, …}} ({error})") from error
+        for about in packed:
+            about["folder"] = path.parent
+        described |= content
+    packed = {name: about["packed"] for name, about in described.items() if "packed" in about}
+    if packed:
+        images, labels = (
+            {name: about["folder"] / about[kind][0] for name, about in packed.items()}
+            for kind in ("images", "labels")
+        )
+        return Files(list(images.items()), labels, described)
+    for patterns in (("imagesTr*", "labelsTr*"), ("images", "labels")):
+        images, labels = (
+            [file for part in sorted(folder.glob(pattern)) if part.is_dir()
+             for file in find_cases(part)]
+            for pattern in patterns
+        )  # fmt: skip
+        if images or labels:
+            # A label map has no channel number: phantom_0000 is that of phantom_0000_0000.
+            names = [path.name.removesuffix(".gz").removesuffix(".nii") for path in labels]
+            named = [(case_name(path), path) for path in images]
+            return Files(named, dict(zip(names, labels, strict=True)), described)
+    raise TrainingError(
+        f"{folder}: no volumes in imagesTr*/ and labelsTr*/, images/ and labels/, and no part-*/"
     )
 
 
-def paired_files(folder: Path) -> tuple[list[tuple[str, Path]], dict[str, Path]]:
-    """The images of a data set, with their case's name, and its label maps by that name.
-
-    Raises:
-        DataError: not a data set.
-    """
-    image_folders, label_folders = _pair_folders(folder)
-    images = [(case_name(path), path) for part in image_folders for path in find_cases(part)]
-    # A label map has no channel number: one called phantom_0000 is that of phantom_0000_0000.
-    labels = {
-        path.name.removesuffix(".gz").removesuffix(".nii"): path
-        for part in label_folders
-        for path in find_cases(part)
-    }
-    return images, labels
-
-
-def read_description(folder: Path) -> dict[str, dict]:
-    """What a data set's `cases.json` says, by case; nothing if there is none.
-
-    Raises:
-        DataError: it is damaged.
-    """
-    description = folder / "cases.json"
-    if not description.is_file():
-        return {}
-    try:
-        described = json.loads(description.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{description}: not JSON ({error})") from error
-    if not isinstance(described, dict) or not all(isinstance(v, dict) for v in described.values()):
-        raise DataError(f"{description}: not of the form {{case: {{…}}, …}}")
-    return described
-
-
-def _described(about: dict) -> tuple[bool, bool, tuple[float, float] | None]:
-    """Whether a case is left out, whether it is a stack, and its window, from `cases.json`.
-
-    Raises:
-        ValueError, TypeError: a value that is none of those of this module's head: read as
-            something else, a case that was to be left out might be trained on.
-    """
-    split, slices = about.get("split", "train"), about.get("slices", "volume")
-    if split not in ("train", "left_out"):
-        raise ValueError(f"split is train or left_out, not {split!r}")
-    if slices not in ("volume", "stack"):
-        raise ValueError(f"slices is volume or stack, not {slices!r}")
-    window = about.get("window_hu")
-    if window is not None:
-        low, high = (float(value) for value in window)
-        if not low < high:
-            raise ValueError(f"window_hu is [low, high], not {window!r}")
-        window = (low, high)
-    return split == "left_out", slices == "stack", window
+def _one_of(about: dict, name: str, *choices: str) -> str:
+    if (value := about.get(name, choices[0])) not in choices:
+        raise ValueError(f"{name} is {' or '.join(choices)}, not {value!r}")
+    return value
 
 
 def find_training_cases(
     folder: Path, mapping: LabelMapping | None = None, *, left_out: bool = False
 ) -> list[Case]:
-    """The labelled cases of a data set, sorted by name; none of their files is read.
+    """Return the labelled cases of a data set, sorted by name; none of their files is read.
 
     Args:
         folder: in one of the layouts of this module's head.
@@ -178,40 +200,45 @@ def find_training_cases(
         Cases that have a label map and are not described as unlabelled.
 
     Raises:
-        DataError: not a data set, or its description is damaged or names labels we do not have.
+        TrainingError: not a data set, or its description holds what is none of this module's head:
+            read as something else, a case that was to be left out might be trained on.
     """
-    images, label_paths = paired_files(folder)
-    description, described = folder / "cases.json", read_description(folder)
-    cases = []
-    for name, image in images:
-        about = described.get(name, {})
+    files, cases = find_files(folder), []
+    for name, image in sorted(files.images):
+        about = files.described.get(name, {})
         annotated = about.get("annotated_labels", mapping.annotated_labels if mapping else None)
-        if name not in label_paths or annotated == []:
+        if name not in files.labels or annotated == []:
             continue
         try:
-            of_split, stack, window_hu = _described(about)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{description}: {name}: {error}") from error
-        if of_split != left_out:
-            continue
-        if annotated is not None:
-            annotated = tuple(sorted(set(annotated) - {0}))
-            if not set(annotated) <= set(range(NUM_LABELS)):
-                raise DataError(f"{description}: {name}: labels are 1 to {NUM_LABELS - 1}")
-        cases.append(
-            Case(
-                name=name,
-                image=image,
-                label=label_paths[name],
-                patient=str(about.get("patient", name)),
-                mapping=mapping,
-                annotated=annotated,
-                stack=stack,
-                window_hu=window_hu,
-                expert=str(about.get("label_quality", "expert")).startswith("expert"),
+            if (_one_of(about, "split", "train", "left_out") == "left_out") != left_out:
+                continue
+            if annotated is not None:
+                annotated = tuple(sorted(set(annotated) - {0}))
+                if not set(annotated) <= set(range(NUM_LABELS)):
+                    raise ValueError(f"labels are 1 to {NUM_LABELS - 1}")
+            window_hu = about.get("window_hu")
+            if window_hu is not None:
+                low, high = window_hu = tuple(map(float, window_hu))
+                if not low < high:
+                    raise ValueError(f"window_hu is [low, high], not {about['window_hu']!r}")
+            cases.append(
+                Case(
+                    data_set=folder.name,
+                    name=name,
+                    image=image,
+                    label=files.labels[name],
+                    patient=str(about.get("patient", name)),
+                    mapping=mapping,
+                    annotated=annotated,
+                    stack=_one_of(about, "slices", "volume", "stack") == "stack",
+                    window_hu=window_hu,
+                    expert=str(about.get("label_quality", "expert")).startswith("expert"),
+                    packed=about.get("packed"),
+                )
             )
-        )
-    return sorted(cases, key=lambda case: case.name)
+        except (TypeError, ValueError) as error:
+            raise TrainingError(f"{folder}/cases.json: {name}: {error}") from error
+    return cases
 
 
 def split_patients(
@@ -235,7 +262,7 @@ def split_patients(
         fold: (number, count): the fold to hold out instead.
 
     Raises:
-        DataError: a name is unknown, there are fewer patients than folds, or nothing is left to
+        TrainingError: a name is unknown, there are fewer patients than folds, or nothing is left to
             train on.
     """
     patients = sorted({case.patient for case in cases})
@@ -243,18 +270,18 @@ def split_patients(
     if held_out is not None:
         unknown = set(held_out) - {case.name for case in cases} - set(patients)
         if unknown:
-            raise DataError(f"held-out cases that are not in the data: {', '.join(unknown)}")
+            raise TrainingError(f"held-out cases that are not in the data: {', '.join(unknown)}")
         chosen = {case.patient for case in cases if {case.name, case.patient} & set(held_out)}
     elif fold is not None:
         number, count = fold
         if count > len(patients):
-            raise DataError(f"{count} folds of {len(patients)} patients: give fewer --folds")
+            raise TrainingError(f"{count} folds of {len(patients)} patients: give fewer folds")
         chosen = set(ranked[number::count])
     else:
         chosen = set(ranked[: max(1, round(fraction * len(patients)))] if fraction else ())
     kept = [case for case in cases if case.patient not in chosen]
     if not kept:
-        raise DataError(
+        raise TrainingError(
             f"nothing is left to train on: {len(cases)} cases of {len(patients)} patients, "
             f"{len(chosen)} held out"
         )
@@ -262,7 +289,7 @@ def split_patients(
 
 
 def intensity_statistics(cases: list[Case]) -> tuple[float, float]:
-    """Mean and standard deviation, HU, of all voxels, each volume clipped to its own window."""
+    """Return mean and deviation, HU, of all voxels, each volume clipped to its own window."""
     count = sum(case.cached.count for case in cases)
     mean = sum(case.cached.total for case in cases) / count
     variance = sum(case.cached.total_of_squares for case in cases) / count - mean**2
@@ -270,7 +297,7 @@ def intensity_statistics(cases: list[Case]) -> tuple[float, float]:
 
 
 def label_table(training: list[Case], held_out: list[Case]) -> str:
-    """A table of the cases annotated for each label, and of those in which it is present."""
+    """Return a table of the cases annotated for each label, and where it is present."""
     lines = [f"{'label':<24}{'annotated':>10}{'present':>9}{'slices':>8}{'held out':>10}"]
     for label in range(1, NUM_LABELS):
         annotated = [case for case in training if label in case.annotated]

@@ -1,12 +1,21 @@
 """The state of a run: what a checkpoint holds, and what a run goes on from."""
 
-from dataclasses import dataclass, field
+import math
+import pickle
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from inference.files import whole_file
+from inference.files import one_line, whole_file
+from training import TrainingError
+
+ADVICE = (
+    "the same command with a lower --learning-rate, --set gradient_clip=1 or --set precision=fp32 "
+    "goes on from the last checkpoint"
+)
+"""What may help a run whose loss or weights are no longer finite; these may change on resuming."""
 
 _NUMBERS = ("step", "loss_count", "seconds", "best")
 
@@ -19,14 +28,11 @@ class State:
         network: that is trained.
         average: its exponential moving average, or None.
         optimizer, scaler: with their moments and scale.
-        loss_sum: of the steps since the last line of progress, on the device.
+        loss_sum: of the steps since the last row of metrics.csv, on the device.
         loss_count: of those steps.
         step: done so far.
         seconds: of training.
         best: the greatest held-out mean organ DSC yet; -1 before the first scoring.
-
-    A step changes the network's statistics before it changes its weights. Those that are saved are
-    the statistics as `settle` last saw them, so that a checkpoint is never of half a step.
     """
 
     network: nn.Module
@@ -38,46 +44,43 @@ class State:
     step: int = 0
     seconds: float = 0.0
     best: float = -1.0
-    _settled: dict[str, Tensor] = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        self.settle()
-
-    def settle(self) -> None:
-        """Take the network's statistics as those of a step that is done."""
-        now = dict(self.network.named_buffers())
-        if not hasattr(self, "_settled"):
-            self._settled = {name: buffer.clone() for name, buffer in now.items()}
-        torch._foreach_copy_(list(self._settled.values()), list(now.values()))
-
-    def trained_weights(self) -> dict[str, Tensor]:
-        """The state dict that is scored and exported: the average's where there is one."""
-        return (self.average or self.network).state_dict()
-
-    def _network_state(self) -> dict[str, Tensor]:
-        return {**self.network.state_dict(), **self._settled}
+    def trained(self) -> nn.Module:
+        """Return the network that is scored and exported: the average where there is one."""
+        return self.average or self.network
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint, whole or not at all."""
-        network = self._network_state()
-        average = self.average.state_dict() if self.average else None
+        """Write a checkpoint, whole and flushed to the disk or not at all.
+
+        Raises:
+            TrainingError: the weights are no longer finite; what is there stays.
+            OSError: the file cannot be written.
+        """
         content = {
-            "network": network,
-            "average": average,
-            "weights": average or network,
+            "network": self.network.state_dict(),
+            "average": self.average and self.average.state_dict(),
+            "weights": self.trained().state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "loss_sum": self.loss_sum.item(),
             **{name: getattr(self, name) for name in _NUMBERS},
         }
+        if not all_finite(content):
+            there = f"{path} stays as it was" if path.is_file() else "no checkpoint is there"
+            raise TrainingError(
+                f"the weights are not finite at step {self.step}, so not saved: {there}; {ADVICE}"
+            )
         with whole_file(path) as file:
             torch.save(content, file)
 
     def load(self, path: Path, device: torch.device) -> None:
-        """Take up what `save` wrote."""
-        content = torch.load(path, map_location=device, weights_only=True)
+        """Resume from what `save` wrote.
+
+        Raises:
+            TrainingError: as `read_checkpoint`.
+        """
+        content = read_checkpoint(path, device)
         self.network.load_state_dict(content["network"])
-        self.settle()
         if self.average:
             self.average.load_state_dict(content["average"])
         self.optimizer.load_state_dict(content["optimizer"])
@@ -88,11 +91,37 @@ class State:
             setattr(self, name, content[name])
 
 
-def steps_done(path: Path) -> int:
-    """The steps that a checkpoint has behind it; its tensors are not read.
+def all_finite(content: object) -> bool:
+    """Return whether no number in a checkpoint, or in a part of it, is infinite or NaN."""
+    if isinstance(content, Tensor):
+        return bool(content.isfinite().all())
+    if isinstance(content, dict | list | tuple):
+        return all(map(all_finite, content.values() if isinstance(content, dict) else content))
+    return not isinstance(content, float) or math.isfinite(content)
+
+
+def read_checkpoint(path: Path, device: torch.device | str = "cpu", *, mmap: bool = False) -> dict:
+    """Read what `State.save` wrote.
+
+    Args:
+        path: of the file.
+        device: for its tensors.
+        mmap: read no tensor before it is used.
 
     Raises:
-        OSError: the file cannot be read.
+        TrainingError: the file cannot be read, or is damaged.
     """
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return int(content["step"])
+    try:
+        content = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
+        return {**content, "step": int(content["step"])}
+    except OSError as error:
+        raise TrainingError(f"{path}: {one_line(error)}") from error
+    except (
+        RuntimeError,
+        EOFError,
+        pickle.UnpicklingError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as e:
+        raise TrainingError(f"{path}: a damaged checkpoint: delete it to begin anew") from e

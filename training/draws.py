@@ -93,7 +93,7 @@ def draw(
         for name, values in columns.items()
     }
     widths = [values.shape[1] for values in columns.values()]
-    sent = _send(np.concatenate(list(columns.values()), axis=1), device).split(widths, dim=1)
+    sent = to_device(np.concatenate(list(columns.values()), axis=1), device).split(widths, dim=1)
     tensors = dict(zip(columns, sent, strict=True))
     for name, tensor in tensors.items():
         if tensor.shape[1] == 1:
@@ -107,8 +107,8 @@ def draw(
     )
 
 
-def _send(numbers: np.ndarray, device: torch.device) -> Tensor:
-    """An array of the host on the device, copied while the host works on."""
+def to_device(numbers: np.ndarray, device: torch.device) -> Tensor:
+    """Return an array of the host on the device, copied while the host works on."""
     tensor = torch.from_numpy(numbers)
     if device.type == "cuda":
         tensor = tensor.pin_memory()

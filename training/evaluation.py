@@ -6,10 +6,11 @@ of a patient, so that a label absent from its reference says little: only those 
 """
 
 import csv
+import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,17 +21,17 @@ from benchmark.scoring.scores import score_label_maps
 from inference.components import keep_largest_components
 from inference.files import write_atomically
 from inference.labels import LABEL_NAMES, ORGANS
+from inference.network.weights import WeightsMetadata, as_stored
 from inference.prediction import Predictor
-from inference.weights import WeightsMetadata, as_stored
 from training.cases import Case
 from training.slices import annotated_mask, annotated_only
 
 
-@dataclass(frozen=True)
-class Score:
-    """DSC and NSD of one label of one held-out case at one step; a stack's NSD is NaN."""
+class Score(NamedTuple):
+    """DSC and NSD of one label of one case at one step of training; a stack's NSD is NaN."""
 
     step: int
+    data_set: str
     case: str
     label: int
     dsc: float
@@ -38,37 +39,29 @@ class Score:
 
 
 def reference_of(case: Case) -> np.ndarray:
-    """A cached case's label map, labels that its annotator did not look for as 0."""
-    labels = np.load(case.cached.labels, mmap_mode="r")
-    return annotated_only(labels, annotated_mask(case.annotated))
+    """Return a cached case's label map, labels that its annotator did not look for as 0."""
+    return annotated_only(case.cached.label_map, annotated_mask(case.annotated))
 
 
-def _score_stack(case: Case, prediction: np.ndarray, step: int) -> list[Score]:
+def _score(case: Case, prediction: np.ndarray) -> dict[int, tuple[float, float]]:
+    """Return DSC and NSD by label."""
     reference = reference_of(case)
-    scores = []
-    for label in case.annotated:
-        truth, found = reference == label, prediction == label
-        if truth.any():
+    if case.stack:
+        scores = {}
+        for label in np.intersect1d(case.annotated, reference).tolist():
+            truth, found = reference == label, prediction == label
             dsc = 2 * np.count_nonzero(truth & found) / (truth.sum() + found.sum())
-            scores.append(Score(step, case.name, label, float(dsc), float("nan")))
-    return scores
-
-
-def _score_volume(case: Case, prediction: np.ndarray, step: int) -> list[Score]:
+            scores[label] = float(dsc), float("nan")
+        return scores
     protocol = PROTOCOLS["flare23"]
+    tolerances = {label: protocol.tolerances_mm[label] for label in case.annotated}
     found = score_label_maps(
-        reference_of(case).T,
+        reference.T,
         prediction.T,
         case.cached.spacing[::-1],
-        replace(
-            protocol,
-            tolerances_mm={label: protocol.tolerances_mm[label] for label in case.annotated},
-        ),
+        dataclasses.replace(protocol, tolerances_mm=tolerances),
     )
-    return [
-        Score(step, case.name, label, found.dsc[label], found.nsd[label])
-        for label in case.annotated
-    ]
+    return {label: (found.dsc[label], found.nsd[label]) for label in case.annotated}
 
 
 def score_cases(
@@ -77,11 +70,9 @@ def score_cases(
     metadata: WeightsMetadata,
     device: torch.device,
     *,
-    batch_size: int | None,
-    step: int,
-    on_case: Callable[[Case, np.ndarray, list[Score]], None] = lambda case, prediction, scores: (
-        None
-    ),
+    step: int = 0,
+    batch_size: int | None = None,
+    on_case: Callable[[Case, np.ndarray, list[Score]], None] | None = None,
 ) -> list[Score]:
     """Predict and score cases with the weights as an export would hold them.
 
@@ -93,8 +84,8 @@ def score_cases(
         state_dict: of `AttentionUNet`, in training form.
         metadata: for the predictor.
         device: to predict on.
-        batch_size: slices at once; None is the predictor's own choice.
         step: for the result.
+        batch_size: slices at once; None is the predictor's own choice.
         on_case: called with each case, its label map (slices, rows, columns) and its scores.
     """
     exported = {name: as_stored(name, tensor.detach()) for name, tensor in state_dict.items()}
@@ -102,101 +93,76 @@ def score_cases(
     scores = []
     for case in cases:
         prediction = predictor.predict(
-            np.load(case.cached.image, mmap_mode="r"),
+            case.cached.hu,
             window=case.cached.window,
             reduction=metadata.reduction_at(case.cached.spacing),
         )
-        if case.stack:
-            of_case = _score_stack(case, prediction, step)
-        else:
+        if not case.stack:
             keep_largest_components(prediction)
-            of_case = _score_volume(case, prediction, step)
-        on_case(case, prediction, of_case)
+        of_case = [
+            Score(step, case.data_set, case.name, label, dsc, nsd)
+            for label, (dsc, nsd) in _score(case, prediction).items()
+        ]
+        if on_case:
+            on_case(case, prediction, of_case)
         scores += of_case
     return scores
 
 
 def mean_by_label(scores: list[Score]) -> dict[int, tuple[float, float, int]]:
-    """For each label scored its mean DSC, mean NSD (NaN without one) and number of cases."""
+    """Return for each label scored its mean DSC, mean NSD (NaN without one) and number of cases."""
     means = {}
     for label in sorted({score.label for score in scores}):
-        of_label = [score for score in scores if score.label == label]
-        surfaces = [score.nsd for score in of_label if not np.isnan(score.nsd)]
-        means[label] = (
-            float(np.mean([score.dsc for score in of_label])),
-            float(np.mean(surfaces)) if surfaces else float("nan"),
-            len(of_label),
-        )
+        dsc, nsd = np.array([(s.dsc, s.nsd) for s in scores if s.label == label]).T
+        surfaces = nsd[~np.isnan(nsd)]
+        mean_nsd = float(surfaces.mean()) if surfaces.size else float("nan")
+        means[label] = float(dsc.mean()), mean_nsd, len(dsc)
     return means
 
 
 def mean_organ_dsc(scores: list[Score]) -> float:
-    """The mean over the organs scored of their mean DSC; NaN if there are none."""
+    """Return the mean over the organs scored of their mean DSC; NaN if there are none."""
     organs = [dsc for label, (dsc, _, _) in mean_by_label(scores).items() if label in ORGANS]
     return float(np.mean(organs)) if organs else float("nan")
 
 
-def summary_line(scores: list[Score]) -> str:
-    """One line: the mean organ DSC and that of each label."""
-    parts = [
-        f"{LABEL_NAMES[label]} {dsc:.3f}" for label, (dsc, _, _) in mean_by_label(scores).items()
+def summary_lines(scores: list[Score]) -> list[str]:
+    """Return a line for each label: mean DSC, mean NSD and the number of cases."""
+    rows = [
+        f"  {LABEL_NAMES[label]:<22} DSC {dsc:.3f}  NSD {nsd:.3f}  n {count}"
+        for label, (dsc, nsd, count) in mean_by_label(scores).items()
     ]
-    return f"held-out DSC: organs {mean_organ_dsc(scores):.3f}; {', '.join(parts)}"
+    return [*rows, f"  {'mean of organs':<22} DSC {mean_organ_dsc(scores):.3f}"]
 
 
 def write_scores(path: Path, scores: list[Score]) -> None:
-    """Write scores as CSV: step, case, label, name, dsc, nsd."""
+    """Write scores as CSV, the fields of `Score` and the label's name.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     table = StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(("step", "case", "label", "name", "dsc", "nsd"))
-    for score in scores:
-        writer.writerow(
-            (score.step, score.case, score.label, LABEL_NAMES[score.label], score.dsc, score.nsd)
-        )
+    writer = csv.DictWriter(table, (*Score._fields, "name"), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**score._asdict(), "name": LABEL_NAMES[score.label]} for score in scores)
     write_atomically(path, table.getvalue().encode())
 
 
-def write_left_out(path: Path, data_sets: dict[str, list[Score]]) -> None:
-    """Write the scores of left-out cases as CSV: data_set, case, label, name, dsc, nsd."""
-    table = StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(("data_set", "case", "label", "name", "dsc", "nsd"))
-    for data_set, scores in data_sets.items():
-        for score in scores:
-            name = LABEL_NAMES[score.label]
-            writer.writerow((data_set, score.case, score.label, name, score.dsc, score.nsd))
-    write_atomically(path, table.getvalue().encode())
-
-
-def read_left_out(path: Path) -> dict[str, list[Score]]:
-    """Read what `write_left_out` wrote, by data set.
+def read_scores(path: Path) -> list[Score]:
+    """Read what `write_scores` wrote; columns of earlier versions that are missing are empty.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: it is another file.
     """
-    data_sets: dict[str, list[Score]] = {}
+    kinds = {"step": int, "data_set": str, "case": str, "label": int, "dsc": float, "nsd": float}
+    missing = {"step": "0", "data_set": ""}
     with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            try:
-                dsc, nsd = float(row["dsc"]), float(row["nsd"])
-                score = Score(0, row["case"], int(row["label"]), dsc, nsd)
-                data_sets.setdefault(row["data_set"], []).append(score)
-            except (KeyError, TypeError) as error:
-                raise ValueError("not a table of left-out scores") from error
-    return data_sets
-
-
-def read_scores(path: Path) -> list[Score]:
-    """Read what `write_scores` wrote."""
-    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    try:
         return [
-            Score(
-                int(row["step"]),
-                row["case"],
-                int(row["label"]),
-                float(row["dsc"]),
-                float(row["nsd"]),
-            )
-            for row in csv.DictReader(file)
+            Score(**{name: kind({**missing, **row}[name]) for name, kind in kinds.items()})
+            for row in rows
         ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a table of scores") from error

@@ -5,14 +5,15 @@ intensities), `metrics.csv`, `held_out.csv`, `curves.png`, `last.pt` and `best.p
 and `overlays/` (the worst held-out cases).
 
 Whatever is random at a step depends on the seed and the step alone, so a run that was stopped goes
-on as if it had not been: the same command takes it up at `last.pt`.
+on as if it had not been: the same command resumes at `last.pt`.
 """
 
 import copy
 import dataclasses
+import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -20,29 +21,44 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from inference.device import choose_dtype
-from inference.model import DOWNSAMPLING, AttentionUNet
+from inference.network.model import DOWNSAMPLING, AttentionUNet
+from inference.network.weights import WeightsMetadata
+from inference.prediction import trained_network
+from training import TrainingError
 from training.augmentation import Intensities, prepare
 from training.cases import Case
-from training.checkpoint import State
+from training.checkpoint import ADVICE, State
+from training.device_slices import DeviceSlices, fits
 from training.held_out import HeldOut
 from training.loss import deep_supervision_loss
-from training.pictures import draw_curves
+from training.pictures import draw_curves, or_warn
 from training.processes import Processes, StopRequest, leave_stopping_to_parent
-from training.progress import StepClock, duration
 from training.recipe import Recipe, learning_rate_at
-from training.run_folder import RunError, truncate_metrics
-from training.slices import Slice, SliceDataset, collate
-from training.widening import widened
+from training.run_folder import (
+    METRICS,
+    read_metrics,
+    weights_metadata,
+    write_metrics,
+)
+from training.slices import Batch, Slice, SliceDataset, collate
+from training.widening import widen
 
 _AUGMENTATION, _DEVICE_NOISE = 1, 2  # streams of random numbers beside that of the slices
+_STATISTICS_SLICES = 8
+_STATISTICS_POSITIONS = range(0, 64 * _STATISTICS_SLICES, _STATISTICS_SLICES)
+_CHECKPOINT_S = 300.0  # between checkpoints, at least
+_SILENCE_S = 30.0  # without a line, at most
+_UNKNOWN = 1_000_000  # steps, until their rate is measured
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type of convolutions for a recipe's `precision`."""
+    """Return the type of convolutions for a recipe's `precision`."""
     if name != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
     if device.type == "cuda":
@@ -65,12 +81,9 @@ def follow(average: nn.Module, network: nn.Module, decay: float, step: int) -> N
         count.copy_(value)
 
 
-_STATISTICS_BATCHES, _STATISTICS_SLICES = 64, 8
-
-
 @torch.no_grad()
 def estimate_statistics(
-    network: nn.Module, dataset: SliceDataset, recipe: Recipe, intensities: Intensities
+    network: nn.Module, batches: Iterable[Batch], recipe: Recipe, intensities: Intensities
 ) -> None:
     """Set batch normalisation's statistics to those of slices as inference shows them, in place.
 
@@ -78,7 +91,7 @@ def estimate_statistics(
 
     Args:
         network: in training form.
-        dataset: to sample uniformly from.
+        batches: of slices sampled uniformly.
         recipe: for cropping, clipping and the matrix reduction.
         intensities: for the z-score.
     """
@@ -86,24 +99,56 @@ def estimate_statistics(
     plain = dataclasses.replace(
         recipe, spatial_probability=0.0, window_probability=0.0, intensity_probability=0.0
     )
-    layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None  # a plain mean over the batches
     mode = network.training
     network.train()
-    for number in range(_STATISTICS_BATCHES):
-        positions = range(number * _STATISTICS_SLICES, (number + 1) * _STATISTICS_SLICES)
-        batch = collate(
-            [dataset[position] for position in positions], DOWNSAMPLING * recipe.matrix_reduction
-        )
-        rngs = [np.random.default_rng((recipe.seed, p, _AUGMENTATION)) for p in positions]
+    for number, batch in enumerate(batches):
+        rngs = [np.random.default_rng((number, row)) for row in range(len(batch.labels))]
         images, _ = prepare(batch, device, plain, intensities, rngs, torch.Generator(device))
         network(images)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     network.train(mode)
+
+
+def _network(
+    recipe: Recipe, start: tuple[dict[str, Tensor], WeightsMetadata] | None
+) -> AttentionUNet:
+    """Return a network with random weights, or those to start from; raises as `fit`."""
+    torch.manual_seed(recipe.seed)
+    network = AttentionUNet(
+        base_channels=recipe.base_channels,
+        attention=recipe.attention,
+        supervised_channels=recipe.supervised_channels,
+    )
+    if start:
+        try:
+            widen(trained_network(*start), network)
+        except ValueError as error:
+            raise TrainingError(
+                f"the weights to start from are of another network ({error}): give its numbers, or "
+                "a multiple of its base_channels and no fewer supervised_channels"
+            ) from error
+    return network
+
+
+def _optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+    """Return AdamW that decays convolutions alone; without decay, as in the paper, it is Adam."""
+    weights = list(model.parameters())
+    groups = [
+        {"params": [weight for weight in weights if weight.ndim > 1]},
+        {"params": [weight for weight in weights if weight.ndim == 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups,
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        fused=device.type == "cuda",
+    )
 
 
 def fit(
@@ -113,12 +158,15 @@ def fit(
     intensities: Intensities,
     output: Path,
     processes: Processes,
+    stop: StopRequest,
     *,
     workers: int = 0,
+    on_device: bool | None = None,
+    deadline: float | None = None,
     synthesise: Callable[[np.random.Generator], Slice] | None = None,
-    start: dict[str, Tensor] | None = None,
+    start: tuple[dict[str, Tensor], WeightsMetadata] | None = None,
 ) -> int:
-    """Train until the recipe's last step, from `last.pt` if it is there.
+    """Train until the recipe's last step or a time, from `last.pt` if it is there.
 
     Args:
         training, held_out: cached cases.
@@ -126,44 +174,36 @@ def fit(
         intensities: of the training set.
         output: the run's folder.
         processes: of which this is one.
+        stop: asks to save and end after a step.
         workers: processes that read slices; 0 reads them here.
+        on_device: hold all slices on the device; None does where they fit a CUDA device.
+        deadline: of `time.monotonic`, at which the last step ends, whatever the recipe's steps: the
+            learning rate's schedule follows the measured rate of steps.
         synthesise: draws the recipe's synthetic part of the slices.
-        start: state dict of the network's first weights, or of a narrower network's; None begins
+        start: the network's first weights, or a narrower network's, and their metadata; None begins
             with random ones.
 
     Returns:
-        0, or 128 and the signal's number if one stopped it.
+        The steps done.
 
     Raises:
-        RunError: the batch cannot be divided, or the loss is no longer a number.
+        TrainingError: the batch cannot be divided, or the loss is no longer a number.
+        OSError: the run's files cannot be written.
     """
-    device, first = processes.device, processes.first
+    device, first, report = processes.device, processes.first, processes.report
     share = recipe.batch_size // processes.count
     if share * processes.count != recipe.batch_size:
-        raise RunError(
+        raise TrainingError(
             f"a batch of {recipe.batch_size} cannot be divided over {processes.count} processes"
         )
     precision = choose_precision(recipe.precision, device)
     autocast = (
         torch.autocast(device.type, precision) if precision != torch.float32 else nullcontext()
     )
+    torch.backends.cudnn.benchmark = recipe.slice_size > 0  # where all batches are of one size
 
     # The network. Normalisation sees the whole batch where torch can do that, which is on CUDA.
-    torch.manual_seed(recipe.seed)
-    network = AttentionUNet(
-        base_channels=recipe.base_channels,
-        attention=recipe.attention,
-        supervised_channels=recipe.supervised_channels,
-    )
-    if start:
-        try:
-            network.load_state_dict(widened(start, network.state_dict()))
-        except ValueError as error:
-            raise RunError(
-                f"the weights to start from are of another network ({error}): give its numbers, or "
-                "a multiple of its --base-channels and no fewer --supervised-channels"
-            ) from error
-    network = network.to(device, memory_format=torch.channels_last)
+    network = _network(recipe, start).to(device, memory_format=torch.channels_last)
     average = copy.deepcopy(network) if recipe.ema_decay else None
     model: nn.Module = network
     if processes.count > 1:
@@ -172,35 +212,13 @@ def fit(
         model = DistributedDataParallel(
             model, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
         )
-    # Without weight decay, as in the paper, this is Adam.
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [weight for weight in model.parameters() if weight.ndim > 1]},
-            {
-                "params": [weight for weight in model.parameters() if weight.ndim == 1],
-                "weight_decay": 0.0,
-            },
-        ],
-        lr=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        fused=device.type == "cuda",
-    )
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     bare = model.module if processes.count > 1 else model
-
+    optimizer = _optimizer(model, recipe, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     state = State(bare, average, optimizer, scaler, torch.zeros((), device=device))
     last = output / "last.pt"
     if last.is_file():
         state.load(last, device)
-    scoring = HeldOut(held_out, recipe, intensities, output, processes, state)
-    if first:
-        truncate_metrics(output / "metrics.csv", state.step)
-        print(
-            f"{'goes on' if state.step else 'starts'} at step {state.step} of {recipe.steps}: "
-            f"{device}, {str(precision).removeprefix('torch.')}, {processes.count} process(es), "
-            f"{sum(weight.numel() for weight in network.parameters()):,} parameters",
-            flush=True,
-        )
 
     # The slices: position p of the endless sequence is in batch p // batch_size.
     dataset = SliceDataset(
@@ -210,134 +228,167 @@ def fit(
         synthesise=synthesise,
         synthetic_fraction=recipe.synthetic_fraction,
     )
-    unbalanced = dataclasses.replace(
+    plain = dataclasses.replace(
         dataset, label_balanced_fraction=0.0, synthetic_fraction=0.0 if training else 1.0
     )
-    positions = [
-        range(
-            number * recipe.batch_size + processes.rank * share,
-            number * recipe.batch_size + (processes.rank + 1) * share,
+    multiple = DOWNSAMPLING * recipe.matrix_reduction
+    resident = None
+    if fits(dataset, device) if on_device is None else on_device:
+        resident = DeviceSlices(dataset, device, multiple)
+
+    def batch_at(source: SliceDataset, positions: range) -> Batch:
+        if resident:
+            return resident.batch(source, positions)
+        return collate([source[position] for position in positions], multiple)
+
+    def positions_from(step: int) -> Iterator[range]:
+        for number in itertools.count(step):
+            begin = number * recipe.batch_size + processes.rank * share
+            yield range(begin, begin + share)
+
+    batches: Iterable[Batch] = (batch_at(dataset, drawn) for drawn in positions_from(state.step))
+    if workers and not resident:
+        batches = DataLoader(
+            dataset,
+            batch_sampler=positions_from(state.step),
+            collate_fn=partial(collate, multiple=multiple),
+            num_workers=workers,
+            worker_init_fn=leave_stopping_to_parent,
+            pin_memory=device.type == "cuda",
         )
-        for number in range(state.step, recipe.steps)
-    ]
-    loader = DataLoader(
-        dataset,
-        batch_sampler=positions,
-        collate_fn=partial(collate, multiple=DOWNSAMPLING * recipe.matrix_reduction),
-        num_workers=workers,
-        worker_init_fn=leave_stopping_to_parent,
-        pin_memory=device.type == "cuda",
-    )
     generator = torch.Generator(device)
 
-    saved_at = state.step
+    def gradient_step(positions: range, batch: Batch, rate: float) -> Tensor:
+        """Change the weights by one batch; returns its loss, on the device."""
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        rngs = [np.random.default_rng((recipe.seed, p, _AUGMENTATION)) for p in positions]
+        noise_seed = np.random.SeedSequence((recipe.seed, positions[0], _DEVICE_NOISE))
+        generator.manual_seed(int(noise_seed.generate_state(1, np.uint64)[0] >> 1))
+        images, labels = prepare(batch, device, recipe, intensities, rngs, generator)
+        annotated = batch.annotated.to(device, non_blocking=True)
+        with autocast:
+            logits, supervised = model(images)
+        loss = deep_supervision_loss(
+            [logits, *supervised],
+            labels,
+            annotated,
+            cross_entropy=recipe.cross_entropy,
+            dice_weight=recipe.dice_weight,
+        )
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        if recipe.gradient_clip:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clip)
+        scaler.step(optimizer)
+        scaler.update()
+        if average:
+            follow(average, bare, recipe.ema_decay, state.step)
+        return loss.detach()
 
-    def save_last() -> None:
-        nonlocal saved_at
-        state.save(last)
-        saved_at = state.step
+    metadata = weights_metadata(recipe, intensities.mean, intensities.std)
+    scoring = HeldOut(held_out, metadata, output, processes, state)
+    metrics = read_metrics(output) if (output / "metrics.csv").is_file() else []
+    metrics = [row for row in metrics if row["step"] <= state.step]  # the others are done again
+    if first:
+        write_metrics(output, metrics)
+    report(
+        f"step {state.step}: {device}, {str(precision).removeprefix('torch.')}, "
+        f"{processes.count} process(es), slices on {'the device' if resident else 'the host'}, "
+        f"{sum(weight.numel() for weight in network.parameters()):,} parameters"
+    )
 
-    def save_and_say() -> str:
-        if state.step > saved_at:
-            save_last()
-        return f"stopped at step {state.step}; the same command goes on from there"
+    began, reported, told = state.step, (state.step, state.seconds), state.seconds
+    measured: tuple[int, float] | None = None  # step and seconds after the sitting's first step
+    end = recipe.steps if deadline is None else state.step + _UNKNOWN
+
+    def planned_end() -> int:
+        """Return the last step by the rate of steps measured so far."""
+        if deadline is None or measured is None or state.step <= measured[0] + 1:
+            return end
+        pace = (state.seconds - measured[1]) / (state.step - 1 - measured[0])
+        return state.step + max(0, int((deadline - time.monotonic()) / pace))
+
+    def say(loss: float) -> float:
+        """Print a line; returns the slices a second since the last row of metrics.csv."""
+        pace = (state.seconds - reported[1]) / (state.step - reported[0])
+        speed, left = recipe.batch_size / pace, tqdm.format_interval((end - state.step) * pace)
+        report(
+            f"step {state.step}/{end}  loss {loss:.4f}  lr {rate:.2e}  {speed:.1f} slices/s  "
+            f"{left} left"
+        )
+        return speed
+
+    def save() -> float:
+        """Save a checkpoint; returns when the next is due: they take 5 % of the time at most."""
+        start = time.monotonic()
+        if first:
+            state.save(last)
+        now = time.monotonic()
+        return now + max(_CHECKPOINT_S, 20 * (now - start))
+
+    def score() -> float:
+        """Save and score; returns when that is due again: it takes a tenth of the time at most."""
+        start = time.monotonic()
+        uniform = (batch_at(plain, range(n, n + _STATISTICS_SLICES)) for n in _STATISTICS_POSITIONS)
+        estimate_statistics(state.trained(), uniform, recipe, intensities)
+        save()  # before the scoring: what goes wrong there costs no steps
+        if scoring.due:
+            stop.after_step = False  # nothing is lost that is saved
+            scoring.score(recipe.batch_size)
+            stop.after_step = True
+        now = time.monotonic()
+        return now + max(60 * recipe.evaluation_minutes, 9 * (now - start))
 
     model.train()
-    clock = StepClock(recipe, device, state.step)
-    with StopRequest(save_and_say if processes.count == 1 else None) as stop, clock:
-        if scoring.due():  # stopped, or lost, between the step and its scores
-            scoring.score(stop)
-        stopping = False
-        clock.start()
-        since, reported = time.monotonic(), state.step
-        for drawn, batch in zip(positions, loader, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(state.step, recipe)
-            rngs = [np.random.default_rng((recipe.seed, p, _AUGMENTATION)) for p in drawn]
-            noise_seed = np.random.SeedSequence((recipe.seed, drawn[0], _DEVICE_NOISE))
-            generator.manual_seed(int(noise_seed.generate_state(1, np.uint64)[0] >> 1))
-            images, labels = prepare(batch, device, recipe, intensities, rngs, generator)
-            annotated = batch.annotated.to(device, non_blocking=True)
-            with autocast:
-                logits, supervised = model(images)
-            loss = deep_supervision_loss(
-                [logits, *supervised],
-                labels,
-                annotated,
-                cross_entropy=recipe.cross_entropy,
-                dice_weight=recipe.dice_weight,
+    stop.after_step, stopped = True, 0
+    next_save = time.monotonic() + _CHECKPOINT_S
+    next_score = time.monotonic() + 60 * recipe.evaluation_minutes
+    sequence = zip(positions_from(state.step), batches, strict=False)
+    while state.step < end and not stopped:
+        start = time.monotonic()
+        rate = learning_rate_at(state.step, dataclasses.replace(recipe, steps=end))
+        loss = gradient_step(*next(sequence), rate)
+        state.step += 1
+        state.loss_sum += loss
+        state.loss_count += 1
+        reporting, score_due = state.step % recipe.log_interval == 0, False
+        if processes.count == 1 or reporting:  # asking the others waits for the device
+            end, stopped, score_due = processes.greatest(
+                planned_end() if first else 0, stop.signal, start > next_score
             )
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
-            with stop.unbroken:
-                if recipe.gradient_clip:
-                    scaler.unscale_(optimizer)
-                    nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clip)
-                scaler.step(optimizer)
-                scaler.update()
-                if average:
-                    follow(average, bare, recipe.ema_decay, state.step)
-                state.settle()
-                state.step += 1
-                state.loss_sum += loss.detach()
-                state.loss_count += 1
-
-            # Asking the other processes costs time: they are asked where the device is waited for.
-            reporting = state.step % recipe.log_interval == 0 or state.step == recipe.steps
-            stopping = (processes.count == 1 or reporting) and stop.seen_by_any(processes)
-            if first and not reporting and clock.due(state.step):
-                print(*clock.lines(state.step, loss.item()), sep="\n", flush=True)
-            if reporting:
-                if processes.count > 1:
-                    distributed.all_reduce(state.loss_sum)
-                    state.loss_sum /= processes.count
-                mean_loss = state.loss_sum.item() / state.loss_count
-                if not math.isfinite(mean_loss):
-                    raise RunError(
-                        f"the loss is {mean_loss} at step {state.step}: try a lower "
-                        "--learning-rate, --gradient-clip 1 or --precision fp32"
-                    )
-                now = time.monotonic()
-                speed = (state.step - reported) * recipe.batch_size / (now - since)
-                with stop.unbroken:
-                    state.seconds += now - since
-                    state.loss_sum, state.loss_count = torch.zeros((), device=device), 0
-                    if first:
-                        rate = learning_rate_at(state.step - 1, recipe)
-                        numbers = f"{mean_loss!r},{rate!r},{speed:.2f},{state.seconds:.1f}"
-                        with (output / "metrics.csv").open("a", encoding="utf-8") as file:
-                            file.write(f"{state.step},{numbers}\n")
-                since, reported = now, state.step
-                if first:
-                    left = duration((recipe.steps - state.step) * recipe.batch_size / speed)
-                    print(
-                        f"step {state.step}/{recipe.steps}  loss {mean_loss:.4f}  lr {rate:.2e}  "
-                        f"{speed:.1f} slices/s  {left} left",
-                        flush=True,
-                    )
-                clock.told_now()
-            scored = scoring.due() and not stopping
-            if scored or state.step == recipe.steps:
-                estimate_statistics(average or bare, unbalanced, recipe, intensities)
-            # Before it is scored, and not after: what goes wrong there costs no steps.
-            if first and (scored or state.step % recipe.checkpoint_interval == 0):
-                with stop.unbroken:
-                    save_last()
-            if scored:
-                paused = time.monotonic()
-                scoring.score(stop)
-                since += time.monotonic() - paused
-                clock.pause(time.monotonic() - paused)
-            if stopping:
-                break
-        if first:
-            with stop.unbroken:
-                save_last()
-            draw_curves(output)
+        reporting = reporting or state.step >= end
+        if reporting:
+            if processes.count > 1:
+                distributed.all_reduce(state.loss_sum)
+            loss = state.loss_sum / (state.loss_count * processes.count)
+        told_now = reporting or state.step == began + 1 or state.seconds - told > _SILENCE_S
+        shown = loss.item() if told_now else 0.0  # waits for the device
+        state.seconds += time.monotonic() - start
+        measured = measured or (state.step, state.seconds)
+        if not math.isfinite(shown):
+            raise TrainingError(f"the loss is {shown} at step {state.step}: {ADVICE}")
+        if told_now:
+            told, speed = state.seconds, say(shown)
+        if reporting:
+            row = (state.step, shown, rate, round(speed, 2), round(state.seconds, 1))
+            metrics.append(dict(zip(METRICS, row, strict=True)))
+            if first:
+                write_metrics(output, metrics)
+            state.loss_sum, state.loss_count = torch.zeros((), device=device), 0
+            reported = state.step, state.seconds
+        if state.step < end and not stopped:
+            if score_due:
+                next_score = score()
+            elif time.monotonic() > next_save:
+                next_save = save()
+    if stopped:
+        save()
+    elif state.step > began or scoring.due:
+        score()
+    if first:
+        or_warn(draw_curves, output)
     if processes.count > 1:  # one that leaves while the first still writes may abort
         distributed.barrier()
-    if stop.signal and state.step < recipe.steps:
-        if first:
-            print(f"stopped at step {state.step}; the same command goes on from there", flush=True)
-        return 128 + stop.signal
-    return 0
+    return state.step

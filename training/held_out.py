@@ -1,14 +1,11 @@
-"""The held-out cases of a run: when they are scored, and what is kept of it."""
+"""The held-out cases of a run: scored from time to time, with what is written of it."""
 
-import time
 from pathlib import Path
 
 import numpy as np
 from torch import distributed
 
-from inference.labels import LABEL_NAMES
-from inference.weights import WeightsMetadata
-from training.augmentation import Intensities
+from inference.network.weights import WeightsMetadata
 from training.cases import Case
 from training.checkpoint import State
 from training.evaluation import (
@@ -16,72 +13,56 @@ from training.evaluation import (
     mean_organ_dsc,
     read_scores,
     score_cases,
-    summary_line,
+    summary_lines,
     write_scores,
 )
-from training.pictures import draw_curves, draw_overlay
-from training.processes import Processes, StopRequest
-from training.progress import duration
-from training.recipe import Recipe
+from training.pictures import draw_curves, draw_overlay, or_warn
+from training.processes import Processes
 
 WORST_CASES = 3
 """Held-out cases of which overlays are drawn at each scoring."""
 
 
 class HeldOut:
-    """Scores a run's held-out cases and keeps `held_out.csv`, `overlays/` and `best.pt`."""
+    """Scores a run's held-out cases; writes `held_out.csv`, `overlays/` and `best.pt`."""
 
     def __init__(
         self,
         cases: list[Case],
-        recipe: Recipe,
-        intensities: Intensities,
+        metadata: WeightsMetadata,
         output: Path,
         processes: Processes,
         state: State,
     ) -> None:
-        """Take up the scores that were written until the state's step."""
+        """Read the scores that were written until the state's step.
+
+        Raises:
+            ValueError: they are damaged.
+        """
         self.cases = cases
-        self.recipe = recipe
+        self.metadata = metadata
         self.output = output
         self.processes = processes
         self.state = state
-        self.metadata = WeightsMetadata(
-            base_channels=recipe.base_channels,
-            num_classes=len(LABEL_NAMES),
-            intensity_mean=intensities.mean,
-            intensity_std=intensities.std,
-            matrix_reduction=recipe.matrix_reduction,
-            attention=recipe.attention,
-            supervised_channels=recipe.supervised_channels,
-            clip_hu=recipe.clips,
-            trained_on="",
-            licence="",
-            date="",
-            revision="",
-        )
         self.scores: list[Score] = []
         table = output / "held_out.csv"
         if state.step and table.is_file():
             self.scores = [score for score in read_scores(table) if score.step <= state.step]
 
+    @property
     def due(self) -> bool:
-        """Whether the state's step is one to score at and has not been scored yet."""
-        step, recipe = self.state.step, self.recipe
-        ends = step == recipe.steps or step % recipe.evaluation_interval == 0
-        return (
-            bool(self.cases and step)
-            and ends
-            and not any(score.step == step for score in self.scores)
+        """Whether there are cases, and they have no scores of the state's step."""
+        return bool(self.cases and self.state.step) and not any(
+            score.step == self.state.step for score in self.scores
         )
 
-    def score(self, stop: StopRequest) -> None:
+    def score(self, batch_size: int) -> None:
         """Score all cases with the state's weights; every process must call it.
 
         Args:
-            stop: holds back an end while `best.pt` is written.
+            batch_size: slices at once on CUDA, where training needs memory as well.
         """
-        started, state, processes = time.monotonic(), self.state, self.processes
+        state, processes = self.state, self.processes
         worst: list[tuple[float, Case, np.ndarray]] = []
 
         def keep_worst(case: Case, prediction: np.ndarray, of_case: list[Score]) -> None:
@@ -92,11 +73,11 @@ class HeldOut:
 
         found = score_cases(
             self.cases[processes.rank :: processes.count],
-            state.trained_weights(),
+            state.trained().state_dict(),
             self.metadata,
             processes.device,
-            batch_size=self.recipe.batch_size if processes.device.type == "cuda" else None,
             step=state.step,
+            batch_size=batch_size if processes.device.type == "cuda" else None,
             on_case=keep_worst,
         )
         overlays = {}
@@ -104,24 +85,23 @@ class HeldOut:
             overlays[case.name] = dsc
             title = f"{case.name}, step {state.step}: mean DSC {dsc:.3f}"
             path = self.output / "overlays" / f"{case.name}.png"
-            draw_overlay(path, case, prediction, title)
+            or_warn(draw_overlay, path, case, prediction, title)
         if processes.count > 1:
             parts: list = [None] * processes.count
             distributed.all_gather_object(parts, (found, overlays))
             found = [score for part, _ in parts for score in part]
             overlays = {name: dsc for _, part in parts for name, dsc in part.items()}
-        self.scores = [score for score in self.scores if score.step != state.step] + found
-        with stop.unbroken:
-            improved = mean_organ_dsc(found) > state.best
-            state.best = max(state.best, mean_organ_dsc(found))
-            if improved and processes.first:
-                state.save(self.output / "best.pt")
-            if processes.first:
-                write_scores(self.output / "held_out.csv", self.scores)
-        if processes.first:
-            shown = sorted(overlays, key=overlays.get)[:WORST_CASES]
-            for path in (self.output / "overlays").glob("*.png"):
-                if path.stem not in shown:
-                    path.unlink()
-            draw_curves(self.output)
-            print(f"{summary_line(found)}  ({duration(time.monotonic() - started)})", flush=True)
+        self.scores += found
+        improved = mean_organ_dsc(found) > state.best
+        state.best = max(state.best, mean_organ_dsc(found))
+        if not processes.first:
+            return
+        if improved:
+            state.save(self.output / "best.pt")
+        write_scores(self.output / "held_out.csv", self.scores)
+        shown = sorted(overlays, key=overlays.get)[:WORST_CASES]
+        for path in (self.output / "overlays").glob("*.png"):
+            if path.stem not in shown:
+                path.unlink()
+        or_warn(draw_curves, self.output)
+        print(f"held-out cases at step {state.step}:", *summary_lines(found), sep="\n", flush=True)

@@ -1,53 +1,54 @@
 """The options of `python -m training`."""
 
 import argparse
+import dataclasses
 from pathlib import Path
+from typing import Any
 
-from training import recipe as recipes
+from training.recipe import Recipe
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of every command."""
+    """Return the parser of every command."""
     parser = argparse.ArgumentParser(
         prog="python -m training",
         description="Train the network, and export weights for the container.",
-        epilog="Without a command, fit is meant. Exit codes: 0 done, 1 failed, 2 wrong usage, "
-        "143 stopped by SIGTERM (130 by Ctrl-C) with a checkpoint saved. Example: "
-        "python -m training fit --data CTS --recipe slim --output runs/slim",
+        epilog="Without a command, fit is meant. Exit codes: 0 done, 1 failed, or done in part "
+        "(check, pack); 2 wrong usage; 143 stopped by SIGTERM (130 by Ctrl-C, 129 by SIGHUP) with "
+        "a checkpoint saved.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    fit = commands.add_parser(
+    def add(name: str, text: str, more: str, example: str) -> argparse.ArgumentParser:
+        epilog = f"example: python -m training {name} {example}"
+        return commands.add_parser(name, help=text, description=more, epilog=epilog)
+
+    fit = add(
         "fit",
-        help="train on labelled CT, or go on where a run stopped",
-        description="Train on labelled CT. The same command again goes on at the last checkpoint. "
+        "train on labelled CT, or go on where a run stopped",
+        "Train on labelled CT. The same command again resumes at the last checkpoint. "
         "On many devices: torchrun --nproc-per-node N -m training fit …",
-        epilog="example: python -m training fit --data CTS --recipe slim --output runs/slim",
+        "--data CTS --recipe slim --output runs/slim",
     )
-    fit.add_argument(
-        "--data",
-        action="append",
-        required=True,
-        metavar="DIR[=MAP]",
-        help="data set with imagesTr*/ and labelsTr*/, or images/ and labels/; cases.json in it "
+    _add_data(
+        fit,
+        "data set with imagesTr*/ and labelsTr*/, images/ and labels/, or packed; its cases.json "
         "says what each annotator looked for. MAP turns its own label numbers into ours: amos, "
-        "btcv, totalsegmentator, complete (our numbers, all looked for) or a .json file; "
-        "repeatable",
+        "btcv, totalsegmentator, complete (ours, all looked for) or a .json file; repeatable",
     )
     fit.add_argument(
         "--anatomy",
         action="append",
         default=[],
         metavar="FILE[=MAP]",
-        help="label map of many structures of which the recipe's synthetic slices are drawn; MAP "
-        "says whose numbers they are: totalsegmentator (the default), spl or a .json file; "
-        "repeatable",
+        help="label map of many structures of which synthetic slices are drawn; MAP says whose "
+        "numbers they are: totalsegmentator (the default), spl or a .json file; repeatable",
     )
     fit.add_argument(
         "--start-from",
         type=Path,
         metavar="FILE.safetensors",
-        help="exported weights to begin with; their intensity mean and deviation are kept",
+        help="exported weights to begin with, whose intensity mean and deviation are used",
     )
     fit.add_argument("--output", type=Path, required=True, metavar="RUN", help="folder of the run")
     fit.add_argument(
@@ -56,6 +57,18 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="paper|best|slim|FILE.toml",
         help="the run's numbers (default: %(default)s)",
     )
+    for name in ("steps", "batch_size", "learning_rate", "seed"):
+        flag, kind = f"--{name.replace('_', '-')}", float if name == "learning_rate" else int
+        fit.add_argument(flag, type=kind, metavar="N", help="instead of the recipe's")
+    names = ", ".join(entry.name for entry in dataclasses.fields(Recipe))
+    fit.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="instead of the recipe's, as in contrast=0.7,1.4; repeatable; training/recipe.py says "
+        f"what each number is: {names}",
+    )
     fit.add_argument(
         "--held-out",
         nargs="*",
@@ -63,10 +76,17 @@ def make_parser() -> argparse.ArgumentParser:
         help="cases or patients to hold out, instead of a fraction chosen by the seed",
     )
     fit.add_argument(
-        "--cache", type=Path, metavar="DIR", help="of read volumes (default: cache/ beside RUN)"
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="end when the command has run so long, the learning rate's schedule by the measured "
+        "rate instead of --steps, and export RUN/weights.safetensors",
     )
     fit.add_argument(
-        "--device", default="auto", metavar="auto|cuda[:N]|cpu", help="(default: %(default)s)"
+        "--data-on",
+        choices=("auto", "device", "host"),
+        default="auto",
+        help="where the slices lie; auto: on a CUDA device if they fit (default: %(default)s)",
     )
     fit.add_argument(
         "--workers",
@@ -75,27 +95,48 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="processes that read slices; 4 or more where a GPU waits (default: %(default)s)",
     )
-    recipes.add_arguments(fit)
+    _add_places(fit)
 
-    check = commands.add_parser(
+    check = add(
         "check",
-        help="read data sets as training would, and say what it would make of them",
-        description="Read every volume and label map of data sets, write nothing, and say: which "
-        "cases would be trained on, which not and why, what is doubtful of the others (headers, "
-        "labels, intensities), and how many cases and slices there are for each label. Exit code 1 "
-        "if a case would not be used.",
-        epilog="example: python -m training check --data CTS --data BTCV=btcv",
+        "read data sets as training would, and say what it would make of them",
+        "Read every volume and label map of data sets, write nothing, and say: which cases would "
+        "be trained on, which not and why, what is doubtful of the others, and how many cases and "
+        "slices there are for each label. Exit code 1 if a case would not be used.",
+        "--data CTS --data BTCV=btcv",
     )
-    check.add_argument(
-        "--data", action="append", required=True, metavar="DIR[=MAP]", help="as in fit"
-    )
+    _add_data(check)
 
-    export = commands.add_parser(
+    pack = add(
+        "pack",
+        "write data sets as small files that need no header library",
+        "Write the cases of data sets as 8-bit PNG files of at most 15 MB in parts of at most "
+        "45 MiB, clipped to the recipe's clip_hu and cropped to the body, with all that cases.json "
+        "says. fit, score and check take the folder as --data.",
+        "--data CTS --recipe slim --output packed",
+    )
+    _add_data(pack)
+    pack.add_argument("--output", type=Path, required=True, metavar="DIR", help="an empty folder")
+    pack.add_argument(
+        "--recipe",
+        default="slim",
+        metavar="NAME|FILE.toml",
+        help="whose clip_hu bounds the HU (default: %(default)s)",
+    )
+    pack.add_argument(
+        "--step",
+        type=float,
+        default=0.0,
+        metavar="HU",
+        help="least distance of two levels; more packs smaller (default: what 8 bits hold)",
+    )
+    pack.add_argument("--left-out", action="store_true", help="left-out cases as well, for score")
+
+    export = add(
         "export",
-        help="write a run's weights and model card",
-        description="Write the safetensors that the container runs, and a model card beside it.",
-        epilog="example: python -m training export runs/slim --output weights/mine.safetensors "
-        "--trained-on 'FLARE 2023' --licence MIT",
+        "write a run's weights and model card",
+        "Write the safetensors that the container runs, and a model card beside it.",
+        "runs/slim --output weights/mine.safetensors --trained-on 'FLARE 2023' --licence MIT",
     )
     export.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
     export.add_argument(
@@ -129,20 +170,17 @@ def make_parser() -> argparse.ArgumentParser:
         help="a known weakness, for the model card; repeatable",
     )
 
-    score = commands.add_parser(
+    score = add(
         "score",
-        help="score exported weights on cases that were left out of training",
-        description="Predict the left-out cases of data sets (split left_out in cases.json) with "
-        "exported weights, print the DSC of every label by data set, and write a row a case and "
-        "label. Stacks of slices are scored without largest components. Whoever chooses weights "
-        "by these scores can no longer call them left out: tune on --held-out patients of fit.",
-        epilog="example: python -m training score weights/abdomen-slim.safetensors "
-        "--data CTS --output left-out.csv",
+        "score exported weights on cases that were left out of training",
+        "Predict the left-out cases of data sets (split left_out in cases.json) with exported "
+        "weights, print the DSC of every label by data set, and write a row a case and label. "
+        "Whoever chooses weights by these scores can no longer call them left out: tune on "
+        "--held-out patients of fit.",
+        "weights/abdomen-slim.safetensors --data CTS --output left-out.csv",
     )
     score.add_argument("weights", type=Path, metavar="FILE.safetensors")
-    score.add_argument(
-        "--data", action="append", required=True, metavar="DIR[=MAP]", help="as in fit"
-    )
+    _add_data(score)
     score.add_argument(
         "--output", type=Path, required=True, metavar="FILE.csv", help="to write, a row a score"
     )
@@ -152,33 +190,37 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="draw the best, the median and the worst case of each data set beside its reference",
     )
-    score.add_argument(
-        "--cache", type=Path, metavar="DIR", help="of read volumes (default: cache/ beside it)"
+    _add_places(score)
+
+    compare = add(
+        "compare",
+        "set the held-out scores of runs side by side",
+        "Print a table of the last held-out DSC of runs: by label, over the cases of all runs with "
+        "the same value of a number of their recipes. Two values of the same cases are compared by "
+        "patient, with a standard error.",
+        "runs/fold-* or: runs/a runs/b --by attention",
     )
-    score.add_argument(
+    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
+    compare.add_argument(
+        "--by", default="fold", metavar="NUMBER", help="such as attention (default: %(default)s)"
+    )
+    return parser
+
+
+def _add_data(parser: argparse.ArgumentParser, text: str = "as in fit") -> None:
+    parser.add_argument("--data", action="append", required=True, metavar="DIR[=MAP]", help=text)
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="of read volumes (default: cache/ beside output)"
+    )
+    parser.add_argument(
         "--device", default="auto", metavar="auto|cuda[:N]|cpu", help="(default: %(default)s)"
     )
 
-    compare = commands.add_parser(
-        "compare",
-        help="set runs that differ in one number side by side",
-        description="Print a table of the held-out organ DSC of runs that differ in one number of "
-        "their recipes, mean over seeds (least to greatest), and draw their curves.",
-        epilog="example: python -m training compare runs/a runs/b --by attention "
-        "--picture curves.png",
-    )
-    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
-    compare.add_argument("--by", required=True, metavar="NUMBER", help="such as attention")
-    compare.add_argument("--picture", type=Path, required=True, metavar="FILE.png", help="to write")
 
-    folds = commands.add_parser(
-        "folds",
-        help="set the folds of a cross-validation side by side",
-        description="Print a table of the last held-out DSC of runs that were trained with --folds "
-        "K and --fold 0 to K - 1: by label and fold, and over all cases. Patients are dealt to the "
-        "folds by the recipe's seed.",
-        epilog="example: python -m training folds runs/fold-0 runs/fold-1 runs/fold-2 (each of "
-        "python -m training fit … --folds 3 --fold 0 --output runs/fold-0)",
-    )
-    folds.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
-    return parser
+def recipe_numbers(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the numbers of a recipe that have options of their own, by name."""
+    names = ("steps", "batch_size", "learning_rate", "seed")
+    return {name: getattr(options, name) for name in names}

@@ -1,27 +1,25 @@
 """Pictures of a run: its curves, and held-out cases beside their reference."""
 
-import csv
-import json
+import sys
 import zlib
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from inference.colours import LABEL_COLOURS
-from inference.files import write_atomically
+from inference.files import one_line, write_atomically
 from inference.labels import LABEL_NAMES
+from inference.records.colours import LEGEND_COLOURS, overlay
 from training.cases import Case
 from training.evaluation import mean_by_label, mean_organ_dsc, read_scores, reference_of
+from training.run_folder import read_metrics
 
-_COLOURS = ListedColormap(LABEL_COLOURS / 255)
 _OVERLAY_SLICES = 6
-_SOFT_TISSUE_HU = (-160, 240)
 _AIR_BELOW_HU = -300
 
 
@@ -31,43 +29,47 @@ def _save(figure: Figure, path: Path) -> None:
     write_atomically(path, content.getvalue())
 
 
+def or_warn(draw: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401
+    """Draw; a picture that cannot be drawn or written is a warning and not the end of a run."""
+    try:
+        draw(*arguments)
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"warning: no picture: {one_line(error)}", file=sys.stderr, flush=True)
+
+
 def draw_curves(run: Path) -> None:
     """Draw `curves.png` of a run's folder: loss, learning rate and held-out DSC against the step.
 
     Raises:
-        OSError: metrics.csv cannot be read, or the picture not be written.
+        OSError, ValueError: a table cannot be read, or the picture not be written.
     """
-    with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    steps = [int(row["step"]) for row in rows]
+    rows = read_metrics(run)
     figure = Figure(figsize=(15, 4.2), dpi=110, layout="constrained")
-    loss, rate, accuracy = figure.subplots(1, 3)
-    few = {"marker": "o"} if len(rows) < 3 else {}  # a line of one point shows nothing
-    loss.plot(steps, [float(row["loss"]) for row in rows], **few)
-    loss.set(xlabel="step", title="training loss")
-    rate.plot(steps, [float(row["learning_rate"]) for row in rows], **few)
-    rate.set(xlabel="step", title="learning rate")
+    axes = figure.subplots(1, 3)
+    for part, name in zip(axes, ("loss", "learning_rate"), strict=False):
+        few = {"marker": "o"} if len(rows) < 3 else {}  # a line of one point shows nothing
+        part.plot([row["step"] for row in rows], [row[name] for row in rows], **few)
+        part.set(xlabel="step", title=name.replace("_", " "))
+    accuracy = axes[2]
     accuracy.set(xlabel="step", title="held-out DSC", ylim=(0, 1))
-    if (run / "held_out.csv").is_file():
-        scores = read_scores(run / "held_out.csv")
-        scored = sorted({score.step for score in scores})
-        at_step = [[score for score in scores if score.step == step] for step in scored]
-        means = [mean_by_label(part) for part in at_step]
-        few = {"marker": "o"} if len(scored) < 3 else {}
-        for label in sorted({score.label for score in scores}):
-            accuracy.plot(
-                scored,
-                [mean[label][0] if label in mean else np.nan for mean in means],
-                color=mpl.colormaps["tab20"](label),
-                label=LABEL_NAMES[label],
-                **few,
-            )
+    scores = read_scores(run / "held_out.csv") if (run / "held_out.csv").is_file() else []
+    steps = sorted({score.step for score in scores})
+    at_step = [[score for score in scores if score.step == step] for step in steps]
+    means = [mean_by_label(part) for part in at_step]
+    for label in sorted({score.label for score in scores}):
         accuracy.plot(
-            scored, [mean_organ_dsc(part) for part in at_step], "k.-", lw=2, label="mean of organs"
+            steps,
+            [mean[label][0] if label in mean else np.nan for mean in means],
+            color=LEGEND_COLOURS[label] / 255,
+            label=LABEL_NAMES[label],
+            marker="o" if len(steps) < 3 else None,
         )
-        if len(scored) == 1:  # its axis would be a fraction of a step
-            accuracy.set(xlim=(0, 2 * scored[0]))
+    if scores:
+        of_organs = [mean_organ_dsc(part) for part in at_step]
+        accuracy.plot(steps, of_organs, "k.-", lw=2, label="mean of organs")
         accuracy.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    if len(steps) == 1:  # its axis would be a fraction of a step
+        accuracy.set(xlim=(0, 2 * steps[0]))
     _save(figure, run / "curves.png")
 
 
@@ -97,7 +99,7 @@ def draw_overlay(path: Path, case: Case, prediction: np.ndarray, title: str) -> 
         OSError: the picture cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    hu = np.load(case.cached.image, mmap_mode="r")
+    hu = case.cached.hu
     reference = reference_of(case)
     labelled = np.flatnonzero((reference | prediction).any(axis=(1, 2)))
     if not labelled.size:
@@ -113,17 +115,8 @@ def draw_overlay(path: Path, case: Case, prediction: np.ndarray, title: str) -> 
         strict=True,
     ):
         for axes, index in zip(row, shown, strict=True):
-            low, high = _SOFT_TISSUE_HU
-            axes.imshow(hu[index][box], "gray", vmin=low, vmax=high, aspect=row_mm / column_mm)
-            axes.imshow(
-                np.ma.masked_equal(label_map[index][box], 0),
-                _COLOURS,
-                vmin=0,
-                vmax=len(LABEL_NAMES) - 1,
-                alpha=0.5,
-                interpolation="nearest",
-                aspect=row_mm / column_mm,
-            )
+            picture = overlay(hu[index][box], label_map[index][box])
+            axes.imshow(picture, interpolation="hanning", aspect=row_mm / column_mm)
             axes.set_title(f"{name}, slice {index + 1}", fontsize=9)
             axes.axis("off")
             for x, side in ((0.01, "R"), (0.94, "L")):
@@ -131,7 +124,7 @@ def draw_overlay(path: Path, case: Case, prediction: np.ndarray, title: str) -> 
     present = np.union1d(np.unique(reference[shown]), np.unique(prediction[shown]))
     figure.legend(
         handles=[
-            Patch(color=LABEL_COLOURS[label] / 255, label=LABEL_NAMES[label])
+            Patch(color=LEGEND_COLOURS[label] / 255, label=LABEL_NAMES[label])
             for label in present[present > 0]
         ],
         loc="outside lower center",
@@ -181,73 +174,3 @@ def packed(label_map: np.ndarray) -> bytes:
 def unpacked(content: bytes, shape: tuple[int, ...]) -> np.ndarray:
     """What `packed` packed."""
     return np.frombuffer(zlib.decompress(content), np.uint8).reshape(shape)
-
-
-def compare_runs(runs: list[Path], number: str, picture: Path) -> str:
-    """Set runs that differ in one number of their recipes (and in their seeds) side by side.
-
-    Draws training loss and mean held-out organ DSC against the step: a thin line for each run, a
-    thick one for the mean of those with the same value.
-
-    Args:
-        runs: folders of runs, scored at the same steps.
-        number: name of the recipe's number, such as "attention".
-        picture: PNG to write.
-
-    Returns:
-        A Markdown table: mean held-out organ DSC, and the least and greatest, by value and step.
-
-    Raises:
-        OSError: a run's files cannot be read, or the picture not be written.
-        KeyError: there is no such number.
-        ValueError: a run was never scored, or they were never scored at the same step.
-    """
-    groups: dict[str, list[Path]] = {}
-    scored_at: list[set[int]] = []
-    for run in runs:
-        recipe = json.loads((run / "run.json").read_text(encoding="utf-8"))["recipe"]
-        groups.setdefault(str(recipe[number]), []).append(run)
-        if not (run / "held_out.csv").is_file():
-            raise ValueError(
-                f"{run}: never scored: it has no held-out case, or was stopped before its first "
-                "evaluation_interval"
-            )
-        scored_at.append({score.step for score in read_scores(run / "held_out.csv")})
-    steps_of_all = sorted(set.intersection(*scored_at))
-    if not steps_of_all:
-        raise ValueError("the runs were scored at no step that all of them share")
-    figure = Figure(figsize=(11, 4.2), dpi=90, layout="constrained")
-    loss, accuracy = figure.subplots(1, 2)
-    loss.set(xlabel="step", title="training loss", yscale="log")
-    accuracy.set(xlabel="step", title="held-out DSC, mean of organs", ylim=(0, 1))
-    lines = []
-    for value, members in groups.items():
-        colour = f"C{len(lines)}"
-        losses, scores = [], []
-        for run in members:
-            with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
-                rows = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
-            losses.append(dict(rows))
-            of_run = read_scores(run / "held_out.csv")
-            steps = sorted({score.step for score in of_run})
-            scores.append(
-                {
-                    step: mean_organ_dsc([score for score in of_run if score.step == step])
-                    for step in steps
-                }
-            )
-        for axes, curves in ((loss, losses), (accuracy, scores)):
-            for curve in curves:
-                axes.plot(list(curve), list(curve.values()), color=colour, lw=0.7, alpha=0.6)
-            steps = sorted(set.intersection(*(set(curve) for curve in curves)))
-            means = [np.mean([curve[step] for curve in curves]) for step in steps]
-            axes.plot(steps, means, color=colour, lw=2.5, label=f"{value} ({len(members)} seeds)")
-        cells = []
-        for step in steps_of_all:
-            values = [curve[step] for curve in scores]
-            cells.append(f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
-        lines.append(f"| {value} | {' | '.join(cells)} |")
-    accuracy.legend()
-    _save(figure, picture)
-    head = f"| {number} | {' | '.join(f'step {step}' for step in steps_of_all)} |"
-    return "\n".join([head, "|---" * (len(steps_of_all) + 1) + "|", *lines])

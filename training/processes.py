@@ -1,11 +1,9 @@
-"""The processes of a run: those of `torchrun`, signals that ask for an end, readers of slices."""
+"""The processes of a run: those of `torchrun`, and the signals that ask them to stop."""
 
-import dataclasses
 import os
 import signal
-import socket
-import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
@@ -13,16 +11,14 @@ import torch
 from torch import distributed
 
 from inference.device import choose_device, thread_count
+from inference.signals import STOP_SIGNALS
 
 Result = TypeVar("Result")
 
-GRACE_S = 7.0
-"""How long a step may go on after SIGTERM or Ctrl-C; with the saving, an end in some 10 s."""
 
-
-@dataclasses.dataclass
+@dataclass
 class Processes:
-    """Where this process stands among those of `torchrun`; alone, it is number 0 of 1."""
+    """This process among those of `torchrun`; alone, it is number 0 of 1."""
 
     rank: int
     count: int
@@ -32,6 +28,19 @@ class Processes:
     def first(self) -> bool:
         """Whether this is the process that prints and writes."""
         return self.rank == 0
+
+    def report(self, line: str) -> None:
+        """Print a line if this is the first process."""
+        if self.first:
+            print(line, flush=True)
+
+    def greatest(self, *numbers: int) -> list[int]:
+        """Return the greatest of each of some numbers over all processes; all must ask."""
+        if self.count == 1:
+            return list(numbers)
+        gathered = torch.tensor(numbers, device=self.device)
+        distributed.all_reduce(gathered, distributed.ReduceOp.MAX)
+        return gathered.tolist()
 
 
 def join_processes(device: str) -> Processes:
@@ -55,7 +64,7 @@ def join_processes(device: str) -> Processes:
 
 
 def first_then_others(processes: Processes, work: Callable[[], Result]) -> Result:
-    """Do in the first process what fills a cache, and then in the others, who find it there."""
+    """Run in the first process what fills a cache, and then in the others, which find it there."""
     if not processes.first:
         distributed.barrier()
     done = work()
@@ -64,98 +73,30 @@ def first_then_others(processes: Processes, work: Callable[[], Result]) -> Resul
     return done
 
 
+@dataclass
 class StopRequest:
-    """SIGTERM or Ctrl-C: answered at once, obeyed after the step under way or `GRACE_S` of it.
-
-    A step of a large network on a CPU is a few calls into torch, a minute each, and Python handles
-    signals between calls only. So a thread waits for them, on the descriptor that the signal itself
-    writes to; where a step outlasts the grace, it saves the state of before the step and ends the
-    process. A second signal ends it at once.
+    """A signal that asks a run to end.
 
     Attributes:
-        signal: its number, 0 before it came.
-        unbroken: held by whoever changes what `save` saves, so that it is never saved half changed.
+        signal: its number, or 0 before it comes.
+        after_step: whether the first signal is only noted, for the loop to save and end after its
+            step; a second one, or any before the loop, raises KeyboardInterrupt at once.
     """
 
-    def __init__(self, save: Callable[[], str] | None = None) -> None:
-        """Listen; as a context, until it is left.
+    signal: int = 0
+    after_step: bool = False
 
-        Args:
-            save: writes what must survive, called by another thread while `unbroken` is held;
-                returns what to say of it. None leaves the end to the process itself, however long
-                its step.
-        """
-        self.signal = 0
-        self.unbroken = threading.RLock()
-        self._save = save
-        self._over = False
-        self._read, self._write = socket.socketpair()
-        self._write.setblocking(False)
-        self._descriptor = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
-        self.previous = {
-            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        self._watcher = threading.Thread(target=self._watch, name="signals", daemon=True)
-        self._watcher.start()
-
-    def _note(self, number: int, _frame: object) -> None:
+    def note(self, number: int, _frame: object) -> None:
+        """Handle a signal."""
+        at_once = self.signal or not self.after_step
         self.signal = self.signal or number
-
-    def _next_signal(self, timeout: float | None) -> int:
-        """The number of the next signal; 0 if none comes in time or nobody listens any longer."""
-        self._read.settimeout(timeout)
-        try:
-            while received := self._read.recv(1):
-                if received[0] in self.previous:
-                    return received[0]
-        except TimeoutError:
-            pass
-        return 0
-
-    def _watch(self) -> None:
-        number = self._next_signal(None)
-        if not number:
-            return
-        self.signal = number
-        within = f" or {GRACE_S:.0f} s of it" if self._save else ""
-        print(
-            f"{signal.Signals(number).name}: stopping after this step{within}; once more to stop "
-            "without saving",
-            flush=True,
-        )
-        second = self._next_signal(GRACE_S if self._save else None)
-        if second:
-            os._exit(128 + second)
-        with self.unbroken:
-            if self._save and not self._over:
-                print(self._save(), flush=True)
-                os._exit(128 + number)
-
-    def __enter__(self) -> "StopRequest":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Give the signals back to whoever had them."""
-        with self.unbroken:
-            self._over = True
-        signal.set_wakeup_fd(self._descriptor)
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-        self._write.close()
-        self._watcher.join()
-        self._read.close()
-
-    def seen_by_any(self, processes: Processes) -> bool:
-        """Whether a signal came to one of the processes; all of them must ask."""
-        if processes.count == 1:
-            return bool(self.signal)
-        seen = torch.tensor([self.signal], device=processes.device)
-        distributed.all_reduce(seen, distributed.ReduceOp.MAX)
-        self.signal = int(seen.item())
-        return bool(self.signal)
+        if at_once:
+            raise KeyboardInterrupt
+        # By os.write: a print may be under way.
+        os.write(2, b"stopping after this step; once more to stop without saving\n")
 
 
 def leave_stopping_to_parent(_worker: int) -> None:
-    """Ctrl-C and `kill` of a group reach the readers of slices too, which must not die first."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    """Ignore signals in a reader of slices: they reach the whole group; it must not die first."""
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,33 +1,64 @@
 """The folder of a run: what it says of itself, and whether it is the run that is asked for."""
 
+import csv
 import dataclasses
 import json
 import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from io import StringIO
 from pathlib import Path
 
-from inference.files import write_atomically
+from inference.files import locked, one_line, write_atomically
+from inference.labels import LABEL_NAMES
+from inference.network.weights import WeightsMetadata
+from training import TrainingError
 from training.augmentation import Intensities
 from training.cases import Case
-from training.checkpoint import steps_done
-from training.recipe import MAY_CHANGE_ON_RESUME, Recipe, learning_rate_at, to_toml
-
-METRICS = ("step", "loss", "learning_rate", "slices_per_s", "seconds")
-"""Columns of metrics.csv: loss is the mean since the row before, seconds those of training."""
-
-
-class RunError(ValueError):
-    """A run that cannot be started or taken up; the message is the reason, in one line."""
+from training.checkpoint import read_checkpoint
+from training.recipe import MAY_CHANGE_ON_RESUME, Recipe, learning_rate_at, recipe_of, to_toml
 
 
 def code_revision() -> str:
-    """The git revision of this code, with "+" if files were changed, or "unknown"."""
+    """Return the git revision of this code, with "+" if files were changed, or "unknown"."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
     try:
-        return subprocess.run(
-            command, capture_output=True, encoding="utf-8", errors="replace", check=True
-        ).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def read_run(output: Path) -> tuple[dict, Recipe]:
+    """Return what `run.json` says of a run, and its recipe.
+
+    Raises:
+        TrainingError: there is none, or it is damaged.
+    """
+    path = output / "run.json"
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        return about, recipe_of(about["recipe"])
+    except OSError as error:
+        raise TrainingError(f"{output}: not a run ({path.name}: {one_line(error)})") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise TrainingError(f"{path}: damaged ({one_line(error)})") from error
+
+
+@contextmanager
+def held(output: Path) -> Iterator[None]:
+    """Make a run's folder and hold it for as long as it is trained in.
+
+    Raises:
+        TrainingError: another process holds it.
+        OSError: it cannot be made or written.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(output / "last.pt", wait=False))
+        except BlockingIOError as error:
+            raise TrainingError(f"{output}: another training is running in this folder") from error
+        yield
 
 
 def describe_run(
@@ -37,7 +68,7 @@ def describe_run(
     anatomies: list[str],
     start_from: str | None,
 ) -> dict:
-    """What `run.json` says of a run: everything but its numbers.
+    """Return what `run.json` says of a run: everything but its numbers.
 
     Args:
         training, held_out: cached cases.
@@ -68,84 +99,100 @@ def describe_run(
     }
 
 
-def start_or_check_run(output: Path, recipe: Recipe, description: dict) -> None:
-    """Write a new run's files, or see that the run there is this one.
+def weights_metadata(recipe: Recipe, mean: float, std: float, **texts: str) -> WeightsMetadata:
+    """Return the metadata of a run's weights.
+
+    Args:
+        recipe: of the run.
+        mean, std: of its intensities, HU.
+        texts: trained_on, licence, date, revision, warning; those not given are "".
+    """
+    return WeightsMetadata(
+        base_channels=recipe.base_channels,
+        num_classes=len(LABEL_NAMES),
+        intensity_mean=mean,
+        intensity_std=std,
+        matrix_reduction=recipe.matrix_reduction,
+        attention=recipe.attention,
+        supervised_channels=recipe.supervised_channels,
+        clip_hu=recipe.clips,
+        **{**dict.fromkeys(("trained_on", "licence", "date", "revision"), ""), **texts},
+    )
+
+
+def start_or_resume(output: Path, recipe: Recipe, description: dict) -> list[str]:
+    """Write a new run's files, or check that the run there is this one.
+
+    Returns:
+        What to know before it goes on, a line each.
 
     Raises:
-        RunError: the run there has other numbers or other data.
+        TrainingError: the run there has other numbers or other data, or is beyond the last step.
+        OSError: the files cannot be written.
     """
-    known = output / "run.json"
-    numbers = dataclasses.asdict(recipe)
-    about = json.loads(json.dumps({**description, "recipe": numbers}))
-    if known.is_file() and (output / "last.pt").is_file():
-        before = json.loads(known.read_text(encoding="utf-8"))
-        # Numbers that the run's version did not know have their defaults, which change nothing.
-        defaults = json.loads(json.dumps(dataclasses.asdict(Recipe())))
-        before["recipe"] = {**defaults, **before["recipe"]}
-        for name in MAY_CHANGE_ON_RESUME:
-            before["recipe"].pop(name), about["recipe"].pop(name)
-        for name, value in about["recipe"].items():
-            if before["recipe"][name] != value:
-                raise RunError(
-                    f"{output} is a run with {name} {before['recipe'][name]}, not {value}: "
-                    "name another --output, or give the same numbers to go on"
+    about = json.loads(json.dumps({**description, "recipe": dataclasses.asdict(recipe)}))
+    lines = []
+    if 0 < recipe.steps <= recipe.warmup_steps:
+        lines.append(f"caution: all {recipe.steps} steps are warm-up ({recipe.warmup_steps} steps)")
+    if (output / "last.pt").is_file():
+        before, known = read_run(output)
+        done = read_checkpoint(output / "last.pt", mmap=True)["step"]
+        if done > recipe.steps:
+            raise TrainingError(
+                f"{output} has done {done} steps, more than --steps {recipe.steps}: give more to "
+                f"go on, or use it as it is (python -m training export {output} --checkpoint last)"
+            )
+        if done == recipe.steps:
+            lines.append(f"{output} has done all its {done} steps: more --steps would go on")
+        rates = [learning_rate_at(done, one) for one in (known, recipe)]
+        if rates[0] != rates[1] and done < recipe.steps:
+            lines.append("its learning rate at step {} was {:.1e}, now {:.1e}".format(done, *rates))
+        for name, value in dataclasses.asdict(recipe).items():
+            if (was := getattr(known, name)) != value and name not in MAY_CHANGE_ON_RESUME:
+                raise TrainingError(
+                    f"{output} is a run with {name} {was}, not {value}: name another --output, or "
+                    "give the same numbers to go on"
                 )
         for name in description:
-            if before[name] != about[name]:
-                raise RunError(f"{output} is a run with other data ({name}): name another --output")
-        about = {**before, "recipe": numbers}
+            if before.get(name) != about[name]:
+                raise TrainingError(
+                    f"{output} is a run with other data ({name}): name another --output"
+                )
+        about = {**before, "recipe": about["recipe"]}
     else:
         about["revision"] = code_revision()
     write_atomically(output / "recipe.toml", to_toml(recipe).encode())
-    write_atomically(known, json.dumps(about, indent=1).encode())
-
-
-def take_up(output: Path, recipe: Recipe) -> list[str]:
-    """Hold a recipe's steps against those that the run there has behind it; nothing is written.
-
-    Returns:
-        What to know before it goes on, a line each: warm-up that never ends, a schedule that is now
-        another, a run that is done.
-
-    Raises:
-        RunError: the run is beyond the recipe's last step.
-    """
-    lines = []
-    if recipe.steps and recipe.steps <= recipe.warmup_steps:
-        lines.append(
-            f"caution: all {recipe.steps} steps are warm-up (warmup_steps {recipe.warmup_steps}), "
-            f"the learning rate never gets beyond {learning_rate_at(recipe.steps - 1, recipe):.1e} "
-            f"of {recipe.learning_rate:.1e}: give more --steps"
-            " (or, for a new run, fewer --warmup-steps)"
-        )
-    if not (output / "last.pt").is_file():
-        return lines
-    done = steps_done(output / "last.pt")
-    if done > recipe.steps:
-        raise RunError(
-            f"{output} has done {done} steps, more than --steps {recipe.steps}: give more than "
-            f"{done} to train on, or take it as it is (python -m training export {output} "
-            "--checkpoint last)"
-        )
-    if done == recipe.steps:
-        lines.append(f"{output} has done all its {done} steps: --steps above {done} would train on")
-    known = output / "run.json"
-    before = (
-        json.loads(known.read_text(encoding="utf-8"))["recipe"].get("steps")
-        if known.is_file()
-        else None
-    )
-    if before not in (None, recipe.steps) and recipe.schedule != "constant" and done < recipe.steps:
-        was = learning_rate_at(done, dataclasses.replace(recipe, steps=before))
-        lines.append(
-            f"{output} was to end at step {before} and now ends at {recipe.steps}: from step "
-            f"{done} its learning rate is {learning_rate_at(done, recipe):.1e}, not {was:.1e}"
-        )
+    write_atomically(output / "run.json", json.dumps(about, indent=1).encode())
     return lines
 
 
-def truncate_metrics(path: Path, step: int) -> None:
-    """Drop the rows after a checkpoint: their steps are about to be done again."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    kept = [line for line in lines[1:] if int(line.split(",")[0]) <= step]
-    write_atomically(path, "".join([",".join(METRICS) + "\n", *kept]).encode())
+METRICS = ("step", "loss", "learning_rate", "slices_per_s", "seconds")
+"""Columns of metrics.csv: loss is the mean since the row before, seconds those of training."""
+
+
+def read_metrics(output: Path) -> list[dict[str, float]]:
+    """Return the rows of a run's `metrics.csv`.
+
+    Raises:
+        TrainingError: it is damaged.
+        OSError: it cannot be read.
+    """
+    path = output / "metrics.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        try:
+            return [{name: float(row[name]) for name in METRICS} for row in csv.DictReader(file)]
+        except (KeyError, TypeError, ValueError) as error:
+            raise TrainingError(f"{path}: damaged ({one_line(error)})") from error
+
+
+def write_metrics(output: Path, rows: list[dict[str, float]]) -> None:
+    """Write what `read_metrics` reads, whole: some file systems cannot append.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    table = StringIO()
+    writer = csv.DictWriter(table, METRICS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row, "step": int(row["step"])} for row in rows)
+    write_atomically(output / "metrics.csv", table.getvalue().encode())

@@ -92,28 +92,32 @@ class SliceDataset(Dataset):
                 rows = [np.array(of_patient[patient]) for patient in weights]
                 self._showing.append((rows, share / share.sum()))
 
-    def __getitem__(self, position: int) -> Slice:
-        """The slice at a position, 0 or more, of the sequence."""
+    def locate(self, position: int) -> tuple[int, int] | np.random.Generator:
+        """Return the case and the slice at a position, or the generator to draw a slice with."""
         rng, synthetic = np.random.default_rng((self.seed, position)).spawn(2)
         if rng.random() < self.synthetic_fraction:
-            return self.synthesise(synthetic)
+            return synthetic
         rows = self._all
         if rng.random() < self.label_balanced_fraction and self._showing:
             patients, share = self._showing[rng.integers(len(self._showing))]
             rows = patients[rng.choice(len(patients), p=share)]
         number, index = rows[rng.integers(len(rows))]
+        return int(number), int(index)
+
+    def __getitem__(self, position: int) -> Slice:
+        """Return the slice at a position, 0 or more, of the sequence."""
+        place = self.locate(position)
+        if isinstance(place, np.random.Generator):
+            return self.synthesise(place)
+        number, index = place
         case = self.cases[number]
-        # Opened anew each time: thousands of open maps would exhaust a process's file descriptors.
-        hu = np.load(case.cached.image, mmap_mode="r")[index]
-        labels = np.load(case.cached.labels, mmap_mode="r")[index]
         annotated = annotated_mask(case.annotated)
-        _, row_mm, column_mm = case.cached.spacing
         return Slice(
-            hu=np.array(hu),
-            labels=annotated_only(labels, annotated),
+            hu=np.array(case.cached.hu[index]),
+            labels=annotated_only(case.cached.label_map[index], annotated),
             annotated=annotated,
             window=case.cached.window,
-            pixel_mm=(row_mm * column_mm) ** 0.5,
+            pixel_mm=case.cached.pixel_mm,
         )
 
 

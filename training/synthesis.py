@@ -22,6 +22,7 @@ from scipy import ndimage
 
 from inference.labels import LABEL_NAMES
 from synthetic.structures import CORES, NUMBERS, PHASES, STRUCTURES
+from training import TrainingError
 from training.anatomies import (
     COUNT,
     LABELS,
@@ -30,7 +31,6 @@ from training.anatomies import (
     RIGHT_MEDULLA,
     STOMACH_CONTENT,
     Anatomy,
-    AnatomyError,
     load_anatomy_map,
     phantom_anatomies,
     read_anatomy,
@@ -86,7 +86,7 @@ def load(
         report: gets lines of progress.
 
     Raises:
-        AnatomyError: a file is not an anatomy; its name is in the message.
+        TrainingError: a file is not an anatomy; its name is in the message.
         VolumeError, OSError: as of `read_anatomy` and `phantom_anatomies`.
     """
     anatomies = []
@@ -96,7 +96,7 @@ def load(
             mapping = load_anatomy_map(name or "totalsegmentator")
             anatomies.append(read_anatomy(Path(path), mapping))
         except ValueError as error:
-            raise AnatomyError(f"{path}: {error}") from error
+            raise TrainingError(f"{path}: {error}") from error
     anatomies += phantom_anatomies(phantoms, cache, report)
     groups = tuple(size for size in (len(files), phantoms) if size)
     return Synthesis(anatomies, groups)

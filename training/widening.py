@@ -2,34 +2,141 @@
 
 Net2WiderNet (Chen, Goodfellow and Shlens, ICLR 2016): a wide network that begins where a narrow one
 has got to is spared most of the steps that it would take from random weights.
+
+The paper's attention, sigmoid(ReLU(z)), is not the identity, but near 0 a difference of two is
+nearly linear: sigmoid(ReLU(z)) - sigmoid(ReLU(-z)) = z/4 - z^3/48 + …. So a wide network can begin
+with the attention as a narrow one without: where the narrow one has x, half of the copies carry
+z = scale * x and half carry -z, and what reads them takes 4 / scale times the first half less
+4 / scale times the second. The constant 1/2 cancels, at borders too.
 """
 
+import copy
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from inference.network.model import SKIP_LAYERS, Attention, AttentionUNet
 
 _LEVELS = 4  # supervised maps that the fusion sees, one after another
 
+# Standard deviation of z. The attention bends larger ones, and bfloat16 loses smaller ones: what
+# the attention makes of them lies just above 1/2, where its steps are 1/256.
+_SPREAD = 0.25
 
-def widened(narrow: dict[str, Tensor], wide: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a narrow `AttentionUNet` as those of a wide one.
+# What the fusion makes is not negative, and half of its copies cannot carry -z: they carry so much.
+_LESS = 0.25
+
+
+def widen(narrow: AttentionUNet, wide: AttentionUNet) -> None:
+    """Give a wide network the weights of a narrow one, in place.
 
     Where `base_channels` is k times as much, each channel is there k times, and what reads it takes
     a part of each copy, the parts drawn at random, so that the copies learn different things. The
     supervised maps get new channels with random weights, which at first nothing reads.
 
     Args:
-        narrow: state dict to begin with.
-        wide: state dict of a new network, with random weights.
-
-    Returns:
-        A state dict for the wide network, fp32; of networks alike it is the narrow one's.
+        narrow: network to begin with, fp32.
+        wide: new network, fp32, with random weights. Afterwards it computes what the narrow one
+            does; networks alike have the same weights. Where it has the attention and the narrow
+            one has not, k must be even, and it computes nearly that, a frame of one pixel apart.
 
     Raises:
         ValueError: one network is not the other made wider.
     """
-    if narrow.keys() != wide.keys():
-        raise ValueError("not of the same layers")
-    return {name: _widened(name, narrow[name], new) for name, new in wide.items()}
+    attends, attended = (isinstance(one.attention, Attention) for one in (wide, narrow))
+    if attended and not attends:
+        raise ValueError("it has the attention")
+    if attends and not attended:
+        times, more = divmod(wide.head.in_channels, 2 * narrow.head.in_channels)
+        if more:
+            raise ValueError("with the attention the new width is no even multiple of the old one")
+        narrow = _prepared_for_attention(narrow)
+    weights = narrow.state_dict()
+    wide.load_state_dict(
+        {name: _widened(name, weights[name], new) for name, new in wide.state_dict().items()}
+    )
+    if attends and not attended:
+        _negate_half(wide, 2 * times)
+
+
+@torch.no_grad()
+def _prepared_for_attention(narrow: AttentionUNet) -> AttentionUNet:
+    """Return a copy of a network without the attention that makes z of its x, and reads z/4 as x.
+
+    Convolutions are linear, and ReLU and max pooling commute with a positive factor. So the scale
+    goes into the batch normalisation of all that a decoder reads, and out of it again in that of
+    all that reads the results. Convolutions' own weights keep their size, and with it the size that
+    a step of training has beside them. Biases alone are scaled: in a decoder that reduces twice
+    with the same weights that is exact.
+    """
+    network = copy.deepcopy(narrow).eval()
+    # Decoders and fusion call the same module one after another. What they make of noise spreads
+    # as what they make of CT, within a third: batch normalisation has seen to it.
+    spreads: list[Tensor] = []
+    hook = network.attention.register_forward_hook(lambda _, __, x: spreads.append(x.std()))
+    network(torch.randn(1, 1, 256, 256).expand(-1, 3, -1, -1))
+    hook.remove()
+    *scales, fusion_scale = (_SPREAD / spread for spread in spreads)
+
+    features_norm = network.encoder[-2]
+    for level, (decoder, scale) in enumerate(zip(network.decoders, scales, strict=True)):
+        skip = SKIP_LAYERS[-1 - level]
+        for norm in (features_norm, network.encoder[skip - 1]):
+            norm.weight *= scale
+            norm.bias *= scale
+        decoder.upsample.bias *= scale
+        decoder.reduce.bias *= scale
+        # Others that read what the decoder reads: the encoder after its pooling, and supervision.
+        _absorb(network.encoder[skip + 2 : skip + 4], scale)
+        if level > 0:
+            _absorb(network.supervision[level - 1][:2], scale)
+        # What reads the attention, which makes z/4 of z.
+        _absorb((decoder.refine or network.supervision[level])[:2], scale / 4)
+        if decoder.refine:
+            features_norm = decoder.refine[-2]
+
+    network.fusion[1].weight *= fusion_scale
+    network.fusion[1].bias *= fusion_scale
+    network.head.weight *= 4 / fusion_scale / (1 - _LESS)
+    return network
+
+
+def _absorb(layers: nn.Sequential, scale: Tensor) -> None:
+    """Let a convolution and its batch normalisation read scaled inputs as they read them before."""
+    convolution, norm = layers
+    convolution.bias *= scale
+    norm.running_mean *= scale
+    # Undoes what the scale takes from the variance, beside which eps stays as it is.
+    norm.weight /= (scale**2 * (norm.running_var + norm.eps)).sqrt()
+    norm.running_var *= scale**2
+    norm.weight *= (norm.running_var + norm.eps).sqrt()
+
+
+@torch.no_grad()
+def _negate_half(network: AttentionUNet, times: int) -> None:
+    """Let half of each channel's copies that the attention sees be the others' negative."""
+    for decoder, supervision in zip(network.decoders, network.supervision, strict=True):
+        # Where it reduces twice, the second time it reads copies half of which are negative.
+        _read_halves(decoder.reduce.weight[:, : decoder.reduce.out_channels], times, 0)
+        for made in (decoder.reduce.weight, decoder.reduce.bias):
+            made.unflatten(0, (-1, 2, times // 2))[:, 1].neg_()
+        _read_halves((decoder.refine or supervision)[0].weight, times, -1)
+    for made in (network.fusion[1].weight, network.fusion[1].bias):
+        made.unflatten(0, (-1, 2, times // 2))[:, 1] *= _LESS
+    _read_halves(network.head.weight, times, -1)
+
+
+def _read_halves(weights: Tensor, times: int, second: int) -> None:
+    """Let weights read the first half of each channel's copies alone, and `second` times the other.
+
+    Args:
+        weights: (out, in, rows, columns), in place.
+        times: copies of each channel.
+        second: 0, or -1 where the second half is negative.
+    """
+    halves = weights.unflatten(1, (-1, 2, times // 2))
+    halves[:, :, 0] += halves[:, :, 1]
+    halves[:, :, 1] = second * halves[:, :, 0]
 
 
 def _widened(name: str, weights: Tensor, new: Tensor) -> Tensor:

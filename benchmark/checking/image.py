@@ -20,7 +20,7 @@ _MOST_ANSWER_BYTES = 1 << 16
 
 _ASK_WEIGHTS = """
 import json
-from inference.weights import default_weights
+from inference.network.weights import default_weights
 print(json.dumps({on: [w[0].name, w[1]] for on, w in
     {"CPU": default_weights(on_cuda=False), "CUDA": default_weights(on_cuda=True)}.items()}))
 """

@@ -28,10 +28,11 @@ from benchmark.containers.results import NOT_MEASURED
 from benchmark.containers.runner import Command, Container
 from benchmark.containers.sampler import Samples
 from benchmark.containers.tables import efficiency_table, markdown_page
-from benchmark.files import read_json, use_as_temporary, write_json, write_plot
+from benchmark.files import read_json, write_json, write_plot
 from benchmark.options import UsageError, memory_size, not_negative, odd_count, positive
 from benchmark.text import by, log, show
 from inference.files import whole_file, write_atomically
+from inference.startup import use_for_temporary_files
 
 EFFICIENCY_SUFFIX = "_Efficiency.csv"
 """After the team's name: the organisers' table."""
@@ -196,7 +197,7 @@ def measure(
     }
     folder.mkdir(parents=True, exist_ok=True)
     outputs.mkdir(parents=True, exist_ok=True)
-    use_as_temporary(report)
+    use_for_temporary_files(report)
     done = _earlier_results(settings, cases, environment)
     write_json(report / "environment.json", environment)
     for name, reason in refused.items():

@@ -28,8 +28,8 @@ from benchmark.containers.meters import Cgroup, ProcessTree, find_cgroup
 from benchmark.containers.outputs import LogWriter, log_tail
 from benchmark.containers.sampler import Sampler, SamplerCost, Samples
 from benchmark.options import size_mb
-from benchmark.signals import interrupts_held
 from inference.files import printable
+from inference.signals import handling_stop_signals
 
 PHASE_LOG = ".abdoseg_phases.jsonl"
 """Name of the phase log in a case's outputs folder."""
@@ -181,7 +181,7 @@ def run_case(
     log.start()
     with contextlib.nullcontext() if in_container else _orphans_ended():
         try:
-            with interrupts_held():  # so that no process starts without being known here
+            with _interrupts_held():  # so that no process starts without being known here
                 sampler.start()
                 try:
                     process = subprocess.Popen(
@@ -208,7 +208,7 @@ def run_case(
         except FileNotFoundError as error:
             raise EngineError(f"{error.filename} is not installed") from error
         finally:
-            with interrupts_held():
+            with _interrupts_held():
                 try:
                     samples, cost = sampler.stop()
                 finally:
@@ -286,6 +286,18 @@ def _end_group(process: subprocess.Popen, *signals: signal.Signals) -> None:
 def _kill(process: psutil.Process) -> None:
     with contextlib.suppress(psutil.Error):
         process.kill()
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Let Ctrl-C and its like take effect only at the end of the block."""
+    held: list[int] = []
+    try:
+        with handling_stop_signals(lambda number, _: held.append(number)):
+            yield
+    finally:
+        if held:
+            signal.raise_signal(held[0])
 
 
 @contextlib.contextmanager

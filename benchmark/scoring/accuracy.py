@@ -24,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmark.files import use_as_temporary
 from benchmark.options import UsageError, count
 from benchmark.processes import WorkerDiedError, in_processes
 from benchmark.scoring import protocol as rules
@@ -36,6 +35,7 @@ from benchmark.text import plural, show
 from inference.files import SUFFIXES, case_name, find_entries, why_not_a_volume, write_atomically
 from inference.labels import ORGANS, TUMOR
 from inference.memory import cpu_limit
+from inference.startup import use_for_temporary_files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,7 +119,7 @@ def score_folder(
             unscored[path.name] = reason
             show(f"{path.name}: not scored: {reason}")
     report.mkdir(parents=True, exist_ok=True)
-    use_as_temporary(report)
+    use_for_temporary_files(report)
     scored: dict[Path, CaseScores] = {}
     results = in_processes(score_case, jobs, workers or cpu_limit())
     for done, (path, result) in enumerate(results, start=1):

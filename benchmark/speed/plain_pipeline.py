@@ -19,10 +19,10 @@ from torch.nn import functional
 
 from inference.files import case_name, find_cases
 from inference.labels import ORGANS
-from inference.model import DOWNSAMPLING, AttentionUNet
+from inference.network.model import DOWNSAMPLING, AttentionUNet
+from inference.network.weights import WeightsMetadata, load_weights
 from inference.phases import LOG_VARIABLE, PhaseTimer
 from inference.volume import ORIENTATION
-from inference.weights import WeightsMetadata, load_weights
 
 
 def load_network(path: Path, device: torch.device) -> tuple[AttentionUNet, WeightsMetadata]:

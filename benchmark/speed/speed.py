@@ -1,4 +1,4 @@
-"""Where the time goes: the service against the plain pipeline, on one volume in one run.
+"""Compare the service's time with the plain pipeline's, stage by stage, on one volume.
 
 Both run as whole processes, in turn, with the same weights on the same device; each logs its
 phases. A second table adds the steps from the plain network to the service's one by one.
@@ -19,10 +19,9 @@ import nibabel
 import numpy as np
 
 from benchmark.containers.environment import describe_machine
-from benchmark.speed.gpu_page import TF32_NOTE
 from inference.files import case_name, write_atomically
+from inference.network.weights import DEMONSTRATION_WEIGHTS
 from inference.phases import LOG_VARIABLE
-from inference.weights import DEMONSTRATION_WEIGHTS
 from synthetic.phantom import draw_phantom, write_nifti
 
 STAGES = {
@@ -116,8 +115,9 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> dict:
         for name in commands
     ]
     shape = nibabel.load(source).shape
-    network = ["benchmark", "network-speed", "--weights", str(arguments.weights)]
-    network += ["--device", arguments.device, "--size", *map(str, shape[1::-1])]
+    # Last, for it uses the device from this process.
+    from benchmark.speed.network_speed import measure_network
+
     return {
         "volume": list(shape),
         "weights": arguments.weights.name,
@@ -130,32 +130,27 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> dict:
             for name, measured in runs.items()
         },
         "label_agreement": float((label_maps[0] == label_maps[1]).mean()),
-        "network": json.loads(_python(network).stdout),
+        "network": measure_network(arguments.weights, arguments.device, shape[1::-1]),
         "machine": describe_machine(None, None),
     }
 
 
-def _python(command: list[str], **environment: str) -> subprocess.CompletedProcess:
+def _timed(command: list[str], log: Path) -> dict[str, float]:
+    """Return the seconds of a pipeline's process, before its first stage, and by phase."""
+    started = time.monotonic()
     ended = subprocess.run(
         [sys.executable, "-m", *command],
         cwd=_ROOT,
-        env={**os.environ, **environment},
+        env={**os.environ, LOG_VARIABLE: str(log)},
         capture_output=True,
         encoding="utf-8",
         errors="replace",
         check=False,
     )
+    seconds = defaultdict(float, wall=time.monotonic() - started)
     if ended.returncode:
         lines = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
         raise SpeedError(f"{command[0]}: {lines[-1]}")
-    return ended
-
-
-def _timed(command: list[str], log: Path) -> dict[str, float]:
-    """Run one pipeline: seconds of the whole process, before its first stage, and per phase."""
-    started = time.monotonic()
-    _python(command, **{LOG_VARIABLE: str(log)})
-    seconds = defaultdict(float, wall=time.monotonic() - started)
     phases = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     for phase in phases:
         seconds[phase["phase"]] += phase["end"] - phase["start"]
@@ -201,7 +196,7 @@ def markdown(result: dict) -> str:
         "(fp32 against the service's precision).",
     ]
     if result["network"]["device"] != "CPU":
-        lines.append(f"- {TF32_NOTE}")
+        lines.append("- The plain pipeline is fp32 as torch computes it: with TF32 where it can.")
     return "\n".join(lines) + "\n"
 
 

@@ -1,274 +1,290 @@
-"""Finds the CT series in a folder tree or zip."""
+"""Find the CT series in a folder tree or zip."""
 
 import logging
 import os
 import re
-import stat
+import struct
 import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 import pydicom
 from pydicom import Dataset
 from pydicom.uid import UID
 
-from inference.dicom.naming import IDENTITY, Title, digest, name_cases, secret_words
-from inference.dicom.series import Series
-from inference.dicom.slices import (
+from ..files import file_identity
+from ..volume import VolumeError
+from .naming import IDENTITY, digest, identifying_words, name_cases, title
+from .series import Series
+from .slices import (
     CT_CLASSES,
     ENHANCED,
     DicomFile,
     Slice,
     SliceError,
-    image_types,
     integer,
     slices_of,
     text,
 )
-from inference.volume import VolumeError
 
 _DIRECTORY = "1.2.840.10008.1.3.10"  # an index of a disk
-_WANTED = [
+_READ = [
     *IDENTITY,
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "Modality"),
-    *("SeriesNumber", "SeriesDescription", "ImageType", "InstanceNumber", "AcquisitionNumber"),
-    *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated"),
-    *("BitsStored", "PixelRepresentation", "NumberOfFrames", "ImagePositionPatient"),
-    *("ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
-    *("RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence"),
-    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *("FrameOfReferenceUID", "SeriesNumber", "SeriesDescription", "ImageType", "InstanceNumber"),
+    *("AcquisitionNumber", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "NumberOfFrames"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"),
+    *("SpacingBetweenSlices", "RescaleSlope", "RescaleIntercept", "RescaleType"),
+    *("ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 ]
+"""Attributes that are read of each file."""
+
 _PREAMBLE = 132  # bytes, the last four of them "DICM"
-_LARGEST_MEMBER = 4 << 30  # of a zip
-
-
-@dataclass
-class Findings:
-    """What was found.
-
-    Attributes:
-        series: CT series, sorted by name; those that cannot be read with the reason why.
-        left_out: a line for what is no CT series.
-    """
-
-    series: list[Series] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
+_HIDDEN = (".", "__MACOSX")
 
 
 @dataclass
 class _Group:
-    """The files of one series."""
+    """The files of one series, those of CT and others apart."""
 
-    uid: str
-    title: Title
-    slices: list[Slice] = field(default_factory=list)
+    number: int | None
+    description: str
+    folder: Path
     files: int = 0
+    slices: list[Slice] = field(default_factory=list)
     refusal: str = ""
 
 
-def find_series(source: Path, names: str = "number") -> Findings:
+def find_series(source: Path, names: str = "number") -> tuple[list[Series], list[str]]:
     """Find the CT series among the files of a folder and those below it, of a zip, or one file.
 
-    Links to folders are not followed. Scouts, screen captures and what is no CT are left out.
+    Links to folders are followed, each folder once. Scouts and screen captures are skipped.
 
     Args:
         source: folder or file.
-        names: "number", "uid" or "folder", as `--names` has them. By "folder", names and lines
-            tell of the patient what the folders' names do; otherwise they tell nothing.
+        names: "number", "uid" or "folder", by `--names`. By "folder", names and lines identify the
+            patient if the folders' names do; otherwise they do not.
+
+    Returns:
+        CT series, sorted by name, those that cannot be read with the reason; and a line for each
+        other series.
 
     Raises:
-        OSError: the folder or zip cannot be read.
-        ValueError: it is a zip that cannot be opened.
+        ValueError: the source is a zip that cannot be opened.
     """
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it quotes what it does not like
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it quotes values
     warnings.filterwarnings("ignore", module="pydicom")
-    found = Findings()
-    groups: dict[str, _Group] = {}
-    others: dict[tuple[str, str], _Group] = {}
-    secret: dict[str, set[str]] = {}  # of every series, whatever is left out of it
-    count = Counter()
-    for file, size in _files(source):
+    groups: dict[tuple[str, str], _Group] = {}
+    identifying: dict[str, set[str]] = {}  # words by series, of its skipped files too
+    unreadable = not_dicom = 0
+    for file in _files(source):
         try:
-            header = _header(file, size)
+            header = _header(file)
+            if header is None:
+                not_dicom += 1
+                continue
+            uid, kind = text(header, "SeriesInstanceUID"), text(header, "SOPClassUID")
+            if kind == _DIRECTORY:
+                continue
+            if not uid or not kind:
+                raise SliceError("SeriesInstanceUID or SOPClassUID is missing")
         except Exception:
-            count["unreadable"] += 1
+            unreadable += 1
             continue
-        if header is None:
-            count["no DICOM"] += 1
-            continue
-        uid, kind = text(header, "SeriesInstanceUID"), text(header, "SOPClassUID")
-        if kind == _DIRECTORY:
-            continue
-        if not uid or not kind:
-            count["unreadable"] += 1
-            continue
-        if why := _why_not_ct(header, kind):
-            group = others.setdefault((uid, why), _Group(uid, Title(header, file, source)))
+        key = uid, _why_not_ct(header, kind)
+        if key not in groups:
+            number, description = integer(header, "SeriesNumber"), text(header, "SeriesDescription")
+            groups[key] = _Group(number, description, _folder(file, source))
+        groups[key].files += 1
+        if not key[1]:
+            _add_slices(groups[key], file, header)
+        identifying.setdefault(uid, set()).update(identifying_words(header))
+    everybody = set().union(*identifying.values())
+    series, skipped = [], []
+    for (uid, why), group in groups.items():
+        # Names depend on their series alone, lines may depend on all.
+        words = everybody if why else identifying[uid]
+        name = title(group.number, group.description, group.folder, words, names)
+        if why:
+            skipped.append(f"series {name}_{digest(uid, names)} ({_count(group.files)}): {why}")
         else:
-            group = groups.setdefault(uid, _Group(uid, Title(header, file, source)))
-            _take(group, file, header)
-        group.files += 1
-        group.title.secret = secret.setdefault(uid, set())
-        group.title.secret |= secret_words(header)
-    everybody = set().union(*secret.values())  # lines need not stay the same, as names must
-    for (uid, why), group in others.items():
-        group.title.secret = everybody
-        title = f"{group.title.of(names)}_{digest(uid, names)}"
-        found.left_out.append(f"series {title} ({_files_of(group.files)}): {why}")
-    if count["no DICOM"]:
-        found.left_out.append(f"{_files_of(count['no DICOM'])}, not DICOM")
-    for group in groups.values():
-        found.series += _cases(group, group.title.of(names))
-    name_cases(found.series, names)
-    if count["unreadable"]:
-        reason = f"{_files_of(count['unreadable'])} of DICOM whose header cannot be read"
-        found.series.append(Series("unreadable", "", refusal=reason))
-    found.series.sort(key=lambda one: one.name)
-    return found
+            series += _series_of(group, Series(name, uid, group.slices, group.refusal))
+    if not_dicom:
+        skipped.append(f"{_count(not_dicom)}, not DICOM")
+    name_cases(series, names)
+    if unreadable:
+        refusal = f"{_count(unreadable)} cannot be read as DICOM"
+        series.append(Series("unreadable", "", refusal=refusal))
+    series.sort(key=lambda one: one.name)
+    _note_single_slices(series)
+    return series, skipped
 
 
-def _files_of(count: int) -> str:
-    return "1 file" if count == 1 else f"{count} files"
+def _count(files: int) -> str:
+    return "1 file" if files == 1 else f"{files} files"
 
 
-def _files(source: Path) -> Iterator[tuple[DicomFile, int]]:
-    """The files of a folder tree, of zips in it, or one file; in order, with their sizes.
+def _folder(file: DicomFile, source: Path) -> Path:
+    """Return a file's folder, relative to the source unless it is the source."""
+    folder = (file.path / file.member).parent
+    below = folder.is_relative_to(source) and folder != source
+    return folder.relative_to(source) if below else Path(folder.name)
+
+
+def _files(source: Path) -> Iterator[DicomFile]:
+    """Yield the files of a folder tree, of zips in it, or one file; in order.
 
     Raises:
-        OSError: the folder cannot be read.
-        ValueError: the zip that was named cannot.
+        ValueError: the source is a zip that cannot be opened.
     """
     if not source.is_dir():
-        yield from _opened(source)
+        yield from _files_in(source)
         return
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    for folder, folders, names in os.walk(source, onerror=fail):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        for name in sorted(names):
-            if name.startswith("."):
-                continue
+    failed: list[OSError] = []
+    seen = {file_identity(source)}
+    for folder, folders, names in os.walk(source, onerror=failed.append, followlinks=True):
+        for name in sorted(folders):
+            identity = file_identity(Path(folder, name))
+            if name.startswith(_HIDDEN) or identity in seen:
+                folders.remove(name)
+            seen.add(identity)
+        folders.sort()
+        for path in (Path(folder, name) for name in sorted(names) if name[0] != "."):
             try:
-                yield from _opened(Path(folder, name))
+                yield from _files_in(path)
             except ValueError:
-                yield DicomFile(Path(folder, name)), 0  # one file more that is not DICOM
+                yield DicomFile(path)  # one file more that is not DICOM
+    for error in failed:
+        yield DicomFile(Path(error.filename))  # a folder: not readable as a file either
 
 
-def _opened(path: Path) -> Iterator[tuple[DicomFile, int]]:
-    """A file, or the files in it if it is a zip; nothing for what is no regular file."""
-    try:
-        found = path.stat()
-    except OSError:
-        return
-    if not stat.S_ISREG(found.st_mode):
-        return
-    if path.suffix.lower() != ".zip":
-        yield DicomFile(path), found.st_size
+def _files_in(path: Path) -> Iterator[DicomFile]:
+    """Yield a file, or the files in it if it is a zip."""
+    if path.suffix.lower() != ".zip" or not path.is_file():
+        yield DicomFile(path)
         return
     try:
         with zipfile.ZipFile(path) as archive:
-            members = sorted(archive.infolist(), key=lambda member: member.filename)
+            members = sorted(member.filename for member in archive.infolist())
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"a zip that cannot be opened ({type(error).__name__})") from None
     for member in members:
-        parts = member.filename.split("/")
-        if not member.is_dir() and not any(part.startswith((".", "__MACOSX")) for part in parts):
-            yield DicomFile(path, member.filename), member.file_size
+        if member[-1] != "/" and not any(part.startswith(_HIDDEN) for part in member.split("/")):
+            yield DicomFile(path, member)
 
 
-def _header(file: DicomFile, size: int) -> Dataset | None:
-    """What is needed of a file's header; None if the file is no DICOM.
+def _header(file: DicomFile) -> Dataset | None:
+    """Return what is needed of a file's header, or None if the file is not DICOM.
 
     Raises:
         Exception: whatever pydicom raises at a damaged header.
     """
-    if size > _LARGEST_MEMBER and file.member:
-        raise SliceError("more than a file of a zip may hold")
     with file.open() as stream:
         start = stream.read(_PREAMBLE)
-        # Without a preamble, as older devices write them: a first element of group 2 or 8.
-        if start[128:] != b"DICM" and start[:4] not in (
-            b"\2\0\0\0",
-            b"\x08\0\5\0",
-            b"\x08\0\x08\0",
-        ):
+        if start[128:] != b"DICM" and not _is_first_element(start[:8]):
             return None
         stream.seek(0)
-        return pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_WANTED, force=True)
+        return pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_READ, force=True)
+
+
+def _is_first_element(start: bytes) -> bool:
+    """Check for an element of group 2 or 8, with which a file without preamble begins."""
+    if len(start) < 8 or start[:2] not in (b"\2\0", b"\x08\0", b"\0\2", b"\0\x08"):
+        return False
+    (length,) = struct.unpack("<I" if start[1] == 0 else ">I", start[4:])
+    return length < 1 << 16 or (start[4:6].isalpha() and start[4:6].isupper())  # or a VR
 
 
 def _why_not_ct(header: Dataset, kind: str) -> str:
-    """Why a file is no slice of a CT series, or ""."""
+    """Return why a file is no slice of a CT series, or ""."""
     if kind not in CT_CLASSES:
         name = UID(kind).name
         return "of an unknown kind, not CT" if name == kind else f"{name}, not CT"
     if text(header, "Modality") not in ("CT", ""):
         return "not of modality CT"
-    types = image_types(header)
-    if "LOCALIZER" in types:
+    if "LOCALIZER" in text(header, "ImageType").upper():
         return "a scout (localizer)"
     if kind not in ENHANCED and "ImagePositionPatient" not in header:
-        return "a picture that has no place in the patient, such as a screen capture"
+        return "no ImagePositionPatient, such as a screen capture"
     return ""
 
 
-def _take(group: _Group, file: DicomFile, header: Dataset) -> None:
-    """Put a file's slices into its series."""
+def _add_slices(group: _Group, file: DicomFile, header: Dataset) -> None:
+    """Add a file's slices to its series, or the reason why it has none."""
     try:
         group.slices += slices_of(file, header)
     except SliceError as error:
-        number = integer(header, "InstanceNumber")
-        group.refusal = group.refusal or f"instance {number}: {error}"
+        reason = str(error)
+        if identifying_words(header) & set(re.split(r"\W+", reason.lower())):
+            reason = "an attribute has a wrong value"
+        reason = f"instance {integer(header, 'InstanceNumber')}: {reason}"
+        group.refusal = group.refusal or reason
 
 
-def _without_copies(slices: list[Slice]) -> tuple[list[Slice], int]:
-    """Each slice once, and the number of copies: the same instance in two places.
-
-    Raises:
-        VolumeError: two slices that differ have one UID.
-    """
-    kept: dict[tuple[str, int], Slice] = {}
-    for one in slices:
-        first = kept.setdefault((one.uid, one.frame), one)
-        if vars(first) | {"file": None} != vars(one) | {"file": None}:
-            raise VolumeError(f"two slices that differ have the same UID, {one.label} is one")
-    return list(kept.values()), len(slices) - len(kept)
-
-
-def _cases(group: _Group, title: str) -> list[Series]:
-    """A series as one case, or as several where its acquisitions are volumes each by itself."""
-    whole = Series(title, group.uid, group.slices, group.refusal)
-    try:
-        whole.slices, copies = _without_copies(group.slices)
-    except VolumeError as error:
-        whole.refusal = whole.refusal or str(error)
-        return [whole]
-    if copies:
-        whole.notes.append(f"{_files_of(copies)} were there twice and are used once")
-    if not whole.slices and not whole.refusal:
+def _series_of(group: _Group, whole: Series) -> list[Series]:
+    """Return a series as one case, or as several where each of its acquisitions is a volume."""
+    unique: dict[tuple[str, int], Slice] = {}
+    for one in group.slices:
+        if unique.setdefault((one.uid, one.frame), one) != one and not whole.refusal:
+            whole.refusal = f"slices that differ have the same SOPInstanceUID: {one.label}"
+    whole.slices = list(unique.values())
+    if (copies := len(group.slices) - len(unique)) and not whole.refusal:
+        whole.notes.append(f"{_count(copies)} are copies of others and are skipped")
+    if not unique and not whole.refusal:
         whole.refusal = "it has no slices"
-    by_acquisition: dict[str, list[Slice]] = {}
-    for one in whole.slices:
-        by_acquisition.setdefault(one.acquisition, []).append(one)
-    if whole.refusal or len(by_acquisition) < 2 or len(whole.slices) < 3 * len(by_acquisition):
+    _check_one_patient(whole)
+    by_number = sorted(whole.slices, key=lambda one: one.acquisition or 0)
+    parts = [
+        Series(whole.name, whole.uid, list(slices), part=str(abs(number)), notes=[*whole.notes])
+        for number, slices in groupby(by_number, key=lambda one: one.acquisition or 0)
+    ]
+    if whole.refusal or len(parts) < 2 or len(whole.slices) < 3 * len(parts):
         return [whole]
     try:
-        _ = whole.stack
+        order = [number for number, _ in groupby(one.acquisition for one in whole.stack.slices)]
     except VolumeError:
-        parts = [
-            Series(title, group.uid, slices, part=re.sub(r"[^0-9]", "", number) or "0")
-            for number, slices in sorted(by_acquisition.items())
-        ]
         try:
-            for part in parts:
-                _ = part.stack
+            return [part for part in parts if part.stack]
         except VolumeError:
             return [whole]
-        return parts
+    if len(order) > len(set(order)):
+        shown = " and ".join(f"{part.part} ({len(part.slices)} slices)" for part in parts)
+        whole.notes.append(f"acquisitions {shown} are interleaved in one volume")
     return [whole]
+
+
+def _check_one_patient(series: Series) -> None:
+    """Refuse slices of several studies, frames of reference or patients under one series UID.
+
+    Where every slice has its own the reason is an anonymiser: a note.
+    """
+    names = {"study": "studies", "frame_of_reference": "frames of reference", "patient": "patients"}
+    for what, name in names.items():
+        counts = Counter(filter(None, (getattr(one, what) for one in series.slices))).values()
+        if len(counts) == len(series.slices) > 2:
+            series.notes.append(f"as many {name} as slices, as an anonymiser makes them: ignored")
+        elif len(counts) > 1 and not series.refusal:
+            shown = " and ".join(map(str, sorted(counts, reverse=True)))
+            series.refusal = f"{len(counts)} {name} in one series: {shown} slices"
+
+
+def _note_single_slices(series: list[Series]) -> None:
+    """Note that an anonymiser may have given every slice a series UID of its own."""
+    alike: dict[object, list[Series]] = {}
+    for one in series:
+        if len(one.slices) == 1:
+            first = one.slices[0]
+            key = first.patient, first.rows, first.columns, first.orientation, first.pixel_mm
+            alike.setdefault(key, []).append(one)
+    for found in alike.values():
+        if len(found) > 2:
+            found[0].notes.append(
+                f"{len(found)} series of one slice each, same patient and grid: an anonymiser may "
+                "have given every slice a series UID of its own"
+            )

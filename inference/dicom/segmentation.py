@@ -1,12 +1,13 @@
-"""Label maps as DICOM SEG, by highdicom: one segment for each label that is there.
+"""Write label maps as DICOM SEG, by highdicom: one segment for each label that is there.
 
-A binary SEG is a bit a voxel for each segment, frames that show nothing left out, and is not
-compressed: so every viewer and checker reads it. The standard has no picture codec for single bits
-that viewers know, but a whole data set may be deflated, which packs it to a hundredth; a label map
-SEG always is. Where nothing is labelled there is one segment, of the liver and empty, for a SEG
-must have one.
+A binary SEG has a bit a voxel for each segment, without empty frames, and is not compressed: every
+viewer and checker reads it. No image codec for single bits is widely known, but a whole data set
+may be deflated, to a hundredth; a label map SEG always is. A SEG must have a segment: of an empty
+label map it is the liver, empty.
 """
 
+import math
+import re
 import warnings
 from io import BytesIO
 from pathlib import Path
@@ -17,33 +18,30 @@ from highdicom import AlgorithmIdentificationSequence, PlanePositionSequence
 from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentDescription
 from highdicom.sr import CodedConcept
 from pydicom import Dataset
+from pydicom.datadict import tag_for_keyword
 from pydicom.sr.codedict import codes
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, generate_uid
 
-from inference import __version__
-from inference.dicom.codes import label_code
-from inference.dicom.series import Series, slices_of_label_map
-from inference.dicom.slices import integer
-from inference.files import write_atomically
-from inference.labels import LABEL_NAMES
-from inference.provenance import Provenance
-from inference.volume import Volume, VolumeError
-from inference.weights import read_metadata
+from .. import __version__
+from ..files import write_atomically
+from ..labels import LABEL_NAMES
+from ..network.weights import read_metadata
+from ..records.provenance import Provenance, same_signature
+from ..volume import Volume, VolumeError
+from .codes import label_code
+from .headers import correct
+from .series import Series, slices_of_label_map
+from .slices import integer
 
 _SEG_CLASSES = {
     "binary": "1.2.840.10008.5.1.4.1.1.66.4",
     "deflated": "1.2.840.10008.5.1.4.1.1.66.4",
     "labelmap": "1.2.840.10008.5.1.4.1.1.66.7",
 }
-_MAY_BE_EMPTY = (
-    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber"),
-    *("StudyID", "StudyDate", "StudyTime"),
-)
-"""Attributes that every file must have, if empty; not every file does."""
 
 
 class SegmentationWriter:
-    """Writes label maps as DICOM SEG, and knows them again.
+    """Writes label maps as DICOM SEG, and checks those that are there.
 
     Args:
         kind: "binary", a bit for each segment; "deflated", the same compressed; or "labelmap", a
@@ -55,74 +53,73 @@ class SegmentationWriter:
         self._kind = kind
         self._provenance = provenance
 
-    def write(self, path: Path, label_map: np.ndarray, volume: Volume, series: Series) -> None:
+    def write(self, path: Path, label_map: np.ndarray, volume: Volume, series: Series) -> list[str]:
         """Write a label map; the file appears under its name only when it is whole.
 
         Args:
             path: of the SEG.
             label_map: (slices, rows, columns), SPL, uint8.
-            volume: where the label map belongs.
-            series: that the volume was read from; its headers are read anew.
+            volume: that it labels.
+            series: that the volume was read from; its headers are read again.
+
+        Returns:
+            Notes: which attributes of the patient and the study the SEG lacks.
 
         Raises:
-            VolumeError: an attribute that a SEG needs is missing.
+            VolumeError: an attribute that a SEG needs is missing; the message names it.
             OSError: the file cannot be written, or the series no longer be read.
         """
         labels = slices_of_label_map(label_map, volume)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                segmentation = _segmentation(labels, series, self._kind, self._provenance)
+                headers = _headers(series)
+                lost = correct(headers[0])
+                segmentation = _segmentation(labels, series, headers, self._kind, self._provenance)
                 content = BytesIO()
                 if self._kind != "binary":
                     segmentation.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
                 pydicom.dcmwrite(content, segmentation, enforce_file_format=True)
             except (VolumeError, OSError, MemoryError):
                 raise
-            except Exception as error:  # its words may be the patient's
-                raise VolumeError(
-                    f"no DICOM SEG can be made of its headers ({type(error).__name__})"
-                ) from None
+            except Exception as error:  # its message may quote the patient's attributes
+                keywords = filter(tag_for_keyword, re.findall(r"[A-Z]\w+", str(error)))
+                named = ", ".join([type(error).__name__, *keywords])
+                raise VolumeError(f"no DICOM SEG can be made of its headers ({named})") from None
         write_atomically(path, content.getvalue())
+        return [f"in the SEG, wrong values are left empty: {', '.join(lost)}"] if lost else []
 
-    def damage(self, path: Path, series: Series) -> str:
-        """Why a file is no whole SEG of a series, or "" if it is; not what its pixels say."""
+    def why_stale(self, path: Path, series: Series) -> str:
+        """Return why a file is no whole SEG of a series, or ""; its pixels are not checked."""
         try:
             if not path.is_file():
                 return "it is no file"
-            found = pydicom.dcmread(path)
-            frames, rows, columns = (
-                int(found[name].value) for name in ("NumberOfFrames", "Rows", "Columns")
-            )
-            refers = found.ReferencedSeriesSequence[0]
-            instances = {
-                item.ReferencedSOPInstanceUID for item in refers.ReferencedInstanceSequence
-            }
-            if found.SOPClassUID != _SEG_CLASSES[self._kind]:
-                return "it is no DICOM SEG of that type"
+            found, slices = pydicom.dcmread(path), series.stack.slices
+            (refers,) = found.ReferencedSeriesSequence
+            instances = {one.ReferencedSOPInstanceUID for one in refers.ReferencedInstanceSequence}
             segment = found.SegmentSequence[-1]  # a label map's first is the background
             algorithm = segment.SegmentationAlgorithmIdentificationSequence[0]
-            made_by = f"made by={self._provenance.made_by},weights="
-            if made_by not in str(algorithm.AlgorithmParameters):
-                return f"it was not made by {self._provenance.made_by}"
-            if refers.SeriesInstanceUID != series.uid:
-                return "it is of another series"
-            if instances != {one.uid for one in series.stack.slices}:
-                return "it is of other slices"
-            first = series.stack.slices[0]
-            bits = frames * rows * columns * int(found.BitsAllocated)
-            whole = (
-                (rows, columns) == (first.rows, first.columns)
-                and frames == len(found.PerFrameFunctionalGroupsSequence)
-                and len(found.PixelData) >= -(-bits // 8)
-            )
+            found_by = re.findall("made by=(.*?),weights=", algorithm.AlgorithmParameters)
+            shape = int(found.NumberOfFrames), int(found.Rows), int(found.Columns)
+            bits = math.prod(shape) * int(found.BitsAllocated)
+            is_right = {
+                "no DICOM SEG of that type": found.SOPClassUID == _SEG_CLASSES[self._kind],
+                f"not made by {self._provenance.signature}": any(
+                    same_signature(one, self._provenance.signature) for one in found_by
+                ),
+                "of other slices": refers.SeriesInstanceUID == series.uid
+                and instances == {one.uid for one in slices},
+                "not whole": shape[1:] == (slices[0].rows, slices[0].columns)
+                and shape[0] == len(found.PerFrameFunctionalGroupsSequence)
+                and len(found.PixelData) >= -(-bits // 8),
+            }
         except Exception as error:
             return f"it cannot be read as DICOM SEG ({type(error).__name__})"
-        return "" if whole else "it is not whole"
+        return next((f"it is {what}" for what, right in is_right.items() if not right), "")
 
 
 def _algorithm(provenance: Provenance) -> AlgorithmIdentificationSequence:
-    """What made the label map."""
+    """Return what made the label map."""
     each = [read_metadata(path) for path in provenance.weights]
     return AlgorithmIdentificationSequence(
         name="abdoseg",
@@ -130,7 +127,7 @@ def _algorithm(provenance: Provenance) -> AlgorithmIdentificationSequence:
         version=__version__,
         source="abdoseg",
         parameters={
-            "made by": provenance.made_by,
+            "made by": provenance.signature,
             "weights": provenance.weights_names.encode("ascii", "replace").decode(),
             "weights SHA-256": provenance.digests,
             "weights exported": "+".join(metadata.date for metadata in each),
@@ -140,7 +137,7 @@ def _algorithm(provenance: Provenance) -> AlgorithmIdentificationSequence:
 
 
 def _describe(number: int, label: int, algorithm: AlgorithmIdentificationSequence) -> Dataset:
-    """A segment's description."""
+    """Return a segment's description."""
     code = label_code(label)
     described = SegmentDescription(
         segment_number=number,
@@ -153,59 +150,57 @@ def _describe(number: int, label: int, algorithm: AlgorithmIdentificationSequenc
     )
     if code.side is not None:
         kind = described.SegmentedPropertyTypeCodeSequence[0]
-        side = CodedConcept.from_code(code.side)
-        kind.SegmentedPropertyTypeModifierCodeSequence = [side]
+        kind.SegmentedPropertyTypeModifierCodeSequence = [CodedConcept.from_code(code.side)]
     return described
 
 
-def _sources(series: Series) -> tuple[list[Dataset], list[int], list | None]:
-    """The headers that the SEG refers to.
-
-    Returns:
-        The headers; for each plane of the SEG the slice that it is; and the planes' positions,
-        where the headers do not say them in that order.
+def _headers(series: Series) -> list[Dataset]:
+    """Return the headers of a series' files, with the UIDs that they must share.
 
     Raises:
         VolumeError: highdicom cannot refer to such files.
     """
-    slices = series.stack.slices
-    files = list(dict.fromkeys(one.file for one in slices))
     headers = []
-    for file in files:
+    for file in dict.fromkeys(one.file for one in series.stack.slices):
         with file.open() as stream:
-            header = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
-        for keyword in _MAY_BE_EMPTY:
-            if keyword not in header:
-                setattr(header, keyword, "")
-        for keyword in ("FrameOfReferenceUID", "StudyInstanceUID"):
-            if not header.get(keyword):
-                raise VolumeError(f"no DICOM SEG can be made: its files have no {keyword}")
-        headers.append(header)
-    if len(files) == len(slices):
-        return headers, list(range(len(slices))), None
-    if len(files) > 1:
-        raise VolumeError("no DICOM SEG can be made of a series of several multi-frame files")
-    order = sorted(range(len(slices)), key=lambda place: slices[place].frame)
-    positions = [
-        PlanePositionSequence("PATIENT", image_position=slices[place].position) for place in order
-    ]
-    return headers, order, positions
+            headers.append(pydicom.dcmread(stream, stop_before_pixels=True, force=True))
+    if 1 < len(headers) < len(series.stack.slices):
+        raise VolumeError("no DICOM SEG can be made of several files with NumberOfFrames")
+    for keyword in ("FrameOfReferenceUID", "StudyInstanceUID"):
+        uids = [header.get(keyword) for header in headers]
+        found = next((uid for uid in uids if uid and isinstance(uid, str)), None)
+        if found is None:
+            raise VolumeError(f"no DICOM SEG can be made without {keyword}")
+        for header in headers:  # an anonymiser may have given each its own
+            setattr(header, keyword, found)
+    return headers
 
 
 def _segmentation(
-    labels: np.ndarray, series: Series, kind: str, provenance: Provenance
+    labels: np.ndarray,
+    series: Series,
+    headers: list[Dataset],
+    kind: str,
+    provenance: Provenance,
 ) -> Segmentation:
-    """The SEG of (slices, rows, columns), in the series' order."""
-    headers, order, positions = _sources(series)
+    """Return the SEG of labels: (slices, rows, columns), in the series' order."""
+    slices = series.stack.slices
+    order, positions = list(range(len(slices))), None
+    if len(headers) < len(slices):  # frames of one file: in its order
+        order = sorted(order, key=lambda place: slices[place].frame)
+        positions = [
+            PlanePositionSequence("PATIENT", image_position=slices[place].position)
+            for place in order
+        ]
     algorithm = _algorithm(provenance)
-    counts = np.bincount(labels.ravel(), minlength=len(LABEL_NAMES))
-    present = [label for label in range(1, len(LABEL_NAMES)) if counts[label]] or [1]
+    present = np.flatnonzero(np.bincount(labels.ravel())[1:]) + 1
+    present = present.tolist() or [1]
+    numbers = np.arange(len(LABEL_NAMES), dtype=np.uint8)
     if kind != "labelmap":  # segments must count from 1 without a gap
-        numbers = np.zeros(len(LABEL_NAMES), np.uint8)
         numbers[present] = np.arange(1, len(present) + 1)
-    else:
-        numbers = np.arange(len(LABEL_NAMES), dtype=np.uint8)
     number = integer(headers[0], "SeriesNumber") or 0
+    name = headers[0].PatientName
+    headers[0].PatientName = ""  # highdicom refuses several
     segmentation = Segmentation(
         source_images=headers,
         pixel_array=numbers[labels[order]],
@@ -225,5 +220,6 @@ def _segmentation(
         transfer_syntax_uid=ExplicitVRLittleEndian,
         plane_positions=positions,
     )
-    segmentation.ContentCreatorName = ""  # type 2: nobody, but said
+    segmentation.PatientName = name
+    segmentation.ContentCreatorName = ""  # type 2: nobody
     return segmentation

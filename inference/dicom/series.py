@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import nibabel
 import numpy as np
 
-from inference.dicom.geometry import Stack, stack
-from inference.dicom.pixels import THREADS, read_pixels, value_type
-from inference.dicom.slices import Slice
-from inference.volume import Admit, Volume, VolumeError, flipped, orientation
+from ..volume import Admit, OnContent, Volume, VolumeError, flipped, header_grid
+from .geometry import Stack, stack
+from .pixels import THREADS, read_pixels, value_type
+from .slices import Slice
 
 
 @dataclass(eq=False)
@@ -17,12 +18,12 @@ class Series:
     """A CT series, or one acquisition of it.
 
     Attributes:
-        name: of its case; tells nothing of the patient.
+        name: of its case; does not identify the patient.
         uid: of the series.
         slices: as found, in no order.
         refusal: why it cannot be read, or "".
         part: the number of the acquisition that it is, where its series holds several volumes.
-        notes: what is odd about it and costs nothing.
+        notes: what a user should know of it.
     """
 
     name: str
@@ -36,13 +37,18 @@ class Series:
         return f"series {self.name}"
 
     @property
-    def pixel_bytes(self) -> int:
-        """Of all slices, as if they were not compressed."""
-        return sum(one.rows * one.columns * one.bits // 8 for one in self.slices)
+    def files(self) -> set[Path]:
+        """Return the files, or archives, that it is read from."""
+        return {one.file.path for one in self.slices}
+
+    @property
+    def byte_count(self) -> int:
+        """Return the bytes of all slices, not compressed."""
+        return sum(one.byte_count for one in self.slices)
 
     @cached_property
     def stack(self) -> Stack:
-        """The slices in order.
+        """Return the slices in order.
 
         Raises:
             VolumeError: they make no grid.
@@ -51,55 +57,51 @@ class Series:
             raise VolumeError(self.refusal)
         made = stack(self.slices)
         if made.tilt:
-            self.notes.append(
-                f"its slices lean by {made.tilt:.1f} degrees (a tilted gantry): the label map's "
-                "affine is sheared, which some viewers refuse; none is bent or resampled"
-            )
+            self.notes.append(f"gantry tilt {made.tilt:.1f}°: sheared affine, not resampled")
         return made
 
     @cached_property
     def header(self) -> nibabel.Nifti1Header:
-        """The NIfTI header of its grid, and of the label map's.
+        """Return the NIfTI header of its grid, and of the label map's.
 
         Raises:
             VolumeError: it has none.
         """
-        return self.stack.header(value_type(self.stack.slices)[0])
+        return self.stack.header(value_type(self.stack.slices))
 
-    def read(self, admit: Admit | None = None) -> Volume:
+    def read(self, admit: Admit | None = None, on_content: OnContent | None = None) -> Volume:
         """Read the series; its axes are turned to SPL as those of a NIfTI file.
 
         Args:
-            admit: called with the header and the bytes of files that are held at once; raises to
+            admit: called with the header and the bytes of files in memory at once; raises to
                 refuse it.
+            on_content: not called: its bytes are those of many files.
 
         Raises:
             VolumeError: the slices make no volume, or their pixels cannot be read.
         """
         ordered, header = self.stack.slices, self.header
-        axes, flips = orientation(header.get_best_affine())
-        dtype, in_hu = value_type(ordered)
-        if admit:
-            held = max(one.rows * one.columns * one.bits // 8 for one in ordered)
-            held *= 1 + max(one.frame for one in ordered)  # a file of many slices is read whole
-            admit(header, 2 * held * min(THREADS, len({one.file for one in ordered})))
-        voxels = read_pixels(ordered, dtype, in_hu=in_hu)
-        one = ordered[0]
+        grid = header_grid(header)
+        if admit:  # a file of many slices is read whole
+            largest = max(one.byte_count for one in ordered) * (
+                1 + max(one.frame for one in ordered)
+            )
+            admit(header, 2 * largest * min(THREADS, len({one.file for one in ordered})))
+        voxels = read_pixels(ordered)
+        in_hu = voxels.dtype.kind == "f"
         return Volume(
-            voxels=flipped(voxels.transpose(2, 1, 0).transpose(axes), flips),
-            slope=1.0 if in_hu else one.slope,
-            intercept=0.0 if in_hu else one.intercept,
-            spacing=tuple(float(self.stack.spacing[axis]) for axis in axes),
+            voxels=flipped(voxels.transpose(2, 1, 0).transpose(grid.axes), grid.flips),
+            slope=1.0 if in_hu else ordered[0].slope,
+            intercept=0.0 if in_hu else ordered[0].intercept,
+            spacing=grid.spacing,
             header=header,
-            disk_axes=axes,
-            disk_flips=flips,
+            disk_axes=grid.axes,
+            disk_flips=grid.flips,
+            notes=tuple(self.notes),
         )
 
 
 def slices_of_label_map(label_map: np.ndarray, volume: Volume) -> np.ndarray:
-    """A label map in the order of the series' slices: (slices, rows, columns)."""
-    return (
-        flipped(label_map, volume.disk_flips)
-        .transpose(np.argsort(volume.disk_axes))
-        .transpose(2, 1, 0)
-    )
+    """Return a label map in the order of the series' slices: (slices, rows, columns)."""
+    stored = flipped(label_map, volume.disk_flips).transpose(np.argsort(volume.disk_axes))
+    return stored.transpose(2, 1, 0)

@@ -1,10 +1,12 @@
-"""Slices of CT as the headers of DICOM files tell them, whether a file holds one or many."""
+"""Read slices of CT from the headers of DICOM files, one or many per file."""
 
 import math
+import re
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,12 +17,13 @@ ENHANCED = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 
 CT_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", *ENHANCED)
 
-_MOST_FRAMES = 1 << 16  # of one file
-_HOUNSFIELD = ("", "HU", "HU_MOD", "US")  # US: unspecified
+_MAX_FRAMES = 1 << 16  # of one file
+_MAX_MEMBER = 4 << 30  # bytes of a file in a zip
+_HOUNSFIELD = re.compile(r"HU|HOUN|((UH|HE|US|UNSPECIFIED)?$)")  # RescaleType, letters alone
 
 
 class SliceError(ValueError):
-    """A header that tells no slice of CT; the message says why, with nothing of the patient."""
+    """A header that describes no slice of CT; the message names the attribute, not the patient."""
 
 
 @dataclass(frozen=True, order=True)
@@ -37,16 +40,20 @@ class DicomFile:
 
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
-        """The file's content, to be read and sought in.
+        """Open the file to read and seek in.
 
         Raises:
             OSError, zipfile.BadZipFile: it cannot be read.
         """
+        if not self.path.is_file():  # a pipe would block
+            raise OSError("not a regular file")
         if not self.member:
             with self.path.open("rb") as file:
                 yield file
             return
         with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
+            if archive.getinfo(self.member).file_size > _MAX_MEMBER:
+                raise zipfile.BadZipFile("a file too large")
             yield file
 
 
@@ -62,13 +69,14 @@ class Slice:
         position: centre of the first pixel, mm, (x, y, z) toward left, posterior, superior.
         orientation: unit vectors along a row and along a column, in the same axes.
         pixel_mm: distance between rows, and between columns.
-        step_mm: distance between slices by the header, its spacing or else its thickness; or None.
+        step_mm: SpacingBetweenSlices, else SliceThickness, else None.
         slope, intercept: HU = slope * stored value + intercept.
         bits, stored_bits, signed: of a stored value.
-        acquisition: number of the acquisition, as text.
+        acquisition: acquisition number, or None.
+        study, frame_of_reference, patient: two UIDs and the patient's id, "" if absent.
     """
 
-    file: DicomFile
+    file: DicomFile = field(compare=False)
     frame: int
     uid: str
     number: int
@@ -83,17 +91,25 @@ class Slice:
     bits: int
     stored_bits: int
     signed: bool
-    acquisition: str
+    acquisition: int | None
+    study: str
+    frame_of_reference: str
+    patient: str
 
     @property
     def label(self) -> str:
-        """The slice in a message."""
+        """Name the slice in a message."""
         frame = f", frame {self.frame + 1}" if self.frame else ""
         return f"instance {self.number}{frame}"
 
+    @property
+    def byte_count(self) -> int:
+        """Return the bytes of its pixels, not compressed."""
+        return self.rows * self.columns * self.bits // 8
+
 
 def text(dataset: Dataset, keyword: str) -> str:
-    """An attribute's value as text, or "" where there is none that can be read."""
+    """Return an attribute's value as text, or "" if it is absent or unreadable."""
     try:
         return str(dataset.get(keyword) or "").strip()
     except Exception:
@@ -101,7 +117,7 @@ def text(dataset: Dataset, keyword: str) -> str:
 
 
 def integer(dataset: Dataset, keyword: str) -> int | None:
-    """An attribute's value as a whole number of no more than nine digits, or None."""
+    """Return an attribute's value as an integer of up to nine digits, or None."""
     try:
         value = int(dataset.get(keyword))
     except Exception:
@@ -109,163 +125,140 @@ def integer(dataset: Dataset, keyword: str) -> int | None:
     return value if abs(value) < 10**9 else None
 
 
-def image_types(dataset: Dataset) -> list[str]:
-    """The values of an image's type, in capitals."""
-    try:
-        value = dataset.get("ImageType") or ()
-        return [str(part).upper() for part in ([value] if isinstance(value, str) else value)]
-    except Exception:
-        return []
-
-
-def _whole(dataset: Dataset, keyword: str, what: str, least: int = 1) -> int:
+def _positive(dataset: Dataset, keyword: str) -> int:
     value = integer(dataset, keyword)
-    if value is None or value < least:
-        raise SliceError(f"{what} missing or wrong")
+    if value is None or value < 1:
+        raise SliceError(f"{keyword} is missing or wrong")
     return value
 
 
-def _numbers(dataset: Dataset | None, keyword: str, count: int, what: str) -> tuple[float, ...]:
-    """Finite numbers of an attribute.
+def _numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...]:
+    """Return an attribute's numbers.
 
     Raises:
-        SliceError: there are none, or not so many.
+        SliceError: there are more or fewer, or one is not finite.
     """
     try:
-        value = dataset.get(keyword) if dataset is not None else None
-        if value is None or value == "":
-            raise SliceError(f"no {what}")
+        value = dataset.get(keyword)
         numbers = tuple(map(float, [value] if count == 1 else value))
-    except SliceError:
-        raise
     except Exception:
-        raise SliceError(f"{what} not a number") from None
+        numbers = ()
     if len(numbers) != count or not all(map(math.isfinite, numbers)):
-        raise SliceError(f"{what} missing or wrong")
+        raise SliceError(f"{keyword} is missing or wrong")
     return numbers
 
 
-def _group(groups: list[Dataset], keyword: str) -> Dataset | None:
-    """An item of a file of many slices: its own for a slice, or else that shared by all."""
+def _item(groups: list[Dataset], default: Dataset, keyword: str) -> Dataset:
+    """Return the first item of the first group's sequence that has one, else the default."""
     for group in groups:
         try:
-            sequence = group.get(keyword)
-            if sequence:
+            if sequence := group.get(keyword):
                 return sequence[0]
         except Exception:
-            return None
-    return None
+            break
+    return default
 
 
-def _rescale(dataset: Dataset | None) -> tuple[float, float]:
-    slope = _numbers(dataset, "RescaleSlope", 1, "rescale slope")[0]
-    intercept = _numbers(dataset, "RescaleIntercept", 1, "rescale intercept")[0]
+def _rescale(dataset: Dataset) -> tuple[float, float]:
+    """Return slope and intercept to HU.
+
+    Raises:
+        SliceError: one is wrong, or they give another quantity than HU.
+    """
+    (slope,) = _numbers(dataset, "RescaleSlope", 1)
+    (intercept,) = _numbers(dataset, "RescaleIntercept", 1)
     if slope == 0:
-        raise SliceError("rescale slope 0")
-    if text(dataset, "RescaleType").upper() not in _HOUNSFIELD:
-        raise SliceError("values not in Hounsfield units")
+        raise SliceError("RescaleSlope is 0")
+    unit = text(dataset, "RescaleType")
+    if not _HOUNSFIELD.match(re.sub("[^A-Z]", "", unit.upper())):
+        quoted = f' "{unit}"' if re.fullmatch(r"[\w %/]{1,16}", unit, re.ASCII) else ""
+        raise SliceError(f"RescaleType{quoted} is not Hounsfield units")
     return slope, intercept
 
 
-def _step(dataset: Dataset | None) -> float | None:
+def _step(dataset: Dataset) -> float | None:
     for keyword in ("SpacingBetweenSlices", "SliceThickness"):
-        try:
-            step = abs(_numbers(dataset, keyword, 1, "")[0])
-        except SliceError:
-            continue
-        if step > 0:
-            return step
+        with suppress(SliceError):
+            if step := abs(_numbers(dataset, keyword, 1)[0]):
+                return step
     return None
 
 
-def slices_of(file: DicomFile, dataset: Dataset) -> list[Slice]:
-    """The slices of a CT file.
-
-    Args:
-        file: where the header is from.
-        dataset: the header, pixels left out.
+def _frames(dataset: Dataset) -> tuple[list[Dataset], list[Dataset]]:
+    """Return the functional groups of each frame of an enhanced file, and those of all.
 
     Raises:
-        SliceError: an attribute that is needed is missing or makes no sense.
+        SliceError: they do not agree with the number of frames.
     """
-    if _whole(dataset, "SamplesPerPixel", "samples per pixel") != 1:
-        raise SliceError("colours, not grey values")
-    if text(dataset, "PhotometricInterpretation") != "MONOCHROME2":
-        raise SliceError("photometric interpretation not MONOCHROME2")
-    bits = _whole(dataset, "BitsAllocated", "bits allocated")
-    stored_bits = _whole(dataset, "BitsStored", "bits stored")
-    if bits not in (8, 16, 32) or stored_bits > bits:
-        raise SliceError(f"{stored_bits} of {bits} bits a pixel")
-    representation = _whole(dataset, "PixelRepresentation", "pixel representation", least=0)
-    if representation > 1:
-        raise SliceError("pixel representation missing or wrong")
-    common = {
-        "file": file,
-        "uid": text(dataset, "SOPInstanceUID"),
-        "number": integer(dataset, "InstanceNumber") or 0,
-        "rows": _whole(dataset, "Rows", "rows"),
-        "columns": _whole(dataset, "Columns", "columns"),
-        "bits": bits,
-        "stored_bits": stored_bits,
-        "signed": bool(representation),
-        "acquisition": text(dataset, "AcquisitionNumber"),
-    }
-    if not common["uid"]:
-        raise SliceError("no instance UID")
-    if text(dataset, "SOPClassUID") in ENHANCED:
-        return _frames(dataset, common)
-    if "NumberOfFrames" in dataset and integer(dataset, "NumberOfFrames") != 1:
-        raise SliceError("several frames in a file of one slice")
-    if "ModalityLUTSequence" in dataset:
-        raise SliceError("values by a table, not by slope and intercept")
-    slope, intercept = _rescale(dataset)
-    return [
-        Slice(
-            frame=0,
-            position=_numbers(dataset, "ImagePositionPatient", 3, "position"),
-            orientation=_numbers(dataset, "ImageOrientationPatient", 6, "orientation"),
-            pixel_mm=_numbers(dataset, "PixelSpacing", 2, "pixel spacing"),
-            step_mm=_step(dataset),
-            slope=slope,
-            intercept=intercept,
-            **common,
-        )
-    ]
-
-
-def _frames(dataset: Dataset, common: dict) -> list[Slice]:
-    """The slices of an enhanced file, by its functional groups."""
-    count = _whole(dataset, "NumberOfFrames", "number of frames")
+    count = _positive(dataset, "NumberOfFrames")
     try:
         shared = list(dataset.get("SharedFunctionalGroupsSequence") or ())[:1]
         each = list(dataset.get("PerFrameFunctionalGroupsSequence") or ())
     except Exception:
-        raise SliceError("functional groups that cannot be read") from None
-    if count != len(each) or count > _MOST_FRAMES:
+        raise SliceError("functional groups cannot be read") from None
+    if count != len(each) or count > _MAX_FRAMES:
         raise SliceError(f"{len(each)} functional groups for {count} frames")
+    return each, shared
+
+
+def slices_of(file: DicomFile, dataset: Dataset) -> list[Slice]:
+    """Return the slices of a CT file.
+
+    Args:
+        file: where the header is from.
+        dataset: the header, without pixels.
+
+    Raises:
+        SliceError: an attribute is missing or wrong.
+    """
+    for keyword, value in (("SamplesPerPixel", "1"), ("PhotometricInterpretation", "MONOCHROME2")):
+        if text(dataset, keyword) != value:
+            raise SliceError(f"{keyword} is not {value}")
+    bits, stored_bits = _positive(dataset, "BitsAllocated"), _positive(dataset, "BitsStored")
+    high_bit = integer(dataset, "HighBit")
+    if bits not in (8, 16, 32) or stored_bits > bits or high_bit not in (None, stored_bits - 1):
+        wrong = f"BitsAllocated {bits}, BitsStored {stored_bits} and HighBit {high_bit}"
+        raise SliceError(f"{wrong} do not go together")
+    signed, uid = integer(dataset, "PixelRepresentation"), text(dataset, "SOPInstanceUID")
+    if signed not in (0, 1) or not uid:
+        raise SliceError("PixelRepresentation or SOPInstanceUID is missing or wrong")
+    enhanced = text(dataset, "SOPClassUID") in ENHANCED
+    each, shared = _frames(dataset) if enhanced else ([dataset], [])
+    if not enhanced and integer(dataset, "NumberOfFrames") not in (None, 1):
+        raise SliceError("NumberOfFrames is not 1")
+    if not enhanced and "ModalityLUTSequence" in dataset:
+        raise SliceError("ModalityLUTSequence instead of RescaleSlope")
     slices = []
     for frame, own in enumerate(each):
-        groups = [own, *shared]
-        kind = _group(groups, "CTImageFrameTypeSequence")
-        if kind is not None and "LOCALIZER" in text(kind, "FrameType").upper():
+        item = partial(_item, [own, *shared], Dataset() if enhanced else dataset)
+        if "LOCALIZER" in text(item("CTImageFrameTypeSequence"), "FrameType").upper():
             continue
-        measures = _group(groups, "PixelMeasuresSequence")
-        orientation = _group(groups, "PlaneOrientationSequence")
-        slope, intercept = _rescale(_group(groups, "PixelValueTransformationSequence"))
-        content = _group([own], "FrameContentSequence")
-        acquisition = text(content, "FrameAcquisitionNumber") if content is not None else ""
+        measures, content = item("PixelMeasuresSequence"), item("FrameContentSequence")
+        slope, intercept = _rescale(item("PixelValueTransformationSequence"))
+        number = "FrameAcquisitionNumber" if enhanced else "AcquisitionNumber"
         slices.append(
             Slice(
+                file=file,
                 frame=frame,
-                position=_numbers(
-                    _group(groups, "PlanePositionSequence"), "ImagePositionPatient", 3, "position"
+                uid=uid,
+                number=integer(dataset, "InstanceNumber") or 0,
+                rows=_positive(dataset, "Rows"),
+                columns=_positive(dataset, "Columns"),
+                position=_numbers(item("PlanePositionSequence"), "ImagePositionPatient", 3),
+                orientation=_numbers(
+                    item("PlaneOrientationSequence"), "ImageOrientationPatient", 6
                 ),
-                orientation=_numbers(orientation, "ImageOrientationPatient", 6, "orientation"),
-                pixel_mm=_numbers(measures, "PixelSpacing", 2, "pixel spacing"),
+                pixel_mm=_numbers(measures, "PixelSpacing", 2),
                 step_mm=_step(measures),
                 slope=slope,
                 intercept=intercept,
-                **common | {"acquisition": acquisition},
+                bits=bits,
+                stored_bits=stored_bits,
+                signed=bool(signed),
+                acquisition=integer(content, number),
+                study=text(dataset, "StudyInstanceUID"),
+                frame_of_reference=text(dataset, "FrameOfReferenceUID"),
+                patient=text(dataset, "PatientID"),
             )
         )
     return slices

@@ -11,7 +11,7 @@ from conftest import ORIENTATIONS, RAS_AFFINE, reoriented, save_nifti
 from benchmark.__main__ import main
 from inference import prediction
 from inference.command import main as run_service
-from inference.weights import DEMONSTRATION_WEIGHTS, load_weights, save_weights
+from inference.network.weights import DEMONSTRATION_WEIGHTS, load_weights, save_weights
 from synthetic.phantom import draw_phantom
 
 

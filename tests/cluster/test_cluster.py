@@ -30,7 +30,8 @@ from ray.cluster_utils import Cluster
 
 from cluster import command, spread
 from cluster.worker import Worker
-from inference.weights import DEMONSTRATION_WEIGHTS
+from inference.network.weights import DEMONSTRATION_WEIGHTS
+from inference.startup import CANNOT_START
 from synthetic.phantom import draw_phantom, write_nifti
 
 ROOT = Path(__file__).parents[2]
@@ -200,12 +201,12 @@ def test_a_case_that_kills_its_worker_fails_alone(
     deadly = "c03"
 
     class Mortal(Worker):
-        def segment(self, path, *about):
-            if path.name.startswith(deadly):
+        def segment(self, source, record):
+            if source.name.startswith(deadly):
                 time.sleep(0.2)  # until it has company
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(1)  # and the company is not done before
-            return super().segment(path, *about)
+            return super().segment(source, record)
 
     monkeypatch.chdir(ROOT)  # where the workers find the packages
     monkeypatch.setattr(spread, "Worker", Mortal)
@@ -252,9 +253,9 @@ def test_no_worker_that_can_begin(nodes, inputs, tmp_path, monkeypatch, capsys, 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(spread, "Worker", Unfit)
     more = ("--address", nodes.address, "--workers", 1)
-    assert command.main(call("cluster", inputs, tmp_path, *more)[3:]) == 2
+    assert command.main(call("cluster", inputs, tmp_path, *more)[3:]) == CANNOT_START
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"error: no worker could begin: {message}")
+    assert last.startswith(f"error: it cannot start: no worker could begin: {message}")
 
 
 @pytest.mark.parametrize(
@@ -264,17 +265,34 @@ def test_no_worker_that_can_begin(nodes, inputs, tmp_path, monkeypatch, capsys, 
         (["--cpus", "0"], "at least 1"),
         (["--workers", "-1"], "at least 1"),
         (["--address", "somewhere"], "auto or HOST:PORT"),
-        (["--address", "127.0.0.1:1"], "Connection refused"),
         (["--input", "nowhere"], "no such file or folder"),
     ],
 )
 def test_wrong_usage(inputs, tmp_path, capsys, arguments, message):
-    try:
-        code = command.main(call("cluster", inputs, tmp_path, *arguments)[3:])
-    except SystemExit as ended:
-        code = ended.code
-    assert code == 2
+    with pytest.raises(SystemExit) as ended:
+        command.main(call("cluster", inputs, tmp_path, *arguments)[3:])
+    assert ended.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("raised", "message"),
+    [
+        (PermissionError(13, "Permission denied", "/tmp/ray"), "/tmp/ray (RAY_TMPDIR"),
+        (Exception("The current node timed out during startup."), "timed out during startup"),
+        (ImportError("No module named ray"), "requirements-cluster.txt"),
+    ],
+)
+def test_a_cluster_that_cannot_be_joined(inputs, tmp_path, monkeypatch, capsys, raised, message):
+    def refuse(**_):
+        raise raised
+
+    monkeypatch.setattr(ray, "init", refuse)
+    assert command.main(call("cluster", inputs, tmp_path)[3:]) == CANNOT_START
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    nobody = ("--address", "127.0.0.1:1")
+    assert command.main(call("cluster", inputs, tmp_path, *nobody)[3:]) == CANNOT_START
 
 
 def test_a_worker_refuses_to_begin_where_the_folders_are_others(inputs, tmp_path):

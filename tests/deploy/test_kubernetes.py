@@ -37,6 +37,8 @@ def test_the_parts_are_as_many_as_the_tasks(documents):
     for rule in job["podFailurePolicy"]["rules"]:
         named = rule.get("onExitCodes", {}).get("containerName", container["name"])
         assert named == container["name"]
+    (codes,) = [rule["onExitCodes"] for rule in job["podFailurePolicy"]["rules"][:1]]
+    assert (codes["operator"], codes["values"]) == ("In", [1, 2])  # what could not start goes on
     mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
     assert {"/workspace/inputs", "/workspace/outputs", "/workspace/records", "/tmp"} == mounts
     volumes = {volume["name"] for volume in job["template"]["spec"]["volumes"]}

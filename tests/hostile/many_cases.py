@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 
 from inference import command
-from inference.weights import DEMONSTRATION_WEIGHTS
+from inference.network.weights import DEMONSTRATION_WEIGHTS
 
 
 def main() -> int:

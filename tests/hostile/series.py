@@ -25,12 +25,11 @@ _SYNTAXES = (ImplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless)
 _SYNTAXES += (JPEGLSLossless, JPEGLosslessSV1, JPEG2000Lossless)
 _WILD = ("", "0", "-1", "1e30", "nan", "inf", "-5", "7\\8", "Doe^Jane", "9" * 16, "1\n2", "\\\\")
 _IDENTITY = ("doe", "jane", "mrn4711", "acc0815", "roe", "richard")
-SLICES = 5
 
 
 def whole_series(rng: np.random.Generator, folder: Path) -> tuple[list[Dataset], np.ndarray]:
-    """A good series in any form, and its HU: (slices, rows, columns)."""
-    hu = rng.integers(-1000, 1500, (SLICES, 12, 10), np.int16)
+    """Return a good series in any form, and its HU: (slices, rows, columns)."""
+    hu = rng.integers(-1000, 1500, (5, 12, 10), np.int16)
     if rng.random() < 0.15:
         return [enhanced(hu)], hu
     datasets = single_slices(hu)
@@ -40,25 +39,20 @@ def whole_series(rng: np.random.Generator, folder: Path) -> tuple[list[Dataset],
     return datasets, hu
 
 
-def _with_wild_value(dataset: Dataset, rng: np.random.Generator) -> None:
-    """Put a wild value in the place of an attribute's, or take the attribute away."""
+def _set_wild_value(dataset: Dataset, rng: np.random.Generator) -> None:
+    """Replace an attribute's value by a wild one, or remove the attribute."""
     elements = [one for one in dataset if one.tag.group != 0x7FE0]
     element = elements[rng.integers(len(elements))]
-    kind = rng.random()
-    if kind < 0.3:
+    if rng.random() < 0.3:
         del dataset[element.tag]
-        return
-    if element.VR == "US":
+    elif element.VR == "US":
         element.value = int(rng.choice([0, 1, 2, 3, 7, 11, 65535]))
     elif element.VR != "SQ":
-        value = _WILD[rng.integers(len(_WILD))]
-        element._value = value
-        element.VR = "UN"
-        element._value = value.encode()
+        element.VR, element._value = "UN", _WILD[rng.integers(len(_WILD))].encode()
 
 
 def damaged(content: bytes, dataset: Dataset, rng: np.random.Generator) -> bytes:
-    """One file's content, damaged in one or two ways."""
+    """Return one file's content, damaged in one or two ways."""
     for _ in range(int(rng.integers(1, 3))):
         kind = rng.integers(7)
         if kind == 0 and content:
@@ -67,7 +61,7 @@ def damaged(content: bytes, dataset: Dataset, rng: np.random.Generator) -> bytes
             content += bytes(rng.integers(0, 256, int(rng.integers(1, 2000)), np.uint8))
         elif kind in (2, 3):
             try:
-                _with_wild_value(dataset, rng)
+                _set_wild_value(dataset, rng)
                 content = to_bytes(dataset)
             except Exception:  # pydicom does not write everything
                 continue
@@ -81,59 +75,44 @@ def damaged(content: bytes, dataset: Dataset, rng: np.random.Generator) -> bytes
 
 
 def outcome(seed: int, number: int, folder: Path) -> tuple[str, str]:
-    """What becomes of one damaged series beside a good one.
+    """Return a class, `OK` and `REFUSED` being the good ones, of a damaged series, and its lines.
 
-    Returns:
-        A class, `OK` and `REFUSED` being the good ones, and what there is to say.
+    A good series lies beside it, and must be read.
     """
     rng = np.random.default_rng((seed, number))
     good_hu = rng.integers(-1000, 1500, (3, 6, 5), np.int16)
+    good = single_slices(good_hu, seed=1)
     root = folder / "tree"
     root.mkdir()
     try:
         datasets, hu = whole_series(rng, folder)
         hit = int(rng.integers(len(datasets)))
-        intact = {one.SOPInstanceUID: hu[place] for place, one in enumerate(datasets)}
-        places = {
-            one.SOPInstanceUID: one.ImagePositionPatient
-            for one in datasets
-            if "ImagePositionPatient" in one
+        intact = {  # HU and position by UID
+            one.SOPInstanceUID: (hu[place], list(map(float, one.ImagePositionPatient)))
+            for place, one in enumerate(datasets)
+            if place != hit
         }
-        del intact[datasets[hit].SOPInstanceUID]
-        for place, dataset in enumerate(datasets):
+        for place, dataset in enumerate([*datasets, *good]):
             content = to_bytes(dataset)
             if place == hit:
                 content = damaged(content, dataset, rng)
-            (root / f"b{place}").write_bytes(content)
-        for place, dataset in enumerate(single_slices(good_hu, seed=1)):
-            (root / f"g{place}").write_bytes(to_bytes(dataset))
-            good = dataset.SeriesInstanceUID
+            (root / f"{place}").write_bytes(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # Of a series in one file, nothing but that file tells the patient's name.
-            identity = _IDENTITY if len(datasets) > 1 else _IDENTITY[2:]
-            return _judge(root, good, good_hu, intact, places, identity)
+            return _judge(root, good[0].SeriesInstanceUID, good_hu, intact)
     finally:
         shutil.rmtree(root)
 
 
-def _judge(
-    root: Path,
-    good: str,
-    good_hu: np.ndarray,
-    intact: dict[str, np.ndarray],
-    places: dict,
-    identity: tuple[str, ...],
-) -> tuple[str, str]:
+def _judge(root: Path, good: str, good_hu: np.ndarray, intact: dict) -> tuple[str, str]:
     try:
-        found = find_series(root)
+        found, lines = find_series(root)
     except Exception as error:
         return f"finding escaped: {type(error).__name__}", str(error)
-    lines, verdict = list(found.left_out), REFUSED
-    seen = False
-    for series in found.series:
+    verdict, seen = REFUSED, False
+    for series in found:
         if series.uid == good or {one.uid for one in series.slices} & set(intact):
-            lines.append(str(series))  # whose other files tell the patient's name as well
+            lines.append(str(series))  # whose other files name the patient as well
         try:
             volume = series.read()
         except (ValueError, OSError) as error:
@@ -143,15 +122,18 @@ def _judge(
             continue
         except Exception as error:
             return f"reading escaped: {type(error).__name__}", str(error)
+        lines += series.notes
         hu = volume.slope * volume.voxels.astype(float) + volume.intercept
         if series.uid == good:
             seen = np.array_equal(hu, good_hu)
             continue
         verdict = OK
-        if wrong := _bent(series, volume.affine, hu, intact, places):
-            return "bent", wrong
+        if wrong := _why_wrong(series, volume.affine, hu, intact):
+            return "read wrong", wrong
     if not seen:
         return "the good series was read wrong", ""
+    # Of a series in one file, nothing but that file holds the patient's name.
+    identity = _IDENTITY if intact else _IDENTITY[2:]
     for line in lines:
         if "\n" in line or not line.isprintable() or len(line) > 300:
             return "more than a line", line
@@ -160,19 +142,15 @@ def _judge(
     return verdict, "; ".join(lines)
 
 
-def _bent(
-    series: Series, affine: np.ndarray, hu: np.ndarray, intact: dict[str, np.ndarray], places: dict
-) -> str:
-    """What is wrong with the slices of files that were not damaged, or ""."""
-    if hu.shape[1:] != (12, 10):
-        return ""
+def _why_wrong(series: Series, affine: np.ndarray, hu: np.ndarray, intact: dict) -> str:
+    """Return what is wrong with the slices of files that were not damaged, or ""."""
     for place, one in enumerate(series.stack.slices):
-        if one.uid not in intact:
+        if one.uid not in intact or hu.shape[1:] != (12, 10):
             continue
-        if not np.array_equal(hu[place], intact[one.uid]):
+        wanted, position = intact[one.uid]
+        if not np.array_equal(hu[place], wanted):
             return f"other values in {one.label}"
-        left, posterior, superior = map(float, places[one.uid])
         corner = affine @ (0, 0, place, 1)
-        if np.abs(corner[:3] - (-left, -posterior, superior)).max() > 0.2:
+        if np.abs(corner[:3] * (-1, -1, 1) - position).max() > 0.2:
             return f"{one.label} lies elsewhere"
     return ""

@@ -10,9 +10,9 @@ import torch
 from conftest import metadata_of, save_nifti, smooth_hu, trained_looking_network
 
 from inference.command import main
+from inference.network.weights import WeightsError, common_metadata, save_weights
 from inference.prediction import Predictor
-from inference.provenance import made_by
-from inference.weights import WeightsError, common_metadata, save_weights
+from inference.records.provenance import format_signature
 
 CPU = torch.device("cpu")
 STATISTICS = [(20.0, 150.0), (80.0, 60.0), (-40.0, 210.0)]
@@ -125,11 +125,12 @@ def test_label_map_and_manifest_name_all_weights(files, folders, ct, tmp_path, c
     line = json.loads(manifest.read_text())
     assert line["weights"] == "fold-0.safetensors+fold-1.safetensors+fold-2.safetensors"
     assert line["weights_sha256"] == digests
-    maker = made_by("fold-0+fold-1+fold-2", hashlib.sha256(digests.encode()).hexdigest())
+    digest = hashlib.sha256(digests.encode()).hexdigest()
+    signature = format_signature("fold-0+fold-1+fold-2", digest)
     header = nibabel.load(folders[1] / "a.nii.gz").header
-    assert header["descrip"].item().decode() == maker == line["made_by"]
+    assert header["descrip"].item().decode() == signature == line["made_by"]
 
-    # By other weights it is made again, by the same it is kept.
+    # With other weights it is recomputed, with the same it is skipped.
     assert main([*arguments, "--keep-existing"]) == 0
     assert "a: kept" in capsys.readouterr().err
     assert main([*arguments[:-1], "--keep-existing"]) == 0

@@ -25,6 +25,20 @@ def at_first_case(monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_file_that_is_replaced_while_it_is_predicted(folders, run, ct, at_first_case, predicted):
+    """The label map would be newer than its input, and be taken for the new one's."""
+    inputs, outputs = folders
+    for name in "ab":
+        save_nifti(inputs / f"{name}_0000.nii.gz", ct)
+    at_first_case(lambda: save_nifti(inputs / "a_0000.nii.gz", ct // 2))
+    assert run("--quiet") == 1
+    assert [path.name for path in outputs.iterdir()] == ["b.nii.gz"]
+    at_first_case(lambda: (inputs / "a_0000.nii.gz").unlink())  # when it has been read
+    assert run("--quiet", "--keep-existing") == 0
+    assert sorted(path.name for path in outputs.iterdir()) == ["a.nii.gz", "b.nii.gz"]
+
+
+@pytest.mark.slow
 def test_files_that_vanish_grow_and_arrive(folders, run, ct, at_first_case, capsys):
     inputs, outputs = folders
     # The next case is read ahead while the first is predicted, so what changes is behind it.

@@ -15,14 +15,15 @@ import torch
 from conftest import metadata_of, save_nifti, smooth_hu, trained_looking_network
 from fake_cuda import aten
 
-from inference import cuda, driver
-from inference.choices import CHOICES_VARIABLE, CudaChoices
 from inference.command import main
+from inference.cuda import driver
+from inference.cuda import runtime as cuda
+from inference.cuda.choices import CHOICES_VARIABLE, CudaChoices
 from inference.device import choose_device
-from inference.folding import fold
-from inference.model import AttentionUNet
+from inference.network.folding import fold
+from inference.network.model import AttentionUNet
+from inference.network.weights import save_weights
 from inference.prediction import Predictor
-from inference.weights import save_weights
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 WINDOW = (-400.0, 500.0)
@@ -400,7 +401,7 @@ def test_wrong_use_of_the_device_is_one_line(run, folders, ct, cuda_device, caps
     assert capsys.readouterr().err == "error: no CUDA device cuda:3: torch sees 1\n"
     monkeypatch.setenv(CHOICES_VARIABLE, "overlapping=1")
     assert run("--device", "cuda") == 2
-    assert capsys.readouterr().err.startswith(f"error: {CHOICES_VARIABLE}: overlapping=1: say")
+    assert capsys.readouterr().err.startswith(f"error: {CHOICES_VARIABLE}: overlapping=1: ")
 
 
 def test_choices_of_the_environment(monkeypatch):

@@ -9,7 +9,7 @@ from conftest import save_nifti
 
 from inference.command import main
 from inference.labels import LABEL_NAMES
-from inference.weights import (
+from inference.network.weights import (
     DEMONSTRATION,
     DEMONSTRATION_WEIGHTS,
     FULL,

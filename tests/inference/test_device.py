@@ -1,5 +1,8 @@
 """Which precision the network runs in."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,19 +10,38 @@ import torch
 
 from inference.device import choose_dtype
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.mark.parametrize(
-    ("flags", "expected"),
+    ("flags", "capability", "expected"),
     [
-        ("fpu avx2 avx512f avx512_vnni", torch.float32),
-        ("fpu avx512f avx512_bf16 clflush", torch.bfloat16),
-        ("fpu amx_bf16 amx_tile", torch.bfloat16),
-        ("fpu amx_tile amx_int8", torch.float32),
+        ("fpu avx2 avx512f avx512_vnni", "AVX512", torch.float32),
+        ("fpu avx512f avx512_bf16 clflush", "AVX512", torch.bfloat16),
+        ("fpu avx512f avx512_bf16 clflush", "AVX2", torch.float32),
+        ("fpu amx_bf16 amx_tile", "AVX512", torch.bfloat16),
+        ("fpu amx_tile amx_int8", "AVX512", torch.float32),
     ],
 )
-def test_processors_with_instructions_for_bfloat16_use_it(monkeypatch, flags, expected):
-    monkeypatch.setattr(Path, "read_text", lambda path, **_: f"flags\t\t: {flags}\nbugs\t\t:\n")
+def test_processors_with_instructions_for_bfloat16_use_it(monkeypatch, flags, capability, expected):
+    cpuinfo = f"flags\t\t: {flags}\nbugs\t\t:\n"
+    monkeypatch.setattr(Path, "read_text", lambda path, **how: cpuinfo)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert choose_dtype(torch.device("cpu")) == expected
+
+
+@pytest.mark.slow
+def test_the_environment_holds_a_processor_to_fp32():
+    program = "import torch; from inference.device import choose_dtype; print(choose_dtype("
+    ended = subprocess.run(
+        [sys.executable, "-c", program + "torch.device('cpu')))"],
+        cwd=ROOT,
+        env=os.environ | {"ATEN_CPU_CAPABILITY": "avx2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout.strip() == "torch.float32"
 
 
 def test_cuda_devices_compute_in_fp16():

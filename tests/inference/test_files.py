@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import unicodedata
 from pathlib import Path
 
@@ -14,8 +15,11 @@ from conftest import errors_of, save_nifti
 
 from inference import files
 from inference.files import locked, whole_file, write_atomically
+from inference.labels import LABEL_NAMES
+from inference.records.statistics import StatisticsTable
 from inference.shards import shard_of
-from inference.statistics import LabelStatistics, StatisticsTable
+from inference.sources import NiftiFile
+from inference.startup import use_for_temporary_files
 from training.cache import save_array
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +44,7 @@ def test_names_that_a_file_system_folds_are_one(folders, run, ct, names, capsys)
     assert str(second) in line and first.name in line
     name = first.name.removesuffix("_0000.nii.gz")
     assert {path.name for path in outputs.iterdir()} == {name, f"{name}.nii.gz", f"{name}.png"}
-    shards = [len(shard_of(paths, index, 2)) for index in range(2)]
+    shards = [len(shard_of([*map(NiftiFile, paths)], index, 2)) for index in range(2)]
     assert sorted(shards) == [0, 2]
 
 
@@ -133,8 +137,21 @@ def test_a_lock_is_held_by_one_and_given_back(tmp_path, monkeypatch):
         pass
 
 
-def rows_of(case):
-    return [LabelStatistics(case, 1, "liver", 5, 1.0, 60.0)]
+def test_temporary_files_lie_in_the_report_where_no_usual_folder_can_be_written(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    use_for_temporary_files(tmp_path)
+    assert tempfile.gettempdir() != str(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/nowhere"])
+    use_for_temporary_files(tmp_path)
+    assert Path(tempfile.mkdtemp()).parent == tmp_path
+
+
+def record_of(case):
+    values = dict.fromkeys(LABEL_NAMES[1:], 1)
+    return {"case": case, "flags": [], "voxels": values, "volumes_ml": values, "mean_hu": values}
 
 
 @pytest.mark.parametrize("ending", ["csv", "json"])
@@ -143,7 +160,7 @@ def test_two_runs_share_a_table(tmp_path, ending):
     one, other = StatisticsTable(path), StatisticsTable(path)
     for table, cases in ((one, "ace"), (other, "bdf")):
         for case in cases:
-            table.add(rows_of(case))
+            table.add(record_of(case))
     one.write()
     other.write()
     one.write()
@@ -156,13 +173,16 @@ def test_two_runs_share_a_table(tmp_path, ending):
 @pytest.mark.slow
 def test_a_table_is_the_same_in_every_locale(tmp_path):
     path = tmp_path / "t.csv"
-    StatisticsTable(path).add(rows_of("Müller"))
+    StatisticsTable(path).add(record_of("Müller"))
     table = StatisticsTable(path, keep=True)
-    table.add(rows_of("Müller"))
+    table.add(record_of("Müller"))
     table.write()
     before = path.read_bytes()
-    again = "import sys; from pathlib import Path; from inference.statistics import *; " \
-        "StatisticsTable(Path(sys.argv[1]), keep=True)"  # fmt: skip
+    again = (
+        "import sys; from pathlib import Path\n"
+        "from inference.records.statistics import StatisticsTable\n"
+        "StatisticsTable(Path(sys.argv[1]), keep=True)"
+    )
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     subprocess.run(
         [sys.executable, "-c", again, str(path)], cwd=ROOT, env=os.environ | ascii_only, check=True

@@ -5,9 +5,9 @@ import pytest
 from conftest import save_nifti
 
 from inference.components import keep_largest_components
-from inference.flags import PLAUSIBLE_ML, count_in_words, find_flags, in_words
 from inference.intensity import percentiles
 from inference.labels import LABEL_NAMES, ORGANS
+from inference.records.flags import PLAUSIBLE_ML, count_in_words, find_flags, in_words
 from inference.volume import read_volume
 from synthetic.phantom import draw_phantom, write_nifti
 
@@ -34,9 +34,9 @@ def good_label_map(shape=(40, 60, 60)):
     return label_map
 
 
-def flags_of(label_map, volume):
+def flags_of(label_map, volume, clip_hu=None):
     sizes = keep_largest_components(label_map)
-    return find_flags(label_map, sizes, volume, percentiles(volume.voxels))
+    return find_flags(label_map, sizes, volume, percentiles(volume.voxels), clip_hu)
 
 
 def names(flags):
@@ -57,6 +57,17 @@ def faulty(label_map, fault):
     if fault == "sides":
         label_map[:] = label_map[:, :, ::-1].copy()
         return {("sides", RIGHT), ("sides", LEFT)}
+    if fault == "feet up":
+        label_map[:] = label_map[::-1].copy()
+        return {("orientation", 0)}
+    if fault == "upside down":  # as a network labels it
+        label_map[(label_map == RIGHT) | (label_map == LEFT)] = 0
+        return {("orientation", 0)}
+    if fault == "mirrored":  # the same: the true liver is labelled spleen
+        label_map[label_map == LIVER] = 0
+        label_map[10:30, 10:20, 5:20] = LIVER  # 375 mL
+        label_map[10:30, 10:30, 30:40] = NUMBER["spleen"]  # 500 mL
+        return {("orientation", 0), ("small", LIVER)}
     if fault == "border":
         label_map[-1, 20, 20] = label_map[-2, 20, 20] = NUMBER["stomach"]
         label_map[30:, 40, 40] = NUMBER["aorta"]
@@ -86,8 +97,9 @@ def faulty(label_map, fault):
 
 @pytest.mark.parametrize(
     "fault",
-    ["no liver", "empty", "sides", "border", "pieces", "specks", "fragment", "small", "large"],
-)
+    ["no liver", "empty", "sides", "feet up", "upside down", "mirrored", "border", "pieces",
+     "specks", "fragment", "small", "large"],
+)  # fmt: skip
 def test_each_fault_has_its_flag_and_no_other(tmp_path, fault):
     label_map = good_label_map()
     expected = faulty(label_map, fault)
@@ -124,6 +136,17 @@ def test_intensities_that_are_not_hu(tmp_path, change, is_hu):
     hu = change(volume_of(tmp_path).voxels.astype(np.float32)).astype(np.float32)
     found = names(flags_of(good_label_map(), volume_of(tmp_path, hu)))
     assert (("not HU", 0) in found) != is_hu
+
+
+@pytest.mark.parametrize(
+    ("padding", "clip_hu", "flagged"),
+    [(-1024, None, 0), (-2048, None, 0), (-3024, None, 1), (-3024, (-160.0, 240.0), 0)],
+)
+def test_padding_that_moves_the_percentile(tmp_path, padding, clip_hu, flagged):
+    hu = volume_of(tmp_path).voxels.astype(np.int16)
+    volume = volume_of(tmp_path, np.where(hu == -1000, padding, hu))
+    found = flags_of(good_label_map(), volume, clip_hu)
+    assert names(found) == ({("padding", 0)} if flagged else set())
 
 
 def test_hu_plus_1024_with_its_intercept_is_hu(tmp_path):
@@ -183,7 +206,7 @@ def test_the_closing_line_counts():
 
     assert count_in_words([[], []]) == ""
     line = count_in_words([[F("border"), F("border")], [F("empty")], [F("border")], []])
-    assert line == "3 of 4 label maps have flags to look at: empty 1, border 2"
+    assert line == "3 of 4 label maps have flags to check: empty 1, border 2"
 
 
 @pytest.mark.slow
@@ -192,10 +215,8 @@ def test_a_doubt_is_said_aloud_without_being_asked_for(folders, run, ct, capsys)
     save_nifti(inputs / "shifted_0000.nii.gz", np.clip(ct, -1000, None) + 1024)
     assert run() == 0
     captured = capsys.readouterr()
-    assert (
-        "look at shifted: intensities do not look like HU (1st and 99th percentile" in captured.err
-    )
-    assert "1 of 1 label maps have flags to look at: not HU 1" in captured.out
+    assert "check shifted: intensities do not look like HU (1st and 99th percentile" in captured.err
+    assert "1 of 1 label maps have flags to check: not HU 1" in captured.out
     assert run("--quiet") == 0
     captured = capsys.readouterr()
     assert captured.out + captured.err == ""

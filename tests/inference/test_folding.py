@@ -9,10 +9,10 @@ from conftest import trained_looking_network
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from inference import fusion
-from inference.folding import MergedUpsampling, fold
 from inference.memory import live_values
-from inference.model import AttentionUNet
+from inference.network import fusion
+from inference.network.folding import MergedUpsampling, fold
+from inference.network.model import AttentionUNet
 
 # Random weights leave many pixels close to a tie between labels: here 95.5 % agree in bfloat16 and
 # 98.5 % in fp16. test_phantom_weights.py holds trained weights to more.
@@ -40,7 +40,7 @@ def as_cudnn_fuses(layer, features, total=None):
 def kernels(request, monkeypatch):
     """With what oneDNN fuses on a CPU, cuDNN on CUDA, and without either."""
     if request.param != "oneDNN's kernels":
-        monkeypatch.setattr(fusion, "_has_fused_kernels", lambda device, dtype: False)
+        monkeypatch.setattr(fusion, "_has_onednn_fusion", lambda device, dtype: False)
     if request.param == "cuDNN's kernels":
         monkeypatch.setattr(fusion, "_cudnn_fused", as_cudnn_fuses)
     return request.param
@@ -70,13 +70,13 @@ def test_fp32_is_the_plain_network(plain, slices, kernels, size):
     ("device", "dtype"), [("cuda", torch.float16), ("cuda", torch.float32), ("cpu", torch.float16)]
 )
 def test_onednn_is_for_cpus_only(device, dtype):
-    assert not fusion._has_fused_kernels.__wrapped__(device, dtype)
+    assert not fusion._has_onednn_fusion.__wrapped__(device, dtype)
 
 
 def test_without_the_fused_kernels_torch_keeps_to_itself(monkeypatch):
     """Another version of torch may have renamed them."""
     monkeypatch.setattr(fusion.torch.ops, "mkldnn", object())
-    assert not fusion._has_fused_kernels.__wrapped__("cpu", torch.float32)
+    assert not fusion._has_onednn_fusion.__wrapped__("cpu", torch.float32)
 
 
 @torch.no_grad()
@@ -143,7 +143,7 @@ class LiveBytes(TorchDispatchMode):
 @pytest.mark.parametrize(("supervised", "most"), [(0, 3.6), (16, 3.9), (32, 5.2)])
 def test_memory_is_within_what_the_batch_size_is_chosen_by(monkeypatch, fused, supervised, most):
     """Without what cuDNN adds, which only a GPU can tell."""
-    monkeypatch.setattr(fusion, "_has_fused_kernels", lambda device, dtype: False)
+    monkeypatch.setattr(fusion, "_has_onednn_fusion", lambda device, dtype: False)
     if fused:  # with a result of its own, as cuDNN makes it
         monkeypatch.setattr(
             fusion,

@@ -72,6 +72,13 @@ def test_without_a_range_the_window_is_the_percentiles():
     assert clipped_window((0.0, 0.0), (-160, 240), 0, 7) == (0, 0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int16, torch.float64])
+def test_the_voxels_themselves_stay_as_they_are(dtype):
+    voxels = torch.tensor([-5000, 3, 5000], dtype=dtype)
+    normalise(voxels, window=(-1.0, 5.0), slope=1, intercept=0, mean=0, std=1)
+    assert voxels.tolist() == [-5000, 3, 5000]
+
+
 def test_nan_becomes_the_lower_end():
     z = normalise(
         torch.tensor([float("nan"), float("inf")]),

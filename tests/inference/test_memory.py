@@ -14,10 +14,11 @@ from conftest import RAS_AFFINE, errors_of, metadata_of, save_nifti, trained_loo
 
 from inference import service
 from inference.memory import MemoryBudget, cpu_limit, memory_limit
+from inference.network.weights import load_weights
 from inference.outputs import Outputs
 from inference.prediction import Predictor
 from inference.service import Service
-from inference.weights import load_weights
+from inference.sources import NiftiFile
 
 ROOT = Path(__file__).parents[2]
 
@@ -159,6 +160,6 @@ def test_cases_wait_for_memory_one_after_another(folders, ct, tmp_path):
 
     folders[1].mkdir()
     runner = Service(Outputs(folders[1]), Labels, service.PhaseTimer(), budget=budget)
-    assert [case.status for case in runner.run(paths)] == ["done"] * 3
+    assert [case.status for case in runner.run([NiftiFile(path) for path in paths])] == ["done"] * 3
     assert most == [need] * 3
     assert budget._taken == 0

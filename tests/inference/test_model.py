@@ -6,7 +6,7 @@ import torch
 from conftest import trained_looking_network
 from torch.utils.flop_counter import FlopCounterMode
 
-from inference.model import AttentionUNet
+from inference.network.model import AttentionUNet
 
 
 @pytest.fixture(scope="module")

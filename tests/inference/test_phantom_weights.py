@@ -7,8 +7,8 @@ import torch
 from inference.components import keep_largest_components
 from inference.intensity import percentiles
 from inference.labels import ORGANS
+from inference.network.weights import DEMONSTRATION_WEIGHTS, load_weights
 from inference.prediction import Predictor
-from inference.weights import DEMONSTRATION_WEIGHTS, load_weights
 from synthetic.phantom import draw_phantom
 
 SEEDS = (11, 12, 13)

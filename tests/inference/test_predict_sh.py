@@ -4,6 +4,7 @@ import contextlib
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 import termios
@@ -13,6 +14,7 @@ import pytest
 from conftest import save_nifti, stored
 
 from inference import __version__
+from inference.startup import CANNOT_START
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,15 +63,15 @@ def test_predict_sh_and_what_it_imports(folders, weights_file, ct, tmp_path):
 def test_what_is_left_out_of_torch_can_be_imported_afterwards():
     script = """if True:
         import sys
-        from inference.command import _import_torch
-        _import_torch()
+        from inference.startup import import_torch
+        import_torch()
         import torch
         assert "torch._meta_registrations" not in sys.modules
         from torch import _meta_registrations
         # Of an operator whose shape rule is written in Python.
         image = torch.empty(1, 1, 9, 9, device="meta")
         print(torch.nn.functional.conv2d(image, image[..., :3, :3]).shape)
-        _import_torch()
+        import_torch()
         assert torch._meta_registrations is _meta_registrations
     """
     ended = in_a_new_process(sys.executable, "-c", script)
@@ -127,9 +129,67 @@ def test_help_needs_no_package_and_a_missing_one_is_one_line(tmp_path):
     ended = in_a_new_process("sh", str(ROOT / "predict.sh"), "--version", PYTHON=str(bare))
     assert (ended.returncode, ended.stdout) == (0, f"abdoseg {__version__}\n")
     ended = in_a_new_process("sh", str(ROOT / "predict.sh"), PYTHON=str(bare))
-    assert ended.returncode == 2
+    assert ended.returncode == CANNOT_START
     (line,) = ended.stderr.splitlines()
     assert "package" in line and "make setup" in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "raised"),
+    [
+        ("numpy", "ImportError('libstdc++.so.6: version not found')"),
+        ("isal", "OSError('cannot map')"),
+        ("torch", "OSError('libtorch_cpu.so: failed to map segment from shared object')"),
+        ("torch", "MemoryError()"),
+    ],
+)
+def test_a_library_that_cannot_be_loaded_is_one_line(folders, ct, tmp_path, module, raised):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    (tmp_path / module).mkdir()
+    (tmp_path / module / "__init__.py").write_text(f"raise {raised}")
+    places = ("--input", str(folders[0]), "--output", str(folders[1]), "--quiet")
+    command = (sys.executable, "-m", "inference", *places)
+    ended = in_a_new_process(*command, PYTHONPATH=str(tmp_path))
+    assert ended.returncode == CANNOT_START
+    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["CDPATH", "link", "colon", "PYTHONPATH", "PYTHONHOME"])
+def test_predict_sh_runs_what_lies_beside_it(tmp_path, place):
+    """Whatever the caller's shell, path and module system say."""
+    script, environment = ROOT / "predict.sh", {}
+    if place == "CDPATH":
+        script, environment = "tests/../predict.sh", {"CDPATH": f".:{tmp_path}"}
+    elif place == "link":
+        script = tmp_path / "segment it"
+        script.symlink_to(ROOT / "predict.sh")
+    elif place == "colon":
+        script = tmp_path / "a:b" / "predict.sh"
+        script.parent.mkdir()
+        shutil.copy(ROOT / "predict.sh", script)
+        (script.parent / "inference").symlink_to(ROOT / "inference")
+    else:
+        (tmp_path / "argparse.py").write_text("raise ImportError('of another Python')")
+        environment[place] = str(tmp_path)
+    ended = in_a_new_process("sh", str(script), "--version", **environment)
+    assert (ended.returncode, ended.stdout) == (0, f"abdoseg {__version__}\n"), ended.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", ["inference", "cluster", "training", "benchmark"])
+def test_a_terminal_that_lacks_letters_ends_nothing(package):
+    script = f"""if True:
+        import atexit, runpy, sys
+        atexit.register(lambda: print("\\u2026"))
+        sys.argv[1:] = ["--help"]
+        runpy.run_module({package!r}, run_name="__main__")
+    """
+    for locale in ({"LC_ALL": "C"}, {"PYTHONIOENCODING": "latin-1"}):
+        environment = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", **locale}
+        ended = in_a_new_process(sys.executable, "-c", script, **environment)
+        assert ended.stdout.splitlines()[-1] == "\\u2026", ended.stderr
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import torch
 from conftest import metadata_of, smooth_hu, trained_looking_network
 
 from inference.device import choose_device
-from inference.labelling import upsampled_labels
+from inference.network.labelling import upsampled_labels
 from inference.prediction import Predictor
 
 CPU = torch.device("cpu")

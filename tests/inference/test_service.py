@@ -18,7 +18,7 @@ from PIL import Image
 
 from inference import files
 from inference.command import main
-from inference.preview import write_preview
+from inference.records.preview import write_preview
 from inference.service import Service
 from inference.volume import read_volume
 
@@ -178,8 +178,11 @@ def test_existing_label_maps_are_kept_when_asked(folders, run, ct):
     mine = nibabel.Nifti1Image(np.full(ct.shape, 3, np.uint8), before.affine, before.header)
     nibabel.save(mine, outputs / "a.nii.gz")
     (outputs / "b.nii.gz").unlink()
-    assert run("--keep-existing", "--quiet") == 0
+    assert run("--keep-existing", "--quiet", "--preview") == 0
     assert (stored(outputs / "a.nii.gz") == 3).all()
+    assert {path.name for path in outputs.iterdir()} == {
+        "a.nii.gz", "a.png", "b.nii.gz", "b.png"
+    }  # fmt: skip
     assert stored(outputs / "b.nii.gz").shape == ct.shape
     assert run("--quiet") == 0
     assert not (stored(outputs / "a.nii.gz") == 3).all()

@@ -7,6 +7,7 @@ import pytest
 from conftest import save_nifti
 
 from inference.shards import parse_shard, shard_file, shard_of
+from inference.sources import NiftiFile
 
 
 def folder_of(tmp_path, sizes):
@@ -17,22 +18,22 @@ def folder_of(tmp_path, sizes):
         with path.open("r+b") as file:
             file.truncate(size)
         paths.append(path)
-    return paths
+    return [*map(NiftiFile, paths)]
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_every_case_is_in_exactly_one_balanced_shard(tmp_path, seed):
     rng = random.Random(seed)
     sizes = [rng.choice([0, 1, 1000, rng.randrange(10**6)]) for _ in range(rng.randrange(1, 60))]
-    paths, count = folder_of(tmp_path, sizes), rng.randrange(1, 12)
-    shards = [shard_of(paths, index, count) for index in range(count)]
-    assert sorted(path for shard in shards for path in shard) == paths
-    loads = [sum(path.stat().st_size for path in shard) for shard in shards]
+    files, count = folder_of(tmp_path, sizes), rng.randrange(1, 12)
+    shards = [shard_of(files, index, count) for index in range(count)]
+    assert sorted((file for shard in shards for file in shard), key=str) == files
+    loads = [sum(file.path.stat().st_size for file in shard) for shard in shards]
     # The bound of list scheduling: nobody is ahead of another by more than one case.
     assert max(loads) - min(loads) <= max(sizes) + len(sizes)
     for index, shard in enumerate(shards):
-        assert shard == sorted(shard)
-        shuffled = rng.sample(paths, len(paths))
+        assert shard == sorted(shard, key=str)
+        shuffled = rng.sample(files, len(files))
         assert set(shard_of(shuffled, index, count)) == set(shard)  # whatever the folder's order
 
 
@@ -45,9 +46,9 @@ def test_equal_files_are_dealt_evenly_and_empty_ones_too(tmp_path):
 def test_inputs_of_one_label_map_stay_together(tmp_path):
     for name in ("x_0000.nii.gz", "x.nii.gz", "y.nii.gz", "x.nii"):
         (tmp_path / name).write_bytes(bytes(100))
-    paths = [*sorted(tmp_path.iterdir()), tmp_path / "odd.NII.GZ"]
-    (first,) = (shard for i in range(9) if len(shard := shard_of(paths, i, 9)) > 1)
-    assert [path.name for path in first] == ["x.nii", "x.nii.gz", "x_0000.nii.gz"]
+    files = [*map(NiftiFile, [*sorted(tmp_path.iterdir()), tmp_path / "odd.NII.GZ"])]
+    (first,) = (shard for i in range(9) if len(shard := shard_of(files, i, 9)) > 1)
+    assert [file.path.name for file in first] == ["x.nii", "x.nii.gz", "x_0000.nii.gz"]
 
 
 SLURM = "SLURM_ARRAY_TASK_"

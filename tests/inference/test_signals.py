@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -11,6 +12,14 @@ import nibabel
 import numpy as np
 import pytest
 from conftest import save_nifti
+
+from inference.memory import MemoryBudget
+from inference.network.weights import read_metadata
+from inference.outputs import Outputs
+from inference.phases import PhaseTimer
+from inference.service import Service
+from inference.signals import signals_raise
+from inference.sources import NiftiFile
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,7 +53,9 @@ def test_lost_streams_cost_no_case(folders, weights_file, ct, redirections):
 
 SLOW_SERVICE = """
 import sys, time
-from inference import command, service, signals
+from inference import command
+from inference import service
+from inference import signals
 predict = service.Service._predict
 def slowly(self, case, predictor):
     predict(self, case, predictor)
@@ -58,7 +69,9 @@ sys.exit(command.main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)]
+)
 def test_a_signal_ends_it_after_what_is_being_written(folders, weights_file, ct, number, code):
     for name in "abc":
         save_nifti(folders[0] / f"{name}_0000.nii.gz", ct)
@@ -74,6 +87,52 @@ def test_a_signal_ends_it_after_what_is_being_written(folders, weights_file, ct,
     assert "are whole" in errors.splitlines()[-1]
     assert [path.name for path in folders[1].iterdir()] == ["a.nii.gz"]
     assert nibabel.load(folders[1] / "a.nii.gz").shape == ct.shape
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_between_prediction_and_writing_loses_nothing(
+    folders, run, ct, monkeypatch, number
+):
+    for name in "ab":
+        save_nifti(folders[0] / f"{name}_0000.nii.gz", ct)
+    attempt = Service._attempt
+
+    def attempt_and_signal(self, case, step):
+        attempt(self, case, step)
+        if case.label_map is not None and threading.current_thread() is threading.main_thread():
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Service, "_attempt", attempt_and_signal)
+    assert run("--quiet") == 128 + number
+    assert [path.name for path in folders[1].iterdir()] == ["a.nii.gz"]
+
+
+def test_ignored_signals_stay_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+    try:
+        with signals_raise():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_memory_of_a_case_given_up_goes_to_the_reader(folders, ct, weights_file):
+    """Else a caller that was interrupted would wait for its reader for ever."""
+    paths = [save_nifti(folders[0] / f"{name}_0000.nii", ct) for name in "ab"]
+    folders[1].mkdir()
+    budget = MemoryBudget(2 * ct.size + paths[0].stat().st_size)
+
+    class Interrupted:
+        metadata = read_metadata(weights_file)
+
+        def predict(self, voxels, **_):
+            raise KeyboardInterrupt
+
+    service = Service(Outputs(folders[1]), Interrupted, PhaseTimer(), budget=budget)
+    with pytest.raises(KeyboardInterrupt):
+        service.run([NiftiFile(path) for path in paths])
+    budget.take(budget.total)  # all of it is there again
 
 
 @pytest.mark.slow

@@ -9,8 +9,8 @@ import pytest
 from conftest import save_nifti
 
 from inference.files import printable, spreadsheet_text
+from inference.records.statistics import StatisticsTable, label_statistics
 from inference.service import Service
-from inference.statistics import StatisticsTable, label_statistics
 from inference.volume import read_volume
 
 
@@ -50,10 +50,11 @@ def test_a_foreign_table_is_not_added_to(folders, run, ct, tmp_path, capsys):
 def test_tables_hold_no_nan_and_no_formula(tmp_path):
     path = save_nifti(tmp_path / "a.nii", np.full((4, 4, 4), np.nan, np.float32))
     volume = read_volume(path)
-    statistics = label_statistics("=1+2", np.ones((4, 4, 4), np.uint8), volume)
+    record = {"case": "=1+2", "flags": []}
+    record |= label_statistics(np.ones((4, 4, 4), np.uint8), volume)
     for ending in ("csv", "json"):
         table = StatisticsTable(tmp_path / f"t.{ending}")
-        table.add(statistics)
+        table.add(record)
         table.write()
     with (tmp_path / "t.csv").open(newline="") as file:
         assert next(csv.DictReader(file))["case"] == "'=1+2"

@@ -1,11 +1,13 @@
 """NIfTI files in and out, against nibabel's own reading, writing and reorienting."""
 
 import gzip
+import os
 
 import nibabel
 import numpy as np
 import pytest
-from conftest import ORIENTATIONS, RAS_AFFINE, reoriented, save_nifti
+from conftest import ORIENTATIONS, RAS_AFFINE, reoriented, save_nifti, with_header
+from isal import isal_zlib
 
 from inference.files import case_name, find_cases
 from inference.label_map import write_label_map
@@ -34,12 +36,114 @@ def test_every_orientation(tmp_path, ct, affine, index):
     volume = read_volume(path)
     np.testing.assert_array_equal(volume.voxels, spl(ct, affine))
     np.testing.assert_allclose(volume.affine, stored_affine, atol=1e-3)
-    np.testing.assert_allclose(volume.spacing, nibabel.affines.voxel_sizes(affine)[::-1], rtol=1e-5)
+    i, j, k = affine[:3, :3].T  # toward left or right, anterior or posterior, superior or inferior
+    area = np.linalg.norm(np.cross(i, j))
+    row_mm, slice_mm = area / np.linalg.norm(i), abs(np.dot(np.cross(i, j), k)) / area
+    np.testing.assert_allclose(volume.spacing, (slice_mm, row_mm, np.linalg.norm(i)), rtol=1e-5)
 
     label_map = (np.abs(volume.voxels) % 15).astype(np.uint8)
     write_label_map(tmp_path / "a.nii.gz", label_map, volume)
     written = nibabel.load(tmp_path / "a.nii.gz")
     np.testing.assert_array_equal(np.asanyarray(written.dataobj), np.abs(stored) % 15)
+
+
+def leaning(degrees):
+    """A gantry tilt: slices 4 mm apart, each 4 mm·tan(tilt) further to the front."""
+    affine = RAS_AFFINE.copy()
+    affine[1, 2] = 4 * np.tan(np.radians(degrees))
+    return affine
+
+
+def in_unit(mm):
+    affine = RAS_AFFINE.copy()
+    affine[:3] /= mm
+    return affine
+
+
+QFORM, NIFTI2 = {"codes": (0, 1)}, {"kind": nibabel.Nifti2Image}
+
+
+@pytest.mark.parametrize(
+    ("affine", "unit_mm", "how", "notes"),
+    [
+        (RAS_AFFINE, 1, {}, 0),
+        (RAS_AFFINE, 1, QFORM, 0),
+        (RAS_AFFINE, 1, NIFTI2, 0),
+        (leaning(18), 1, {}, 0),
+        (leaning(30), 1, NIFTI2, 0),
+        (RAS_AFFINE, 1, {"pixdim": [1, 1, 1, 1, 0, 0, 0, 0]}, 1),
+        (leaning(18), 1, {"pixdim": [1, 0, 0, 0, 0, 0, 0, 0]}, 1),
+        (RAS_AFFINE, 1, {"pixdim": [1, np.nan, 1.25, 4, 0, 0, 0, 0]}, 1),
+        (RAS_AFFINE, 1, {"pixdim": [1, 1.5, 1.25, 3, 0, 0, 0, 0]}, 1),
+        (RAS_AFFINE, 1, {"pixdim": [1, 1.51, 1.25, 4, 0, 0, 0, 0]}, 0),
+        (in_unit(1000), 1000, {"xyzt_units": 1}, 0),
+        (in_unit(0.001), 0.001, {"xyzt_units": 3 + 16}, 0),
+        (RAS_AFFINE, 1, {"xyzt_units": 0}, 0),
+        (RAS_AFFINE, 1, {"xyzt_units": 2 + 56}, 0),
+        (RAS_AFFINE, 1, {"xyzt_units": 5}, 1),
+        (RAS_AFFINE, 1, {"xyzt_units": 1}, 1),  # voxels would be 1.5 m wide
+        (RAS_AFFINE, 1, {"xyzt_units": 3}, 1),
+        (RAS_AFFINE, 1, {"codes": (0, 0)}, 1),
+    ],
+)
+@pytest.mark.parametrize("slices", [21, 1, None], ids=["3D", "one slice", "2D"])
+def test_spacing_is_the_affines(tmp_path, ct, affine, unit_mm, how, notes, slices):
+    array = ct[:, :, 3] if slices is None else ct[:, :, :slices]
+    volume = read_volume(with_header(tmp_path / "a.nii", array, affine, **{"codes": (1, 0)} | how))
+    if slices is None and how.get("codes") == (0, 0):
+        return  # NIfTI has no thickness for it
+    np.testing.assert_allclose(volume.spacing, (4, 1.25, 1.5), rtol=1e-5)
+    mm3 = abs(np.linalg.det(volume.affine)) * unit_mm**3
+    assert np.prod(volume.spacing) == pytest.approx(mm3, rel=1e-5)
+    assert volume.voxel_ml == pytest.approx(7.5e-3, rel=1e-5)
+    assert len(volume.notes) == notes, volume.notes
+
+
+def test_a_qform_that_mirrors_the_sform_is_noted(tmp_path, ct):
+    mirrored = nibabel.Nifti1Image(ct, None)
+    mirrored.set_sform(RAS_AFFINE, 1)
+    mirrored.set_qform(np.diag([-1.0, 1, 1, 1]) @ RAS_AFFINE, 1)
+    nibabel.save(mirrored, tmp_path / "a.nii")
+    volume = read_volume(tmp_path / "a.nii")
+    np.testing.assert_array_equal(volume.voxels, spl(ct, RAS_AFFINE))
+    assert len(volume.notes) == 1
+
+
+@pytest.mark.parametrize("too_long", [0, 1e-7, 2e-7, 4e-7, 1e-6, 1e-5, 1e-4, 1e-3, 0.2])
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_a_quaternion_that_rounding_made_too_long(tmp_path, ct, kind, too_long):
+    turn = np.radians(1.0)
+    quaternion = np.array([0, np.sin(turn), np.cos(turn)]) * (1 + too_long)
+    fields = dict(zip(("quatern_b", "quatern_c", "quatern_d"), quaternion, strict=True))
+    path = with_header(tmp_path / "a.nii", ct, kind=kind, codes=(0, 1), **fields)
+    if too_long > 1e-4:
+        with pytest.raises(VolumeError):
+            read_volume(path)
+        return
+    volume = read_volume(path)
+    rotation = nibabel.quaternions.quat2mat([0, *quaternion])
+    np.testing.assert_allclose(volume.affine[:3, :3], rotation * [1.5, 1.25, 4], atol=1e-5)
+    write_label_map(tmp_path / "out.nii", np.zeros(volume.voxels.shape, np.uint8), volume)
+    size, dtype = volume.header.sizeof_hdr, volume.header.template_dtype
+    before, after = (
+        np.frombuffer(file.read_bytes()[:size], dtype) for file in (path, tmp_path / "out.nii")
+    )
+    for name in ("qform_code", "sform_code", "pixdim", *fields):
+        assert before[name].tobytes() == after[name].tobytes()
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_texts_of_the_input_do_not_reach_the_label_map(tmp_path, ct, kind):
+    texts = [
+        name
+        for name, (dtype, _) in kind.header_class.template_dtype.fields.items()
+        if dtype.kind == "S" and dtype.itemsize >= 10
+    ]
+    path = with_header(tmp_path / "a.nii", ct, kind=kind, **dict.fromkeys(texts, b"MUSTER^MIA"))
+    assert path.read_bytes().count(b"MUSTER^MIA") == len(texts) >= 3
+    volume = read_volume(path)
+    write_label_map(tmp_path / "out.nii", np.zeros(volume.voxels.shape, np.uint8), volume)
+    assert b"MUSTER" not in (tmp_path / "out.nii").read_bytes()
 
 
 def test_grid_and_codes_are_the_inputs_own(tmp_path, ct):
@@ -95,6 +199,8 @@ def test_scaling(tmp_path, ct):
 
 def test_nifti2_and_axes_of_length_one(tmp_path, ct):
     nibabel.save(nibabel.Nifti2Image(ct[..., None], RAS_AFFINE), tmp_path / "a.nii.gz")
+    zeros = with_header(tmp_path / "b.nii", ct, dim=[5, *ct.shape, 0, 0, 0, 0])
+    np.testing.assert_array_equal(read_volume(zeros).voxels, spl(ct, RAS_AFFINE))
     volume = read_volume(tmp_path / "a.nii.gz")
     np.testing.assert_array_equal(volume.voxels, spl(ct, RAS_AFFINE))
     label_map = np.full(volume.voxels.shape, 3, np.uint8)
@@ -121,6 +227,50 @@ def test_gzip_of_several_members_and_plain_data_under_a_gz_name(tmp_path, ct):
     (tmp_path / "c.nii.gz").write_bytes(content)
     for name in ("b.nii.gz", "c.nii.gz"):
         np.testing.assert_array_equal(read_volume(tmp_path / name).voxels, read_volume(path).voxels)
+
+
+@pytest.mark.parametrize("block", [1000, 5000, 65280])
+def test_many_gzip_members_are_unpacked_in_linear_time(tmp_path, ct, monkeypatch, block):
+    """Each byte is handed to a decompressor at most three times, 16 KB more at the start."""
+    content = save_nifti(tmp_path / "a.nii", np.tile(ct, (2, 2, 3))).read_bytes()
+    blocks = [content[start : start + block] for start in range(0, len(content), block)]
+    packed = b"".join(gzip.compress(part, 1) for part in (*blocks, b""))
+    (tmp_path / "b.nii.gz").write_bytes(packed)
+    handed = []
+    make = isal_zlib.decompressobj
+
+    class Counting:
+        def __init__(self, **how):
+            self.member = make(**how)
+
+        def decompress(self, data, *most):
+            handed.append(len(data))
+            return self.member.decompress(data, *most)
+
+        def __getattr__(self, name):
+            return getattr(self.member, name)
+
+    monkeypatch.setattr(isal_zlib, "decompressobj", Counting)
+    volume = read_volume(tmp_path / "b.nii.gz")
+    np.testing.assert_array_equal(volume.voxels, read_volume(tmp_path / "a.nii").voxels)
+    assert len(packed) <= sum(handed) <= 3 * len(packed) + (1 << 14)
+
+
+def test_header_and_voxels_are_of_one_file(tmp_path, ct):
+    """Another file takes its name, or other bytes its place, while it waits for memory."""
+    path = save_nifti(tmp_path / "a.nii.gz", ct)
+    turned, affine = reoriented(ct, RAS_AFFINE, ORIENTATIONS[5])
+    other = save_nifti(tmp_path / "b.nii.gz", turned, affine @ np.diag([2, 2, 2, 1]))
+    before, content = read_volume(path), other.read_bytes()
+    volume = read_volume(path, lambda header, size: other.replace(path))
+    np.testing.assert_array_equal(volume.voxels, before.voxels)
+    assert (volume.spacing, volume.disk_flips) == (before.spacing, before.disk_flips)
+    assert read_volume(path).spacing != volume.spacing
+
+    for change in (lambda *_: path.write_bytes(content[:-9]), lambda *_: os.utime(path, ns=(1, 1))):
+        path.write_bytes(content)
+        with pytest.raises(VolumeError, match="changed while it was read"):
+            read_volume(path, change)
 
 
 def damaged_files(folder, ct):

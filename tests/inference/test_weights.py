@@ -10,8 +10,11 @@ from conftest import metadata_of, trained_looking_network
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from inference.model import AttentionUNet
-from inference.weights import (
+from inference.network.model import AttentionUNet
+from inference.network.weights import (
+    DEMONSTRATION_WEIGHTS,
+    SLIM,
+    WEIGHTS,
     WeightsError,
     load_weights,
     read_metadata,
@@ -86,6 +89,18 @@ def test_files_from_before_attention_was_a_choice_have_it(tmp_path):
     header = {"abdoseg": json.dumps(fields)}
     save_file(network.state_dict(), tmp_path / "w.safetensors", header)
     assert read_metadata(tmp_path / "w.safetensors").attention == "relu-sigmoid"
+
+
+@pytest.mark.parametrize(
+    ("path", "attention"), [(DEMONSTRATION_WEIGHTS, "none"), (WEIGHTS / SLIM, "relu-sigmoid")]
+)
+def test_attention_that_contradicts_the_weights_is_refused(tmp_path, path, attention):
+    state_dict, metadata = load_weights(path)
+    assert metadata.attention != attention
+    other = dataclasses.replace(metadata, attention=attention)
+    save_weights(tmp_path / "w.safetensors", state_dict, other)
+    with pytest.raises(WeightsError, match="attention"):
+        load_weights(tmp_path / "w.safetensors")
 
 
 @pytest.mark.parametrize("supervised_channels", [0, 6])

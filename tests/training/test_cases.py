@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 from conftest import ORIENTATIONS, RAS_AFFINE, SHARED, reoriented, save_nifti
 
+from training import TrainingError
 from training.cache import cache_cases
 from training.cases import (
     Case,
     find_training_cases,
     intensity_statistics,
     label_table,
+    never_present,
     split_patients,
 )
-from training.label_mapping import DataError, load_label_mapping, nnunet_label_mapping
+from training.label_mapping import load_label_mapping, nnunet_label_mapping
 from training.loss import IGNORED
 from training.slices import Slice, SliceDataset, annotated_mask, collate
 
@@ -54,7 +56,7 @@ def test_the_layouts_are_found(tmp_path, images, labels):
 
 
 def test_a_folder_that_is_no_data_set_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="imagesTr"):
+    with pytest.raises(TrainingError, match="imagesTr"):
         find_training_cases(tmp_path)
 
 
@@ -119,6 +121,92 @@ def test_the_cache_follows_the_files(tmp_path):
     assert np.array_equal(np.load(changed.cached.image), hu.transpose(2, 1, 0)[:, ::-1, ::-1])
 
 
+@pytest.mark.parametrize("kind", ["labels", "images"])
+@pytest.mark.parametrize("mtime", [0, 1, 10**9, None])
+def test_the_cache_does_not_believe_times_alone(tmp_path, kind, mtime):
+    """A file of the same size and time: label maps at any time, images where it cannot be one."""
+    write_case(tmp_path, "a")
+    path = tmp_path / kind / ("a.nii" if kind == "labels" else "a_0000.nii")
+    (tmp_path / kind / f"{path.name}.gz").unlink()
+    arrays = [np.full((12, 10, 6), value, np.uint8) for value in (1, 2)]
+    found = []
+    for array in arrays:
+        save_nifti(path, array)
+        if mtime is not None:  # else: just written
+            os.utime(path, (mtime, mtime))
+        (case,) = cached_cases(tmp_path, tmp_path / "cache")
+        found.append(np.load(case.cached.labels if kind == "labels" else case.cached.image).max())
+    assert found == ([1, 1] if kind == "images" and mtime == 10**9 else [1, 2])
+
+
+@pytest.mark.parametrize("name", ["*.hu.npy", "*.labels.npy", "*.json"])
+@pytest.mark.parametrize("damage", [lambda content: content[:-9], lambda content: b"x" * 300])
+def test_damaged_files_of_the_cache_are_read_again(tmp_path, name, damage):
+    write_case(tmp_path, "a")
+    (case,) = cached_cases(tmp_path, tmp_path / "cache")
+    before = [np.load(path) for path in (case.cached.image, case.cached.labels)]
+    (path,) = (tmp_path / "cache").glob(name)
+    path.write_bytes(damage(path.read_bytes()))
+    reports = []
+    (case,) = cached_cases(tmp_path, tmp_path / "cache", report=reports.append)
+    assert len(reports) == 1
+    for path, array in zip((case.cached.image, case.cached.labels), before, strict=True):
+        assert np.array_equal(np.load(path), array)
+    assert cached_cases(tmp_path, tmp_path / "cache", report=pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "numbers", "slope", "used"),
+    [
+        ("totalsegmentator", (0, 255), 1, False),
+        ("dataset.json", (1, 4), 1, False),
+        ("dataset.json", (1, -1), 1, False),
+        ("dataset.json", (1, 70_000), 1, False),
+        (None, (0, 255), 1, False),
+        (None, (1, -1), 1, False),
+        ("btcv", (6, 10), 1, True),  # the portal vein is none of ours
+        ("dataset.json", (1, 2), 1, True),
+        ("dataset.json", (2, 4), 0.5, True),  # stored twice as large
+    ],
+)
+def test_numbers_that_a_map_does_not_know_are_named(tmp_path, mapping, numbers, slope, used):
+    for name in ("a", "b"):
+        write_case(tmp_path, name)
+    known = 5 if mapping == "totalsegmentator" else 6 if mapping == "btcv" else 1
+    for name, (one, other), factor in (("a", (known, 0), 1), ("b", numbers, slope)):
+        label_map = np.full((12, 10, 6), one, np.int32)
+        label_map[3:5, 4, 2] = other
+        image = nibabel.Nifti1Image(label_map, RAS_AFFINE)
+        image.header.set_slope_inter(factor, 0)
+        nibabel.save(image, tmp_path / "labels" / f"{name}.nii.gz")
+    names = {"background": 0, "liver": 1, "vessels": 2}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": names}))
+    chosen = nnunet_label_mapping(tmp_path) if mapping == "dataset.json" else mapping
+    chosen = load_label_mapping(mapping) if chosen == mapping and mapping else chosen
+    reports = []
+    cases = cached_cases(tmp_path, tmp_path / "cache", chosen, reports.append)
+    assert [case.name for case in cases] == (["a", "b"] if used else ["a"])
+    lines = [line for line in reports if line.startswith("b:")]
+    assert len(lines) == (0 if used else 1)
+    if used:
+        assert cases[1].cached.present == (1,)
+    else:
+        (stray,) = set(numbers) - {0, 1}
+        assert str(stray) in lines[0]
+
+
+def test_a_label_annotated_everywhere_and_present_nowhere_is_named(tmp_path):
+    for name in ("a", "b"):
+        write_case(tmp_path, name)
+    about = {"a": {"annotated_labels": [1, 2, 3]}, "b": {"annotated_labels": [1, 2]}}
+    (tmp_path / "cases.json").write_text(json.dumps(about))
+    reports = []
+    cases = cached_cases(tmp_path, tmp_path / "cache", report=reports.append)
+    assert never_present(cases).endswith(": right kidney")
+    assert len(reports) == 1 and str(tmp_path) in reports[0]
+    assert never_present([]) == ""
+
+
 def test_headers_that_disagree_are_reported_by_case(tmp_path):
     for name in ("a", "b", "c", "d", "e"):
         _, label_map = write_case(tmp_path, name)
@@ -135,7 +223,6 @@ def test_headers_that_disagree_are_reported_by_case(tmp_path):
     assert "50.0 mm apart" in reports[0]
     assert "orientations differ" in reports[1]
     assert "shapes" in reports[2]
-    assert all("left out" in line for line in reports[1:])
 
 
 def test_a_label_map_in_another_orientation_is_paired_where_it_is(tmp_path):
@@ -155,7 +242,7 @@ def test_a_mapping_turns_numbers_into_ours_and_says_what_was_looked_for(tmp_path
     path = tmp_path / "labels" / "a.nii.gz"
     save_nifti(path, (label_map * 10).astype(np.float32))  # 10 and 70, as floats
     mapping = tmp_path / "mine.json"
-    mapping.write_text('{"labels": {"10": 3}, "annotated_labels": [3, 9]}')
+    mapping.write_text('{"labels": {"10": 3}, "background": [70], "annotated_labels": [3, 9]}')
     (case,) = cached_cases(tmp_path, tmp_path / "cache", load_label_mapping(str(mapping)))
     assert case.annotated == (3, 9)
     assert case.cached.present == (3,)
@@ -176,9 +263,9 @@ def test_cases_of_a_patient_are_never_on_both_sides(tmp_path):
     assert len(fewer) == 3
     _, named = split_patients(cases, 0.1, seed=0, held_out=["c4", "p7"])
     assert {case.name for case in named} == {"c3", "c4", "c5", "c21", "c22", "c23"}
-    with pytest.raises(DataError, match="nobody"):
+    with pytest.raises(TrainingError, match="nobody"):
         split_patients(cases, 0.1, seed=0, held_out=["nobody"])
-    with pytest.raises(DataError, match="nothing is left"):
+    with pytest.raises(TrainingError, match="nothing is left"):
         split_patients(cases[:3], 0.1, seed=0)
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import nibabel
 import numpy as np
 import pytest
 from conftest import RAS_AFFINE, save_nifti
@@ -78,13 +79,16 @@ def test_every_fault_is_told_with_its_case(faulty, capsys):
     assert sorted(faulty.rglob("*")) == before  # it is dry
 
 
-def test_numbers_that_a_label_map_file_does_not_know_are_told(tmp_path, capsys):
+def test_a_label_map_with_a_slope_is_judged_by_what_training_reads(tmp_path, capsys):
     folder = tmp_path / "set"
-    labels = liver(6)
-    labels[0, 0, 0] = 77
-    write(folder, "a", labels)
+    write(folder, "a", liver(12))
+    image = nibabel.Nifti1Image(liver(12), RAS_AFFINE)
+    image.header.set_slope_inter(0.5, 0)
+    nibabel.save(image, folder / "labels" / "a.nii.gz")
     assert main(["check", "--data", f"{folder}=btcv"]) == 0
-    assert "caution: the label map's 77 become background: 1 (a)" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = [line.split() for line in lines if line.startswith(" 1 liver")]
+    assert row == ["1", "liver", "1", "1", "3", "0"]
 
 
 def test_names_that_two_data_sets_share_are_told(tmp_path, capsys):

@@ -8,8 +8,8 @@ import torch
 from conftest import metadata_of, save_nifti, trained_looking_network
 
 from inference.command import main as serve
-from inference.model import AttentionUNet
-from inference.weights import read_metadata, save_weights
+from inference.network.model import AttentionUNet
+from inference.network.weights import read_metadata, save_weights
 from training.__main__ import main
 from training.recipe import Recipe
 
@@ -112,3 +112,12 @@ def test_an_export_that_fails_leaves_no_weights(tmp_path, capsys):
     assert export(run, weights, "--checkpoint", "last", "--left-out", str(tmp_path / "no.csv")) == 1
     assert "no.csv" in capsys.readouterr().err
     assert not weights.exists()
+
+
+def test_weights_that_are_not_finite_are_not_exported(tmp_path):
+    run = run_folder(tmp_path / "run", 5)
+    state = torch.load(run / "last.pt", weights_only=True)
+    state["weights"]["head.bias"][3] = float("nan")
+    torch.save(state, run / "last.pt")
+    assert export(run, tmp_path / "w.safetensors", "--checkpoint", "last") == 1
+    assert not (tmp_path / "w.safetensors").exists()

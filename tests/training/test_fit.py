@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from inference.model import AttentionUNet
+from inference.network.model import AttentionUNet
+from inference.network.weights import load_weights
 from inference.prediction import Predictor
-from inference.weights import load_weights
 from synthetic.phantom import draw_phantom, write_nifti
+from training import TrainingError
 from training.__main__ import main
 from training.evaluation import read_scores, score_cases
 from training.fit import follow
@@ -85,8 +86,8 @@ def test_a_run_that_was_stopped_goes_on_exactly(phantoms, tmp_path):
 def test_another_run_is_not_continued(phantoms, tmp_path, capsys):
     numbers = ("--recipe", "paper", "--steps", 1, "--held-out-fraction", 0)
     assert fit(phantoms, tmp_path, *numbers) == 0
-    assert fit(phantoms, tmp_path, *numbers, "--learning-rate", 0.5) == 1
-    assert "learning_rate 1e-05, not 0.5" in capsys.readouterr().err
+    assert fit(phantoms, tmp_path, *numbers, "--batch-size", 3) == 1
+    assert "batch_size 2, not 3" in capsys.readouterr().err
     assert fit(phantoms, tmp_path, "--recipe", "paper", "--steps", 1, "--held-out", "p0") == 1
 
 
@@ -102,7 +103,8 @@ def test_a_run_from_before_a_number_was_known_is_continued(phantoms, tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_saves_a_checkpoint(phantoms, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_a_checkpoint(phantoms, tmp_path, number):
     command = [sys.executable, "-m", "training", "--data", f"{phantoms}=complete", "--output"]
     command += [str(tmp_path), "--recipe", "paper", *TINY, "--steps", "100000"]
     process = subprocess.Popen(
@@ -111,10 +113,10 @@ def test_sigterm_saves_a_checkpoint(phantoms, tmp_path):
     )  # fmt: skip
     for line in process.stdout:
         if line.startswith("step 3/"):
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(number)
             break
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 128 + number
     step = saved(tmp_path)["step"]
     assert step >= 3
     assert f"stopped at step {step}" in output
@@ -124,7 +126,7 @@ def test_sigterm_saves_a_checkpoint(phantoms, tmp_path):
 WORKER = """
 import sys
 import torch
-from inference import model
+from inference.network import model
 from training import fit
 from training.__main__ import main
 
@@ -176,10 +178,9 @@ def test_two_processes_get_the_weights_of_one(phantoms, tmp_path):
 def test_a_batch_that_cannot_be_divided_is_refused(phantoms, tmp_path):
     from training.fit import fit as fit_cases
     from training.processes import Processes
-    from training.run_folder import RunError
 
     processes = Processes(rank=0, count=2, device=torch.device("cpu"))
-    with pytest.raises(RunError, match="3 cannot be divided over 2"):
+    with pytest.raises(TrainingError, match="3 cannot be divided over 2"):
         fit_cases([], [], Recipe(batch_size=3), None, tmp_path, processes)
 
 
@@ -322,7 +323,7 @@ def test_wrong_usage_is_told_in_one_line(arguments, reason, tmp_path, monkeypatc
 def test_a_folder_that_is_no_run_cannot_be_exported(tmp_path, capsys):
     export = ["export", str(tmp_path), "--output", str(tmp_path / "w.safetensors")]
     assert main([*export, "--trained-on", "x", "--licence", "y"]) == 1
-    assert "no run" in capsys.readouterr().err
+    assert str(tmp_path) in capsys.readouterr().err
 
 
 @pytest.mark.slow

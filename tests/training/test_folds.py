@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from training import TrainingError
 from training.__main__ import main
 from training.cases import Case, split_patients
-from training.label_mapping import DataError
-from training.recipe import Recipe, RecipeError
+from training.recipe import Recipe
 
 
 def cases(patients):
@@ -36,13 +36,13 @@ def test_folds_hold_every_patient_out_once_with_all_their_cases():
 
 
 def test_more_folds_than_patients_are_refused():
-    with pytest.raises(DataError, match="5 folds of 3 patients"):
+    with pytest.raises(TrainingError, match="5 folds of 3 patients"):
         split_patients(cases("abc"), 0.1, 0, fold=(0, 5))
 
 
 @pytest.mark.parametrize("numbers", [{"folds": 1}, {"fold": 1}, {"folds": 3, "fold": 3}])
 def test_folds_that_are_none_are_refused(numbers):
-    with pytest.raises(RecipeError, match="fold"):
+    with pytest.raises(TrainingError, match="fold"):
         Recipe(**numbers)
 
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from inference.labels import LABEL_NAMES
-from training.label_mapping import DataError, load_label_mapping, nnunet_label_mapping
+from training import TrainingError
+from training.label_mapping import load_label_mapping, nnunet_label_mapping
 
 # As the data sets' own papers and label files have them.
 AMOS = [
@@ -29,7 +30,8 @@ def test_shipped_label_maps(name, theirs):
         for number, structure in enumerate(theirs, 1)
         if structure in LABEL_NAMES
     }
-    assert mapping.labels == expected
+    assert {theirs: ours for theirs, ours in mapping.labels.items() if ours} == expected
+    assert set(mapping.labels) == set(range(len(theirs) + 1))
     assert set(mapping.annotated_labels) == set(expected.values())
 
 
@@ -45,7 +47,7 @@ def test_nnunet_names_its_numbers(tmp_path, labels):
     """Both forms of dataset.json; numbers of AMOS, whose shipped map knows the same."""
     (tmp_path / "dataset.json").write_text(json.dumps({"name": "mine", "labels": labels}))
     mapping = nnunet_label_mapping(tmp_path)
-    assert mapping.labels == {6: 1, 3: 13, 8: 5, 9: 6}
+    assert mapping.labels == {0: 0, 6: 1, 3: 13, 8: 5, 9: 6, 14: 0}
     amos = load_label_mapping("amos").labels
     assert all(amos[theirs] == ours for theirs, ours in mapping.labels.items())
     assert mapping.annotated_labels == (1, 5, 6, 13)
@@ -67,14 +69,14 @@ def test_names_are_known_in_many_spellings(tmp_path, name, label):
     labels = {"background": 0, "spleen": 1, name: 2}
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
     mapping = nnunet_label_mapping(tmp_path)
-    assert mapping.labels == ({1: 3, 2: label} if label else {1: 3})
+    assert mapping.labels == {0: 0, 1: 3, 2: label or 0}
     assert mapping.ignored == (() if label else (name,))
 
 
 def test_two_numbers_of_one_structure_are_both_ours(tmp_path):
     labels = {"0": "background", "1": "liver", "2": "tumor", "3": "tumor"}
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
-    assert nnunet_label_mapping(tmp_path).labels == {1: 1, 2: 14, 3: 14}
+    assert nnunet_label_mapping(tmp_path).labels == {0: 0, 1: 1, 2: 14, 3: 14}
 
 
 @pytest.mark.parametrize(
@@ -85,10 +87,21 @@ def test_two_numbers_of_one_structure_are_both_ours(tmp_path):
         ('{"labels": {"femur": 1}}', "none of femur"),
         ('{"labels": {"liver": 1, "ignore": 2}}', "labelled ignore"),
         ('{"labels": {"liver": 1}, "file_ending": ".png"}', "convert"),
+        ('{"labels": {"liver": 0, "spleen": 1}}', "0 must be"),
+        ('{"labels": {"0": "bladder", "1": "spleen"}}', "0 must be"),
+        ('{"labels": {"background": 0, "spleen": -1}}', "numbers are 0 to"),
     ],
 )
 def test_a_dataset_json_that_cannot_be_used(tmp_path, content, reason):
     (tmp_path / "dataset.json").write_text(content)
-    with pytest.raises(DataError, match=reason):
+    with pytest.raises(TrainingError, match=reason):
         nnunet_label_mapping(tmp_path)
     assert nnunet_label_mapping(tmp_path.parent) is None
+
+
+@pytest.mark.parametrize("labels", [{"0": 1}, {"-1": 1}, {"70000": 1}])
+def test_a_map_of_numbers_that_cannot_be_is_refused(tmp_path, labels):
+    path = tmp_path / "map.json"
+    path.write_text(json.dumps({"labels": labels, "annotated_labels": [1]}))
+    with pytest.raises(TrainingError):
+        load_label_mapping(str(path))

@@ -9,16 +9,15 @@ import pytest
 import torch
 from conftest import save_nifti
 
-from inference.model import AttentionUNet
-from inference.weights import WeightsMetadata, save_weights
-from training import evaluation
+from inference.network.model import AttentionUNet
+from inference.network.weights import WeightsMetadata, save_weights
+from training import TrainingError, evaluation
 from training.__main__ import COMMANDS, main
 from training.augmentation import Intensities, prepare
 from training.cache import cache_cases
 from training.cases import find_training_cases
 from training.evaluation import Score, mean_by_label, score_cases
 from training.export import _left_out_lines
-from training.label_mapping import DataError
 from training.recipe import Recipe
 from training.slices import Batch, Slice, collate
 
@@ -69,7 +68,7 @@ def test_nobody_trains_on_a_case_that_is_left_out(tmp_path):
 )
 def test_a_word_that_is_not_understood_is_an_error(tmp_path, about, message):
     folder = data_set(tmp_path, {"a": about})
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(TrainingError, match=message):
         find_training_cases(folder)
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from training.recipe import Recipe, RecipeError, load_recipe, to_toml
+from training import TrainingError
+from training.recipe import Recipe, load_recipe, to_toml
 
 
 def test_recipes_are_files_and_flags(tmp_path):
@@ -22,8 +23,8 @@ def test_recipes_are_files_and_flags(tmp_path):
         ("matrix_reduction = 3", "one of"),
     ):
         path.write_text(text)
-        with pytest.raises(RecipeError, match=reason):
+        with pytest.raises(TrainingError, match=reason):
             load_recipe(str(path))
-    with pytest.raises(RecipeError, match="best, paper"):
+    with pytest.raises(TrainingError, match="best, paper"):
         load_recipe("unknown")
     assert Recipe().steps > 0

@@ -9,6 +9,7 @@ from conftest import SHARED
 
 from inference.labels import ORGANS, TUMOR
 from synthetic.phantom import draw_phantom, write_nifti
+from training import TrainingError
 from training import recipe as recipes
 from training.__main__ import main
 from training.anatomies import (
@@ -17,7 +18,6 @@ from training.anatomies import (
     RIGHT_MEDULLA,
     STOMACH_CONTENT,
     VOXEL_MM,
-    AnatomyError,
     load_anatomy_map,
     phantom_anatomies,
     read_anatomy,
@@ -216,7 +216,7 @@ def test_what_is_no_anatomy_is_refused(tmp_path, what):
     label_map = np.full((8, 8, 8), 200 if what == "numbers" else 51, np.uint8)
     path = tmp_path / "map.nii.gz"
     nib.save(nib.Nifti1Image(label_map, np.eye(4)), path)
-    with pytest.raises(AnatomyError, match="TotalSegmentator" if what == "numbers" else "organs"):
+    with pytest.raises(TrainingError, match="TotalSegmentator" if what == "numbers" else "organs"):
         read_anatomy(path)
 
 
@@ -304,7 +304,7 @@ def test_a_map_says_what_a_file_s_numbers_are_and_which_labels_it_does_not_tell_
     assert not shown & {11, 12}
     mapping.write_text(json.dumps({**about, "structures": {"liver": [50]}}))
     with pytest.raises(
-        AnatomyError, match=r"not a label map in tens: it holds \[10, 20, 40, 520\]"
+        TrainingError, match=r"not a label map in tens: it holds \[10, 20, 40, 520\]"
     ):
         read_anatomy(path, load_anatomy_map(str(mapping)))
 
@@ -316,9 +316,9 @@ def test_a_map_says_what_a_file_s_numbers_are_and_which_labels_it_does_not_tell_
 def test_a_map_that_cannot_be_read_is_refused(tmp_path, content, reason):
     path = tmp_path / "map.json"
     path.write_text(content)
-    with pytest.raises(AnatomyError, match=reason):
+    with pytest.raises(TrainingError, match=reason):
         load_anatomy_map(str(path))
-    with pytest.raises(AnatomyError, match="spl, totalsegmentator"):
+    with pytest.raises(TrainingError, match="spl, totalsegmentator"):
         load_anatomy_map("unknown")
 
 

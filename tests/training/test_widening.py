@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import trained_looking_network
 
-from inference.model import AttentionUNet
+from inference.network.model import AttentionUNet
 from training.widening import widened
 
 

@@ -1,4 +1,4 @@
-"""DICOM SEG against readers of its own kind: dciodvfy, highdicom and dcmqi (DCMTK)."""
+"""DICOM SEG against other readers: dciodvfy, highdicom and dcmqi (DCMTK)."""
 
 import json
 import shutil
@@ -12,16 +12,18 @@ import numpy as np
 import pydicom
 import pytest
 from conftest import metadata_of, trained_looking_network
+from pydicom.datadict import dictionary_VR
 from pydicom.sr._concepts_dict import concepts
+from pydicom.valuerep import PersonName
 
 from inference import __version__
 from inference.dicom.codes import label_code
-from inference.dicom.discovery import find_series
 from inference.dicom.segmentation import SegmentationWriter
-from inference.labels import LABEL_NAMES
-from inference.provenance import Provenance
-from inference.weights import save_weights
-from tests.inference.dicom.writing import Grid, enhanced, single_slices, write
+from inference.labels import LABEL_NAMES, TUMOR
+from inference.network.weights import save_weights
+from inference.records.colours import LABEL_COLOURS
+from inference.records.provenance import Provenance
+from tests.inference.dicom.writing import Grid, enhanced, found_in, item_of, single_slices, write
 
 KINDS = ("binary", "deflated", "labelmap")
 HU = np.zeros((6, 12, 10), np.int16)
@@ -30,30 +32,37 @@ LABELS[1:4, 2:6, 1:5] = 1
 LABELS[3:5, 7:9, 2:7] = 13
 LABELS[5, 10, 9] = 14
 LABELS[0, 0, 0] = 8
+NAMES = np.array(LABEL_NAMES)
+SHUFFLED = [3, 0, 5, 1, 4, 2]
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
+def provenance(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "of-a-test.safetensors"
     network = trained_looking_network()
     save_weights(path, network.state_dict(), metadata_of(network))
-    return path
+    return Provenance(lambda: [path])
 
 
-def made(folder, weights, kind="binary", labels=LABELS, datasets=None):
-    """A SEG of a series written for it: its path and the series."""
-    write(folder / "series", datasets or single_slices(HU))
-    (series,) = find_series(folder / "series").series
+def made(folder, provenance, datasets=None, kind="binary", labels=LABELS):
+    """A SEG of a series that is written for it: its path, the series and the writer's notes."""
+    (series,) = found_in(folder / "series", datasets or single_slices(HU))
     path = folder / f"{kind}.seg.dcm"
-    SegmentationWriter(kind, Provenance(lambda: [weights])).write(
-        path, labels, series.read(), series
-    )
-    return path, series
+    notes = SegmentationWriter(kind, provenance).write(path, labels, series.read(), series)
+    return path, series, notes
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def seg(request, weights, tmp_path_factory):
-    return made(tmp_path_factory.mktemp(request.param), weights, request.param)
+def seg(request, provenance, tmp_path_factory):
+    return made(tmp_path_factory.mktemp(request.param), provenance, kind=request.param)[:2]
+
+
+def places(series, positions):
+    """Indices of slices by their positions, LPS."""
+    known = np.array([one.position for one in series.stack.slices])
+    off = np.abs(known - np.array(positions, float)[:, None]).max(axis=2)
+    assert off.min(axis=1).max() < 1e-4
+    return off.argmin(axis=1)
 
 
 def test_highdicom_reads_the_same_labels_at_the_same_places(seg):
@@ -62,47 +71,44 @@ def test_highdicom_reads_the_same_labels_at_the_same_places(seg):
     volume = found.get_volume(
         combine_segments=True, relabel=False, allow_missing_positions=True, rescale_fractional=False
     )
-    names = {0: "background"} | {
-        number: found.get_segment_description(number).segment_label
-        for number in found.segment_numbers
-    }
-    wanted = np.array(LABEL_NAMES)[LABELS]
-    # Planes that are empty at the ends are no part of a SEG: find each by where it lies.
-    read = np.vectorize(names.get)(volume.array)
-    for plane in range(len(read)):
-        corner = volume.affine @ (plane, 0, 0, 1)
-        place = [np.allclose(corner[:3], one.position, atol=1e-4) for one in series.stack.slices]
-        np.testing.assert_array_equal(read[plane], wanted[place.index(True)])
-    assert (wanted[: len(read)] != "background").any(axis=(1, 2)).all()
+    names = {number: found.get_segment_description(number) for number in found.segment_numbers}
+    names = {0: "background"} | {number: one.segment_label for number, one in names.items()}
+    corners = [(volume.affine @ (plane, 0, 0, 1))[:3] for plane in range(len(volume.array))]
+    wanted = NAMES[LABELS]
+    order = places(series, corners)  # empty planes at the ends are not in a SEG
+    np.testing.assert_array_equal(np.vectorize(names.get)(volume.array), wanted[order])
+    assert (wanted[np.setdiff1d(np.arange(6), order)] == "background").all()
     np.testing.assert_allclose(volume.spacing, (4, 1.25, 1.5), rtol=1e-6)
 
 
-def dcmqi(path, folder):
+def assert_dcmqi_reads(path, series, folder):
+    """Check labels and places as dcmqi reads them; return its segments."""
     tool = Path(sys.executable).with_name("segimage2itkimage")
     command = [tool, "--inputDICOM", path, "--outputDirectory", folder, "--outputType", "nii"]
-    done = subprocess.run([*command, "--mergeSegments"], capture_output=True, text=True)
+    done = subprocess.run([*command, "--mergeSegments"], capture_output=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    (segments,) = json.loads((folder / "meta.json").read_text())["segmentAttributes"]
-    return nibabel.load(folder / "1.nii.gz"), segments
+    (segments,) = json.loads((folder / "meta.json").read_bytes())["segmentAttributes"]
+    image = nibabel.load(folder / "1.nii.gz")
+    np.testing.assert_allclose(image.affine, series.stack.affine, atol=1e-4)
+    names = np.full(256, "background", object)
+    for one in segments:
+        names[one["labelID"]] = one["SegmentLabel"]
+    stored = np.asanyarray(image.dataobj).astype(int).transpose(2, 1, 0)
+    np.testing.assert_array_equal(names[stored], NAMES[LABELS])
+    return segments
 
 
 def test_dcmqi_reads_the_same_labels_at_the_same_places(seg, tmp_path):
-    path, series = seg
-    image, segments = dcmqi(path, tmp_path)
-    numbers = {one["labelID"]: one for one in segments}
-    assert {one["SegmentLabel"] for one in segments} == {
-        "liver", "left kidney", "tumor", "left adrenal gland"
-    }  # fmt: skip
-    np.testing.assert_allclose(image.affine, series.stack.affine, atol=1e-4)
-    stored = np.asanyarray(image.dataobj).astype(int).transpose(2, 1, 0)
-    names = np.full(max(numbers) + 1, "background", object)
-    for number, one in numbers.items():
-        names[number] = one["SegmentLabel"]
-    np.testing.assert_array_equal(names[stored], np.array(LABEL_NAMES)[LABELS])
+    segments = assert_dcmqi_reads(*seg, tmp_path)
     kidney = next(one for one in segments if one["SegmentLabel"] == "left kidney")
     assert kidney["SegmentedPropertyTypeCodeSequence"]["CodeValue"] == "64033007"
     side = kidney["SegmentedPropertyTypeModifierCodeSequence"]
     assert (side[0] if isinstance(side, list) else side)["CodeMeaning"] == "Left"
+
+
+def test_frames_of_an_enhanced_series_lie_where_its_frames_do(provenance, tmp_path):
+    path, series, _ = made(tmp_path, provenance, [enhanced(HU, order=SHUFFLED)])
+    assert_dcmqi_reads(path, series, tmp_path)
 
 
 def dciodvfy_errors(path):
@@ -113,15 +119,14 @@ def dciodvfy_errors(path):
 
 @pytest.mark.skipif(not shutil.which("dciodvfy"), reason="make test installs dicom3tools")
 @pytest.mark.parametrize("source", ["slices", "enhanced", "nothing labelled"])
-def test_dciodvfy_finds_no_error(weights, tmp_path, source):
+def test_dciodvfy_finds_no_error(provenance, tmp_path, source):
     """It knows neither deflated data sets nor the label map form, which is younger than it is."""
     labels = LABELS * (source != "nothing labelled")
-    datasets = [enhanced(HU, order=[3, 0, 5, 1, 4, 2])] if source == "enhanced" else None
-    path, _ = made(tmp_path, weights, labels=labels, datasets=datasets)
-    assert dciodvfy_errors(path) == []
+    datasets = [enhanced(HU, order=SHUFFLED)] if source == "enhanced" else None
+    assert dciodvfy_errors(made(tmp_path, provenance, datasets, labels=labels)[0]) == []
 
 
-def test_it_says_what_it_is_of_and_what_made_it(seg, weights):
+def test_it_names_its_source_and_what_made_it(seg):
     path, series = seg
     found, source = pydicom.dcmread(path), single_slices(HU)[0]
     for keyword in (
@@ -134,42 +139,28 @@ def test_it_says_what_it_is_of_and_what_made_it(seg, weights):
     assert refers.SeriesInstanceUID == series.uid
     instances = {one.ReferencedSOPInstanceUID for one in refers.ReferencedInstanceSequence}
     assert instances == {one.uid for one in series.slices}
-    segment = next(one for one in found.SegmentSequence if one.SegmentLabel == "tumor")
-    assert segment.SegmentAlgorithmType == "AUTOMATIC"
+    segment = found.SegmentSequence[-1]
+    assert segment.SegmentLabel == "tumor" and segment.SegmentAlgorithmType == "AUTOMATIC"
     algorithm = segment.SegmentationAlgorithmIdentificationSequence[0]
     assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("abdoseg", __version__)
     assert "of-a-test.safetensors" in str(algorithm.AlgorithmParameters)
 
 
-@pytest.mark.parametrize("tilted", [False, True])
-def test_frames_lie_where_their_slices_do(weights, tmp_path, tilted):
-    grid = Grid(orientation=(1, 0, 0, 0, 0.96, -0.28)) if tilted else Grid()
-    path, series = made(tmp_path, weights, datasets=single_slices(HU, grid))
+def test_frames_of_a_tilted_gantry_lie_where_its_slices_do(provenance, tmp_path):
+    """Also where every slice has a frame of reference of its own: the SEG has the first."""
+    datasets = single_slices(HU, Grid(orientation=(1, 0, 0, 0, 0.96, -0.28)))
+    for index, dataset in enumerate(datasets):
+        dataset.FrameOfReferenceUID += f".{index}"
+    path, series, _ = made(tmp_path, provenance, datasets)
     found = pydicom.dcmread(path)
-    pixels = found.pixel_array
-    labels = [one.SegmentLabel for one in found.SegmentSequence]
-    seen = 0
-    for frame, group in enumerate(found.PerFrameFunctionalGroupsSequence):
-        position = group.PlanePositionSequence[0].ImagePositionPatient
-        place = next(
-            index
-            for index, one in enumerate(series.stack.slices)
-            if np.allclose(one.position, np.array(position, float), atol=1e-5)
-        )
-        label = labels[group.SegmentIdentificationSequence[0].ReferencedSegmentNumber - 1]
-        wanted = LABELS[place] == LABEL_NAMES.index(label)
-        np.testing.assert_array_equal(pixels[frame], wanted)
-        seen += int(wanted.sum())
-    assert seen == (LABELS > 0).sum()
-
-
-def test_frames_of_an_enhanced_series_lie_where_its_frames_do(weights, tmp_path):
-    path, series = made(tmp_path, weights, datasets=[enhanced(HU, order=[3, 0, 5, 1, 4, 2])])
-    image, segments = dcmqi(path, tmp_path)
-    np.testing.assert_allclose(image.affine, series.stack.affine, atol=1e-4)
-    stored = np.asanyarray(image.dataobj).transpose(2, 1, 0)
-    liver = next(one["labelID"] for one in segments if one["SegmentLabel"] == "liver")
-    np.testing.assert_array_equal(stored == liver, LABELS == 1)
+    assert found.FrameOfReferenceUID == series.stack.slices[0].frame_of_reference
+    groups = found.PerFrameFunctionalGroupsSequence
+    order = places(series, [one.PlanePositionSequence[0].ImagePositionPatient for one in groups])
+    read = np.zeros(LABELS.shape, "U32")
+    for place, group, pixels in zip(order, groups, found.pixel_array, strict=True):
+        number = group.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        read[place][pixels > 0] = found.SegmentSequence[number - 1].SegmentLabel
+    np.testing.assert_array_equal(read, np.where(LABELS, NAMES[LABELS], ""))
 
 
 def test_codes_are_those_of_the_standards_tables():
@@ -178,23 +169,17 @@ def test_codes_are_those_of_the_standards_tables():
         for entry in concepts["SCT"].values()
         for value, (meaning, _) in entry.items()
     }
-    for label in range(1, 15):
+    for label, name in list(enumerate(LABEL_NAMES))[1:]:
         code = label_code(label)
-        assert (code.kind.value, code.kind.meaning.lower()) in known
+        side = name.split()[0] if name.startswith(("right ", "left ")) else ""
+        assert (code.side.meaning.lower() if code.side else "") == side
+        wanted = "neoplasm" if label == TUMOR else name.removeprefix(side).strip()
+        assert code.kind.meaning.lower() == wanted and (code.kind.value, wanted) in known
         assert code.category.value in ("91723000", "49755003")  # CID 7150
-        organ = LABEL_NAMES[label].removeprefix("right ").removeprefix("left ")
-        wanted = "neoplasm" if organ == "tumor" else organ
-        assert code.kind.meaning.lower() == wanted
-        side = LABEL_NAMES[label].split()[0]
-        assert (code.side.meaning.lower() if code.side else "") == (
-            side if side in ("right", "left") else ""
-        )
 
 
 def test_colours_come_back_as_those_of_the_contact_sheets():
     from skimage.color import lab2rgb
-
-    from inference.colours import LABEL_COLOURS
 
     for label in range(1, 15):
         low, a, b = label_code(label).colour.value
@@ -202,17 +187,80 @@ def test_colours_come_back_as_those_of_the_contact_sheets():
         np.testing.assert_allclose(lab2rgb(lab) * 255, LABEL_COLOURS[label], atol=2.5)
 
 
-def test_a_damaged_seg_is_known(seg, tmp_path, weights):
+def test_a_damaged_or_other_seg_is_stale(seg, tmp_path, provenance):
     path, series = seg
-    writer = SegmentationWriter(path.name.split(".")[0], Provenance(lambda: [weights]))
-    assert writer.damage(path, series) == ""
-    other = "labelmap" if path.name != "labelmap.seg.dcm" else "binary"
-    assert SegmentationWriter(other, Provenance(lambda: [weights])).damage(path, series)
+    kind = path.name.split(".")[0]
+    writer = SegmentationWriter(kind, provenance)
+    assert writer.why_stale(path, series) == ""
+    other = "binary" if kind == "labelmap" else "labelmap"
+    assert SegmentationWriter(other, provenance).why_stale(path, series)
     content, broken = path.read_bytes(), tmp_path / "b.seg.dcm"
     for part in (content[: len(content) // 2], content[:-9], b"", b"nothing"):
         broken.write_bytes(part)
-        assert writer.damage(broken, series)
-    write(tmp_path / "other", single_slices(HU, seed=9))
-    (stranger,) = find_series(tmp_path / "other").series
-    assert writer.damage(path, stranger) == "it is of another series"
-    assert writer.damage(tmp_path, series) == "it is no file"
+        assert writer.why_stale(broken, series)
+    (stranger,) = found_in(tmp_path / "other", single_slices(HU, seed=9))
+    assert writer.why_stale(path, stranger) and writer.why_stale(tmp_path, series)
+
+
+LATIN, JAPANESE, KOREAN = ["iso8859"], ["iso8859", "iso2022_jp"], ["iso8859", "euc_kr"]
+CHARACTER_SETS = [
+    (["", "ISO 2022 IR 87"], JAPANESE, "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+    (["", "ISO 2022 IR 149"], KOREAN, "Hong^Gildong=洪^吉洞=홍^길동"),
+    *(
+        (charset, KOREAN, "Hong^Gildong=洪^吉洞=홍^길동")
+        for charset in ("ISO_IR 149", "ISO 2022 IR 149")
+    ),
+    *((charset, LATIN, "Müßter^Zoë") for charset in ("ISO 2022 IR 100", "ISO_IR100", "", None)),
+    ("ISO IR 144", ["iso8859_5"], "Люкceмбypг"),
+    ("GB18030", ["GB18030"], "Wang^XiaoDong=王^小东"),
+    *((charset, ["UTF8"], "王^小東=王^小東") for charset in ("ISO_IR 192", "UTF-8")),
+    ("ISO_IR 100", LATIN, "Müßter^Zoë\\Muster^Mia"),
+    ("ISO_IR 192", LATIN, "Müßter^Zoë"),  # wrong
+]
+
+
+@pytest.mark.parametrize(("charset", "codecs", "name"), CHARACTER_SETS)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of pydicom, which writes the files
+def test_a_name_survives_in_every_character_set(provenance, tmp_path, charset, codecs, name):
+    """Also where the source misspells its character set, or does not name it."""
+    content = b"\\".join(PersonName(one).encode(codecs) for one in name.split("\\"))
+    placeholder = "Q" * (len(content) + len(content) % 2)
+    sequence = item_of(PatientID="1", TypeOfPatientID="TEXT", IssuerOfPatientID=placeholder)
+    attributes = {"SpecificCharacterSet": charset, "PatientName": placeholder}
+    datasets = single_slices(HU, OtherPatientIDsSequence=sequence, **attributes)
+    for path in write(tmp_path / "s", datasets):
+        new = content.ljust(len(placeholder))
+        path.write_bytes(path.read_bytes().replace(placeholder.encode(), new))
+    (series,) = found_in(tmp_path / "s")
+    seg = tmp_path / "a.seg.dcm"
+    notes = SegmentationWriter("binary", provenance).write(seg, LABELS, series.read(), series)
+    if wrong := charset == "ISO_IR 192" and codecs == LATIN:
+        name = "M\ufffd\ufffdter^Zo\ufffd"
+    assert ["PatientName" in note for note in notes] == [True] * wrong
+    found = pydicom.dcmread(seg)
+    for element in (found["PatientName"], found.OtherPatientIDsSequence[0]["IssuerOfPatientID"]):
+        values = element.value if element.VM > 1 else [element.value]
+        assert "\\".join(map(str, values)) == name
+    assert_dcmqi_reads(seg, series, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        *(("PatientBirthDate", value) for value in ("00000000", "1980", "ANON", "20230231")),
+        *(("PatientSex", value) for value in ("female", "X", "1")),
+        *(("StudyDate", value) for value in ("2024-01-02", "20240102101112")),
+        *(("StudyTime", value) for value in ("10:11:12", "noon")),
+        *(("PatientAge", "57"), ("PatientWeight", "heavy"), ("PatientIdentityRemoved", "Yes")),
+    ],
+)
+def test_what_cannot_be_parsed_is_empty_and_named(provenance, tmp_path, keyword, value):
+    datasets = single_slices(HU)
+    for dataset in datasets:
+        dataset.add(pydicom.DataElement(keyword, "LO", value))
+        dataset[keyword].VR = dictionary_VR(keyword)
+    path, _, (note,) = made(tmp_path, provenance, datasets)
+    found = pydicom.dcmread(path)
+    assert not found.get(keyword) and found.PatientName == datasets[0].PatientName
+    assert keyword in note and value not in note
+    assert not shutil.which("dciodvfy") or dciodvfy_errors(path) == []

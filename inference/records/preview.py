@@ -6,51 +6,35 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from inference.colours import LABEL_COLOURS
-from inference.files import printable, write_atomically
-from inference.labels import LABEL_NAMES
-from inference.volume import Volume
+from ..files import printable, write_atomically
+from ..labels import LABEL_NAMES
+from ..volume import Volume
+from .colours import LEGEND_COLOURS, overlay
 
-# Soft tissue as radiologists look at it: a window of 400 HU around 40 HU.
-_LOWEST_HU, _HIGHEST_HU = -160.0, 240.0
 _TILE_COLUMNS = 320
 _TILES = (3, 4)  # rows, columns of the sheet
-_OPACITY = 0.5
 _TITLE_HEIGHT, _LEGEND_HEIGHT = 26, 52
 _TEXT_PIXELS = 14
 _BODY_HU = -300.0  # above lung and air
 _TABLE_SHARE = 0.02  # of a row's pixels that may be tissue between body and table
 _MARGIN = 0.03  # around the body, as a part of it
-_BODY_PIXELS = 512  # rows and columns at most that are looked at for the body
+_BODY_PIXELS = 512  # rows and columns at most in which the body is searched
 
 
 def _shown_slices(label_map: np.ndarray, count: int) -> np.ndarray:
-    """Indices of `count` slices, highest first, spread over what is labelled (or over all)."""
+    """Return indices of `count` slices, highest first, spread over what is labelled, or all."""
     labelled = np.flatnonzero(label_map.any(axis=(1, 2)))
     first, last = (labelled[0], labelled[-1]) if labelled.size else (0, len(label_map) - 1)
     return np.unique(np.linspace(first, last, count).round().astype(int))[::-1]
 
 
-def _tile(hu: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    grey = (hu - _LOWEST_HU) / (_HIGHEST_HU - _LOWEST_HU) * 255
-    rgb = np.repeat(np.clip(np.nan_to_num(grey), 0, 255)[..., None], 3, axis=2)
-    over = labels != 0
-    rgb[over] = (1 - _OPACITY) * rgb[over] + _OPACITY * LABEL_COLOURS[labels[over]]
-    return Image.fromarray(rgb.astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
-
-
 def _tile_size(height_mm: float, width_mm: float) -> tuple[int, int]:
-    """Columns and rows of a tile: true proportions, but never more than twice as high as wide.
-
-    Where the header's spacing is none, or the slice is a needle, the tile is as large as it may be.
-    """
-    ratio = height_mm / width_mm if width_mm > 0 else np.nan
-    ratio = ratio if np.isfinite(ratio) and ratio > 0 else 1.0
-    return _TILE_COLUMNS, round(_TILE_COLUMNS * min(max(ratio, 1 / 16), 2.0))
+    """Return columns and rows of a tile: true proportions, at most twice as high as wide."""
+    return _TILE_COLUMNS, round(_TILE_COLUMNS * min(max(height_mm / width_mm, 1 / 16), 2.0))
 
 
 def _longest_run(inside: np.ndarray) -> slice:
-    """The longest run of places that are inside, with a margin; all where there is none."""
+    """Return the longest run of True, with a margin; everything where there is none."""
     edges = np.flatnonzero(np.diff(inside, prepend=False, append=False))
     if not edges.size:
         return slice(0, len(inside))
@@ -61,7 +45,7 @@ def _longest_run(inside: np.ndarray) -> slice:
 
 
 def _body(volume: Volume, shown: np.ndarray) -> tuple[slice, slice]:
-    """The rows and columns that hold the patient in the slices shown: no table, no air around."""
+    """Return the rows and columns of the patient in the slices shown, without table and air."""
     size = volume.voxels.shape[1:]
     row_step, column_step = (-(-length // _BODY_PIXELS) for length in size)
     voxels = volume.voxels[:, ::row_step, ::column_step]
@@ -81,7 +65,7 @@ def write_preview(path: Path, label_map: np.ndarray, volume: Volume, title: str)
     """Write a PNG of up to twelve slices, from the head's end down, in their true proportions.
 
     The slices are cropped to the body. As in every axial picture the patient's right is on the
-    left; R and L say so.
+    left, marked by R and L.
 
     Args:
         path: of the PNG.
@@ -106,7 +90,7 @@ def write_preview(path: Path, label_map: np.ndarray, volume: Volume, title: str)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(_TEXT_PIXELS)
 
-    def write(place: tuple[int, int], text: str, anchor: str = "lt") -> None:
+    def write(place: tuple[int, int], text: str, anchor: str = "la") -> None:
         draw.text(place, text, fill="white", font=font, anchor=anchor, stroke_width=1,
                   stroke_fill="black")  # fmt: skip
 
@@ -114,7 +98,8 @@ def write_preview(path: Path, label_map: np.ndarray, volume: Volume, title: str)
     for tile, index in enumerate(shown):
         left, top = tile % _TILES[1] * size[0], _TITLE_HEIGHT + tile // _TILES[1] * size[1]
         hu = volume.slope * volume.voxels[(index, *seen)].astype(np.float32) + volume.intercept
-        sheet.paste(_tile(hu, label_map[(index, *seen)], size), (left, top))
+        picture = Image.fromarray(overlay(hu, label_map[(index, *seen)]))
+        sheet.paste(picture.resize(size, Image.Resampling.BILINEAR), (left, top))
         write((left + 6, top + 5), f"slice {index + 1}")
         write((left + 6, top + size[1] // 2), "R", "lm")
         write((left + size[0] - 6, top + size[1] // 2), "L", "rm")
@@ -122,7 +107,7 @@ def write_preview(path: Path, label_map: np.ndarray, volume: Volume, title: str)
     for label in range(1, len(LABEL_NAMES)):
         left = (label - 1) % per_line * (sheet.width // per_line) + 8
         top = sheet.height - _LEGEND_HEIGHT + 8 + 22 * ((label - 1) // per_line)
-        colour = tuple(LABEL_COLOURS[label].tolist())
+        colour = tuple(LEGEND_COLOURS[label].tolist())
         draw.rectangle((left, top, left + 13, top + 13), fill=colour, outline="grey")
         write((left + 19, top), LABEL_NAMES[label])
     content = BytesIO()

@@ -1,4 +1,4 @@
-"""A CUDA device: made ready, its memory shared out, its errors told in one line."""
+"""Initialise a CUDA device, and explain its errors."""
 
 import contextlib
 import math
@@ -9,15 +9,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch.nn import functional
 
-from inference.driver import cuda_version
+from .driver import cuda_version
 
 CONTEXT_MB = 500
-"""What the process takes on the device beside torch's allocator: the CUDA context and its kernels.
-An allowance, not a measurement: the true figure depends on card and driver."""
+"""Device memory of the CUDA context and its kernels, which torch's allocator does not count. An
+assumption: the true figure depends on the card and the driver."""
 
 BATCH_SIZES = {1: 4, 2: 16, 4: 32}
-"""Slices of a batch by matrix reduction, where so many fit the memory allowed. Not measured: chosen
-so that a batch has about the pixels of four 512x512 slices at each reduction."""
+"""Slices in a batch by matrix reduction, unless fewer fit the memory. An assumption: a batch has
+about the pixels of four slices of 512x512 at each reduction."""
 
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|unable to find an engine|(CUDNN|CUBLAS)_STATUS_ALLOC_FAILED", re.IGNORECASE
@@ -25,14 +25,14 @@ _OUT_OF_MEMORY = re.compile(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a smaller batch may help: not every library says it by `torch.OutOfMemoryError`."""
+    """Check whether an error means too little device memory; libraries raise it in several ways."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
     )
 
 
 def why_no_device() -> str:
-    """Why torch sees no CUDA device, and what to do."""
+    """Return why torch sees no CUDA device, and what to do."""
     wanted, known = torch.version.cuda, cuda_version()
     if wanted is None:
         return "this torch is built without CUDA"
@@ -48,15 +48,13 @@ def why_no_device() -> str:
 
 @contextlib.contextmanager
 def as_value_error(device: torch.device) -> Iterator[None]:
-    """Turn what goes wrong while a device is made ready into a `ValueError` with what to do."""
+    """Raise errors of a device's initialisation as a `ValueError` of one line with what to do."""
     try:
         yield
     except (RuntimeError, AssertionError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if is_out_of_memory(error):
-            reason = (
-                "its memory is full: end what else runs on it, or name another device with --device"
-            )
+            reason = "its memory is full: end other processes on it, or choose another --device"
         elif "no kernel image" in str(error) or "not compatible" in str(error):
             reason = (
                 f"this torch (CUDA {torch.version.cuda}) has no kernels for it: build the image "
@@ -70,24 +68,20 @@ def as_value_error(device: torch.device) -> Iterator[None]:
 
 
 def warm_up(device: torch.device, dtype: torch.dtype) -> "Future[bool]":
-    """Make a device ready in a thread: context, cuDNN and its first plan.
-
-    Returns:
-        Whether its fused kernels can be trusted (`_warm_up_and_check_fused_kernels`).
-    """
+    """Run `_warm_up_and_check_fused_kernels` in a thread."""
     thread = ThreadPoolExecutor(1)
-    begun = thread.submit(_warm_up_and_check_fused_kernels, device, dtype)
+    checked = thread.submit(_warm_up_and_check_fused_kernels, device, dtype)
     thread.shutdown(wait=False)
-    return begun
+    return checked
 
 
 @torch.inference_mode()
 def _warm_up_and_check_fused_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    """Convolve something tiny, by which everything that is loaded once is loaded.
+    """Make the context and load cuDNN by small convolutions.
 
     Returns:
-        Whether cuDNN's fused kernels yield what they should. Each is given memory that held NaN,
-        which one that reads its result before it has written it would hand on.
+        Whether cuDNN's fused kernels exist and are correct. Their outputs are allocated where NaN
+        was, so that a kernel which reads its output before writing it fails.
     """
     torch.cuda.set_device(device)
     options = {"device": device, "dtype": dtype}
@@ -101,13 +95,13 @@ def _warm_up_and_check_fused_kernels(device: torch.device, dtype: torch.dtype) -
     # 9 pixels are under the kernel, 6 along an edge, 4 in a corner.
     sums = torch.tensor([[4, 6, 6, 4], [6, 9, 9, 6], [6, 9, 9, 6], [4, 6, 6, 4]])
     try:
-        torch.full_like(features, math.nan)  # freed at once: the next of its size is in its place
+        torch.full_like(features, math.nan)  # freed at once; the next output takes its memory
         relu = torch.cudnn_convolution_relu(features, weight, bias, *geometry)
         torch.full_like(features, math.nan)
         total = torch.cudnn_convolution_add_relu(features, weight, features, 1.0, bias, *geometry)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, AttributeError):  # of a device, a type or a version of torch without
+    except (RuntimeError, AttributeError):  # this device, type or torch version has none
         return False
     return all(
         (result.float().cpu() == (sums + constant).clamp(min=0)).all()

@@ -1,37 +1,34 @@
-"""Labels from logits: the largest, at the slice's own resolution."""
+"""Turn logits into labels at the slice's own resolution."""
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-# Slices whose logits are interpolated everywhere at once, so that they take less than a batch's
-# maps.
-_FEW_SLICES = 4
+_SLICES_AT_ONCE = 4  # whose interpolated logits take less memory than the network's maps
 
 
 def labels_of(logits: Tensor) -> Tensor:
-    """The class of the largest logit: (..., classes) to (...), uint8."""
-    if logits.device.type == "cpu":  # numpy is nearly 3 times as fast along so short an axis
+    """Return the class of the largest logit, uint8: (..., classes) to (...)."""
+    if logits.device.type == "cpu":  # numpy's argmax is nearly 3 times as fast on a short axis
         return torch.from_numpy(logits.float().numpy().argmax(axis=-1).astype(np.uint8))
     return logits.argmax(dim=-1).to(torch.uint8)
 
 
 def upsampled_labels(logits: Tensor, factor: int) -> Tensor:
-    """The labels of bilinearly upsampled logits, without building those.
+    """Return the labels of bilinearly upsampled logits, interpolating only along label borders.
 
-    Where the four pixels between which a pixel is interpolated have the same largest logit, so has
-    it. Only in the cells along the labels' borders are logits interpolated.
+    A pixel whose four neighbours at the low resolution have the same label has it too.
 
     Args:
         logits: (N, H, W, classes).
         factor: even, as for `interpolate(scale_factor=factor, align_corners=False)`.
 
     Returns:
-        (N, factor * H, factor * W), uint8.
+        Labels (N, factor * H, factor * W), uint8.
     """
-    # Each cell has a pixel at each corner; of those around the border half lies outside, where the
-    # edge's own values go on.
+    # A cell has a low-resolution pixel at each corner. The outermost cells lie half outside the
+    # image, where the values at the edge are repeated.
     rows, columns = (
         torch.arange(-1, length + 1, device=logits.device).clamp_(0, length - 1)
         for length in logits.shape[1:3]
@@ -49,7 +46,7 @@ def upsampled_labels(logits: Tensor, factor: int) -> Tensor:
         * logits[n, rows[row + below], columns[column + right]].float()[:, None]
         for below in range(2)
         for right in range(2)
-    )  # (cells, pixels of a cell, classes); no matrix product, for which CUDA would load cuBLAS
+    )  # (cells, pixels of a cell, classes); a matrix product would make CUDA load cuBLAS
     cells = corner[..., None].repeat(1, 1, 1, factor**2)
     cells[n, row, column] = labels_of(interpolated)
 
@@ -59,12 +56,12 @@ def upsampled_labels(logits: Tensor, factor: int) -> Tensor:
 
 
 def interpolated_labels(logits: Tensor, factor: int) -> Tensor:
-    """The same, with all logits interpolated: more work, for which nobody has to wait.
+    """Return the same labels by interpolating all logits.
 
-    Where the labels' borders are, `upsampled_labels` must ask the device before it can go on.
+    That is more work, but the host need not wait to learn where the borders are.
     """
     parts = []
-    for few in logits.split(_FEW_SLICES):
+    for few in logits.split(_SLICES_AT_ONCE):
         maps = functional.interpolate(
             few.permute(0, 3, 1, 2).float(),
             scale_factor=factor,

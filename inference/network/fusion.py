@@ -1,8 +1,4 @@
-"""Convolutions with what follows them in one pass over memory, where the device has such kernels.
-
-The one place where kernels are chosen: oneDNN's on a CPU, cuDNN's on CUDA, and torch's own layers,
-one after another, where there are none.
-"""
+"""Convolutions fused with the sum and the ReLU after them: oneDNN's, cuDNN's, or torch's own."""
 
 from functools import cache
 
@@ -12,11 +8,11 @@ from torch.nn import functional
 
 
 @cache
-def _has_fused_kernels(device_type: str, dtype: torch.dtype) -> bool:
-    """Whether oneDNN convolves and applies what follows in one pass over memory.
+def _has_onednn_fusion(device_type: str, dtype: torch.dtype) -> bool:
+    """Check whether oneDNN's fused convolutions are there for a device and type.
 
-    torch keeps these operators for its own compiler, so that another version may lack them. They
-    are worth it: 22 % of the full network's time in bfloat16 (benchmark/results/waterfall-cpu.md).
+    They are private operators of torch's compiler, which another version may lack. They save 22 %
+    of the full-size network's time in bfloat16 (benchmark/results/waterfall-cpu.md).
     """
     if device_type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
@@ -29,14 +25,13 @@ def _has_fused_kernels(device_type: str, dtype: torch.dtype) -> bool:
 
 
 def _cudnn_fused(layer: nn.Conv2d, features: Tensor, total: Tensor | None = None) -> Tensor | None:
-    """`relu(layer(features))`, or `relu(layer(features) + total)`, in one kernel of cuDNN's.
+    """Return `relu(layer(features) + total)` from one kernel of cuDNN.
 
-    Without it bias, sum and ReLU each pass over memory again, which is nearly twice what the
-    convolutions themselves read and write.
+    Separate passes for bias, sum and ReLU move nearly twice the bytes of the convolutions.
 
     Returns:
-        None where the network does not fuse on CUDA, or cuDNN has no such kernel for this layer: it
-        says so by an error, and is not asked again.
+        None if the network does not fuse on CUDA or cuDNN has no such kernel for this layer. It
+        reports that by an error, after which the layer is not tried again.
     """
     if features.device.type != "cuda" or not getattr(layer, "fuses_on_cuda", False):
         return None
@@ -55,20 +50,16 @@ def _cudnn_fused(layer: nn.Conv2d, features: Tensor, total: Tensor | None = None
 
 
 class ConvolutionRelu(nn.Module):
-    """A convolution and a ReLU.
-
-    Args:
-        convolution: with its batch normalisation already folded in.
-    """
+    """A convolution, with its batch normalisation folded in, and a ReLU."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
         self.convolution = convolution
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, in, H, W) to (N, out, H, W)."""
+        """Map (N, in, H, W) to (N, out, H, W)."""
         layer = self.convolution
-        if _has_fused_kernels(features.device.type, features.dtype):
+        if _has_onednn_fusion(features.device.type, features.dtype):
             geometry = (layer.padding, layer.stride, layer.dilation, layer.groups)
             return torch.ops.mkldnn._convolution_pointwise(
                 features, layer.weight, layer.bias, *geometry, "relu", [], None
@@ -78,8 +69,8 @@ class ConvolutionRelu(nn.Module):
 
 
 def add_convolution(total: Tensor, features: Tensor, layer: nn.Conv2d, *, relu: bool) -> Tensor:
-    """`total + layer(features)`, then a ReLU if asked for; `total` may be overwritten."""
-    if _has_fused_kernels(features.device.type, features.dtype):
+    """Return `total + layer(features)`, with a ReLU if `relu`; `total` may be overwritten."""
+    if _has_onednn_fusion(features.device.type, features.dtype):
         geometry = (layer.padding, layer.stride, layer.dilation, layer.groups)
         after = "relu" if relu else None
         return torch.ops.mkldnn._convolution_pointwise_.binary(

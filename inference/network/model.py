@@ -5,26 +5,26 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 DOWNSAMPLING = 16
-"""Rows and columns of a slice must be multiples of this: the encoder halves them four times."""
+"""Rows and columns of a slice are multiples of this: the encoder halves them four times."""
 
 SKIP_LAYERS = (5, 12, 19, 26)
-"""Where in the encoder the four skip connections leave: the last ReLU before each pooling."""
+"""Encoder layers whose output is a skip connection: the last ReLU before each pooling."""
 
 
 class Attention(nn.Module):
     """The paper's "combination of ReLU and Sigmoid": values in [0.5, 1), no parameters."""
 
     def forward(self, features: Tensor) -> Tensor:
-        """Of any shape, kept."""
+        """Return the attention of each value, in the same shape."""
         return torch.sigmoid(torch.relu(features))
 
 
 ATTENTIONS = {"relu-sigmoid": Attention, "none": nn.Identity}
-"""What may follow a decoder's merging and the fusion: the paper's attention, or nothing."""
+"""Layers after each decoder's merge and the fusion, by the name in a weights file."""
 
 
 def conv_norm_relu(in_channels: int, out_channels: int) -> list[nn.Module]:
-    """A 3x3 convolution, batch normalisation and ReLU, as in torchvision's `vgg13_bn`."""
+    """Return a 3x3 convolution, batch normalisation and ReLU, as in torchvision's `vgg13_bn`."""
     return [
         nn.Conv2d(in_channels, out_channels, 3, padding=1),
         nn.BatchNorm2d(out_channels),
@@ -33,10 +33,14 @@ def conv_norm_relu(in_channels: int, out_channels: int) -> list[nn.Module]:
 
 
 class Decoder(nn.Module):
-    """One decoder level: upsample, merge the skip connection, attend, refine.
+    """One decoder level: upsample, concatenate the skip connection, reduce, attend, refine.
 
-    Level 4 merges by concatenating and reducing. The others (`reduces_first`) reduce the upsampled
-    features too, with the same weights. Level 1 does not refine.
+    Args:
+        in_channels, out_channels: of the features.
+        attention: of `ATTENTIONS`.
+        reduces_first: reduce the upsampled features before the concatenation too, with the same
+            weights; every level but 4 does.
+        refines: end with two more convolutions; every level but 1 does.
     """
 
     def __init__(
@@ -59,7 +63,7 @@ class Decoder(nn.Module):
                 self.refine.extend(conv_norm_relu(out_channels, out_channels))
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
-        """(N, in, H, W) and the skip (N, out, 2H, 2W) to (N, out, 2H, 2W)."""
+        """Map features (N, in, H, W) and skip (N, out, 2H, 2W) to (N, out, 2H, 2W)."""
         features = self.upsample(features)
         if self.reduces_first:
             features = self.reduce(features)
@@ -71,16 +75,19 @@ class AttentionUNet(nn.Module):
     """VGG-13 encoder, four attention decoders, and the fusion of four supervised feature maps.
 
     Args:
-        num_classes: labels, background included.
-        base_channels: width of the first encoder stage; every other width is in proportion. With
-            the defaults the network has 24,496,331 parameters and costs 284.39 GMAC for a slice of
-            512x512; 16 is the slim network, at a sixteenth of the cost. A multiple of 4.
-        attention: a name of `ATTENTIONS`; "none" is the paper's own comparison (its Table 5).
+        num_classes: number of labels, background included.
+        base_channels: width of the first encoder stage, a multiple of 4; all widths are in
+            proportion. The default has 24,496,331 parameters and costs 284.39 GMAC for a slice of
+            512x512; 16, the slim network, costs a sixteenth.
+        attention: a name of `ATTENTIONS`; "none" is the comparison in the paper's Table 5.
         supervised_channels: of each of the four supervised maps; 0 is the paper's quarter of
-            `base_channels`, from which a slim network tells 15 labels badly.
+            `base_channels`, which is too few for 15 labels in a slim network.
 
-    The encoder's state-dict keys and shapes are those of torchvision's `vgg13_bn().features[:33]`
-    where `base_channels` is 64.
+    With 64 base channels the encoder has the state-dict keys and shapes of torchvision's
+    `vgg13_bn().features[:33]`.
+
+    Raises:
+        ValueError: unknown attention, or a wrong number of base channels.
     """
 
     def __init__(
@@ -108,7 +115,7 @@ class AttentionUNet(nn.Module):
                 self.encoder.extend(conv_norm_relu(in_channels, channels))
                 in_channels = channels
 
-        # Deepest first, as they run: levels 4, 3, 2, 1 at 1/8, 1/4, 1/2 and all of the resolution.
+        # Levels 4, 3, 2, 1, at 1/8, 1/4, 1/2 and all of the resolution.
         levels = list(zip(stages[:0:-1], stages[-2::-1], strict=True))
         self.decoders = nn.ModuleList(
             Decoder(deep, shallow, self.attention, reduces_first=level > 0, refines=level < 3)
@@ -124,11 +131,11 @@ class AttentionUNet(nn.Module):
         self.head = nn.Conv2d(base_channels, num_classes, 3, padding=1)
 
     def forward(self, slices: Tensor) -> Tensor | tuple[Tensor, list[Tensor]]:
-        """Segment slices (N, 3, H, W), H and W multiples of 16, z-scored, the channels alike.
+        """Segment z-scored slices (N, 3, H, W): three equal channels, H and W multiples of 16.
 
         Returns:
-            In evaluation mode the final logits (N, num_classes, H, W). In training mode these and
-            a list of the four supervised logits, of the same shape, levels 4 to 1.
+            In evaluation mode the final logits (N, num_classes, H, W). In training mode also a list
+            of the four supervised logits of that shape, levels 4 to 1.
         """
         size = slices.shape[-2:]
         features, skips = slices, []

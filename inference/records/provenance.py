@@ -1,29 +1,30 @@
-"""Who makes the label maps of a run: program, version, and the weights by their SHA-256."""
+"""What makes the label maps of a run: program, version, and the weights by their SHA-256."""
 
 import hashlib
 import platform
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from inference import __version__
+from .. import __version__
 
-MADE_BY_BYTES = 79
-"""Room in a NIfTI header's `descrip`: 80 bytes, the last of which is 0."""
+SIGNATURE_BYTES = 79
+"""Bytes of a NIfTI header's `descrip`, without the 0 at its end."""
 
-_DIGITS = 16  # of the SHA-256 that a label map's header holds
+_DIGITS = 16  # of the SHA-256 in a label map's header
 
-# Packages whose version decides what a label map says.
+# Packages whose version may change a label map.
 _PACKAGES = ("torch", "numpy", "nibabel", "isal", "connected-components-3d")
 
 
-def made_by(weights: str = "", digest: str = "", labels: tuple[int, ...] = ()) -> str:
-    """What a label map's header says of its maker, in ASCII, at most 79 characters.
+def format_signature(weights: str = "", digest: str = "", labels: tuple[int, ...] = ()) -> str:
+    """Return what a label map's header says of its origin, in ASCII, at most 79 characters.
 
     Args:
-        weights: their files' names without endings; cut where there is no room for them.
-        digest: `Provenance.digest`, hexadecimal; its first 16 digits are taken.
+        weights: their files' names without endings; cut where they are too long.
+        digest: `Provenance.digest`, hexadecimal; its first 16 digits are used.
         labels: that were asked for; () for all.
     """
     program = f"abdoseg {__version__}"
@@ -33,17 +34,23 @@ def made_by(weights: str = "", digest: str = "", labels: tuple[int, ...] = ()) -
     if labels:
         end += f" labels:{','.join(map(str, labels))}"
     shown = "".join(c if " " < c <= "~" else "?" for c in weights)
-    return f"{program} {shown[: MADE_BY_BYTES - len(program) - 1 - len(end)]}{end}"
+    return f"{program} {shown[: SIGNATURE_BYTES - len(program) - 1 - len(end)]}{end}"
+
+
+def same_signature(one: str, other: str) -> bool:
+    """Return whether version, weights and labels are the same; weights may have other names."""
+    names = re.compile(r"(?<=^abdoseg)( \S+) .*(?= sha256:)")
+    return names.sub(r"\1", one) == names.sub(r"\1", other)
 
 
 @dataclass
 class Provenance:
-    """What made the label maps of a run.
+    """What makes the label maps of a run.
 
     Attributes:
-        find_weights: tells the weights' files; called once, when first asked for.
+        find_weights: returns the weights' files; called once, when they are first asked for.
         labels: that were asked for; () for all.
-        device: the network runs on, in words; "" until it does.
+        device: of the network, as text; "" until it runs.
         precision: of the network's numbers, such as bfloat16; "" until it runs.
     """
 
@@ -87,18 +94,18 @@ class Provenance:
         return hashlib.sha256(self.digests.encode()).hexdigest()
 
     @cached_property
-    def made_by(self) -> str:
-        """What the header of each label map says.
+    def signature(self) -> str:
+        """The signature of each label map.
 
         Raises:
             OSError: the weights cannot be read.
         """
         stems = "+".join(path.stem for path in self.weights)
-        return made_by(stems, self.digest, self.labels)
+        return format_signature(stems, self.digest, self.labels)
 
     @cached_property
     def versions(self) -> dict[str, str | None]:
-        """Of the program, the interpreter and the packages that a label map depends on."""
+        """Versions of the program, of Python and of the packages that a label map depends on."""
         from importlib.metadata import PackageNotFoundError, version  # for a manifest alone
 
         found: dict[str, str | None] = {"abdoseg": __version__, "python": platform.python_version()}

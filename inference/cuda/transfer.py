@@ -1,22 +1,22 @@
-"""Voxels to the device and labels back."""
+"""Copy voxels to the device and labels back."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# Types that torch can compute with; others are widened on the host.
+# Types that torch computes with; others are converted on the host.
 _DEVICE_DTYPES = {
     np.dtype(name): getattr(torch, name) for name in ("uint8", "int8", "int16", "int32", "float32")
 }
 
 
 def to_device(voxels: np.ndarray, device: torch.device, *, pinned: bool) -> Tensor:
-    """A copy on a device: contiguous, in this machine's byte order and a type of torch's.
+    """Copy voxels to a device: contiguous, in native byte order, in a type that torch has.
 
     Args:
-        voxels: of any real type, in any order.
-        device: where to.
-        pinned: through memory from which a CUDA device copies by itself: the host goes on.
+        voxels: of any real type, byte order and strides.
+        device: the target.
+        pinned: copy through pinned memory, so that the host does not wait for the device.
     """
     dtype = voxels.dtype.newbyteorder("=")
     if dtype == np.uint16:
@@ -27,19 +27,18 @@ def to_device(voxels: np.ndarray, device: torch.device, *, pinned: bool) -> Tens
         copy = torch.empty(voxels.shape, dtype=_DEVICE_DTYPES[dtype], pin_memory=True)
         copy.numpy()[...] = voxels
         return copy.to(device, non_blocking=True)
-    # A copy in any case: torch takes neither read-only nor reversed arrays.
+    # Always a copy: torch accepts neither read-only arrays nor negative strides.
     return torch.from_numpy(np.array(voxels, dtype, order="C")).to(device)
 
 
-class LabelsUnderWay:
-    """The labels of a batch, on their way to the host.
+class PendingLabels:
+    """The labels of a batch, which the device may still be computing or copying.
 
     Args:
         start, stop: their slices.
-        labels: (stop - start, rows, columns), uint8, on the device, where they may not be computed
-            yet.
-        pinned: copy them at once into memory that a CUDA device writes to by itself. Else they are
-            copied when they are fetched, after all that has been launched by then.
+        labels: (stop - start, rows, columns), uint8, on the device.
+        pinned: start the copy to pinned host memory now. Otherwise `fetch` copies, and waits for
+            everything launched until then.
     """
 
     def __init__(self, start: int, stop: int, labels: Tensor, *, pinned: bool) -> None:
@@ -52,7 +51,7 @@ class LabelsUnderWay:
             self._copied.record(torch.cuda.current_stream(labels.device))
 
     def fetch(self) -> np.ndarray:
-        """Wait for them: (stop - start, rows, columns), uint8."""
+        """Wait for the labels and return them: (stop - start, rows, columns), uint8."""
         if self._copied is not None:
             self._copied.synchronize()
         return self._labels.cpu().numpy()

@@ -1,9 +1,8 @@
-"""The form of the network that runs: the trained network's function with fewer steps and bytes.
+"""Fold a trained network into one that computes the same, except for rounding, in less time.
 
-Exact rewrites, apart from rounding: batch normalisation goes into the convolutions, the first
-convolution's three equal input channels into one, a transposed convolution and the convolution
-after it into one at the low resolution, and convolutions over a concatenation become sums, so that
-neither the upsampled features nor the concatenations are ever built.
+Batch normalisation goes into the convolutions; the first convolution's three equal input channels
+become one; a transposed convolution and the convolution after it become one at the low resolution;
+a convolution over a concatenation becomes a sum of two.
 """
 
 import torch
@@ -11,16 +10,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import fuse_conv_bn_eval
 
-from inference.fusion import ConvolutionRelu, add_convolution
-from inference.model import Attention, AttentionUNet, Decoder
+from .fusion import ConvolutionRelu, add_convolution
+from .model import Attention, AttentionUNet, Decoder
 
-# On a CPU torch interpolates channels-last maps along their channels: with as few as the slim
-# network has, three times slower than row by row.
+# With fewer channels torch interpolates channels-last maps three times slower on a CPU than
+# contiguous ones.
 _FEW_CHANNELS = 8
 
 
 def _convolution(weight: Tensor, bias: Tensor | None, *, padding: int = 1) -> nn.Conv2d:
-    """A convolution with these weights (out, in, rows, columns)."""
+    """Return a convolution with these weights (out, in, rows, columns)."""
     out_channels, in_channels, *size = weight.shape
     layer = nn.Conv2d(
         in_channels, out_channels, size, padding=padding, bias=bias is not None, device="meta"
@@ -33,15 +32,15 @@ def _convolution(weight: Tensor, bias: Tensor | None, *, padding: int = 1) -> nn
 class MergedUpsampling(nn.Module):
     """A 2x2 stride-2 transposed convolution and the 3x3 convolution after it, as one linear map.
 
-    Output pixel (2i + a, 2j + b) depends on the four input pixels of rows i + a - 1 and i + a and
-    columns j + b - 1 and j + b: for each of the four phases (a, b) a 2x2 convolution at the low
-    resolution, 16 multiplications for each pair of channels and input pixel where the two layers
-    have 36 and 4. The four are one convolution with four times the output channels, whose padded
-    output holds phase (a, b) shifted by (a, b).
+    Output pixel (2i + a, 2j + b) depends on four input pixels, rows i + a - 1 and i + a, columns
+    j + b - 1 and j + b. So each of the four phases (a, b) is a 2x2 convolution at the low
+    resolution: together 16 multiplications for a pair of channels and an input pixel instead of
+    4 + 36. They run as one convolution with four times the output channels, whose padded output
+    holds phase (a, b) shifted by (a, b).
 
-    The transposed convolution's bias does not reach the zeros that the 3x3 convolution pads with.
-    So the sum of what it contributes through all nine taps is part of the bias here, and what
-    comes through taps outside the image is taken away again along the border.
+    The 3x3 convolution pads with zeros, which the transposed convolution's bias does not reach. So
+    the bias here includes that bias through all nine taps, and along the border the part of the
+    taps outside the image is subtracted.
 
     Args:
         transposed: the 2x2 transposed convolution, stride 2.
@@ -55,7 +54,7 @@ class MergedUpsampling(nn.Module):
         in_channels = transposed.in_channels
         self.out_channels = out_channels
 
-        # Each pair of a 3x3 tap and a 2x2 tap belongs to one tap of one phase.
+        # Each pair of a 3x3 tap and a 2x2 tap adds to one tap of one phase.
         pairs = weight.permute(2, 3, 0, 1).reshape(-1, middle_channels) @ (
             transposed.weight.transpose(0, 1).reshape(middle_channels, -1)
         )
@@ -71,17 +70,15 @@ class MergedUpsampling(nn.Module):
                 ] += pairs[row_tap, column_tap, :, :, upper_row, upper_column]  # fmt: skip
 
         through_taps = torch.einsum("omrc,m->orc", weight, transposed.bias)
-        total = (
-            through_taps.sum(dim=(1, 2)) if bias is None else through_taps.sum(dim=(1, 2)) + bias
-        )
+        total = through_taps.sum(dim=(1, 2)) + (0 if bias is None else bias)
         self.phases = _convolution(merged.flatten(0, 2), total.repeat(4))
-        # Of taps that lie above, below, left and right of the image; and in two of these at once.
+        # Parts of the taps above and below, left and right of the image, and beyond its corners.
         self.rows_outside = nn.Parameter(through_taps[:, ::2].sum(dim=2, keepdim=True))
         self.columns_outside = nn.Parameter(through_taps[:, :, ::2].sum(dim=1, keepdim=True))
         self.corners_outside = nn.Parameter(through_taps[:, ::2, ::2].clone())
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, in, H, W) to (N, out, 2H, 2W)."""
+        """Map (N, in, H, W) to (N, out, 2H, 2W)."""
         count, _, rows, columns = features.shape
         phases = self.phases(features).permute(0, 2, 3, 1)
         upsampled = features.new_empty(count, 2 * rows, 2 * columns, self.out_channels)
@@ -90,7 +87,7 @@ class MergedUpsampling(nn.Module):
             a, b = divmod(phase, 2)
             by_phase[:, :, a, :, b] = of_phase[:, a : a + rows, b : b + columns]
         upsampled = upsampled.permute(0, 3, 1, 2)
-        # By name: after `x[...] -= y` Python assigns to x[...] too, a copy onto itself.
+        # Not `x[...] -= y`, after which Python assigns to x[...] too and copies it onto itself.
         upsampled[:, :, :: 2 * rows - 1].sub_(self.rows_outside)
         upsampled[:, :, :, :: 2 * columns - 1].sub_(self.columns_outside)
         upsampled[:, :, :: 2 * rows - 1, :: 2 * columns - 1].add_(self.corners_outside)
@@ -105,8 +102,6 @@ class FoldedDecoder(nn.Module):
         weight, bias = decoder.reduce.weight, decoder.reduce.bias
         of_features, of_skip = (half.contiguous() for half in weight.chunk(2, dim=1))
         self.from_skip = _convolution(of_skip, bias)
-        # Level 4 has only the convolution over the concatenation after its upsampling, the others
-        # have one more before it.
         self.reduces_first = decoder.reduces_first
         if self.reduces_first:
             self.from_features = _convolution(of_features, None)
@@ -118,12 +113,12 @@ class FoldedDecoder(nn.Module):
         self.refine = _folded(decoder.refine)
 
     def fuse_on_cuda(self) -> None:
-        """As `FoldedUNet.fuse_on_cuda`: the bias of the sum goes where it costs no pass."""
+        """Move the bias to the convolution that cuDNN fuses (`FoldedUNet.fuse_on_cuda`)."""
         if self.reduces_first and self.attends:
             self.from_features.bias, self.from_skip.bias = self.from_skip.bias, None
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
-        """(N, in, H, W) and `from_skip`'s output, which is overwritten, to (N, out, 2H, 2W)."""
+        """Map features (N, in, H, W) to (N, out, 2H, 2W); `skip` is `from_skip`'s, overwritten."""
         features = self.upsample(features)
         if self.reduces_first:
             features = add_convolution(skip, features, self.from_features, relu=self.attends)
@@ -135,7 +130,7 @@ class FoldedDecoder(nn.Module):
 
 
 def _upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear, as in `AttentionUNet`; maps of that size are left as they are."""
+    """Interpolate maps bilinearly to a size, as `AttentionUNet` does."""
     if maps.shape[2:] == size:
         return maps
     if maps.device.type == "cpu" and maps.shape[1] < _FEW_CHANNELS:
@@ -144,18 +139,16 @@ def _upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _max_pool(features: Tensor) -> Tensor:
-    """The largest of each 2x2 pixels."""
+    """Return the largest of each 2x2 pixels."""
     if features.device.type != "cpu":
         return functional.max_pool2d(features, 2)
-    # On a CPU that also finds out which of the four it was, and takes 5 times as long.
+    # On a CPU `max_pool2d` takes 5 times as long, for it also finds which pixel was the largest.
     rows = torch.maximum(features[:, :, ::2], features[:, :, 1::2])
     return torch.maximum(rows[..., ::2], rows[..., 1::2])
 
 
 class CopiedFusion(nn.Module):
-    """The fusion of supervised maps, upsampled level by level into one buffer.
-
-    Upsampled maps and their concatenation never coexist.
+    """The fusion of supervised maps, which are upsampled one by one into the concatenation.
 
     Args:
         fusion: over the concatenation of all levels.
@@ -168,7 +161,7 @@ class CopiedFusion(nn.Module):
         self.width = width
 
     def forward(self, supervised: list[Tensor], size: tuple[int, int]) -> Tensor:
-        """Maps (N, width, h, w), emptied out of their list, to (N, out, *size)."""
+        """Map the list of (N, width, h, w), which is emptied, to (N, out, *size)."""
         count, levels = len(supervised[0]), len(supervised)
         fused = supervised[0].new_empty(count, *size, levels * self.width).permute(0, 3, 1, 2)
         for level in reversed(range(levels)):
@@ -178,12 +171,7 @@ class CopiedFusion(nn.Module):
 
 
 class SummedFusion(nn.Module):
-    """The same as the sum of a convolution for each level, which copies nothing.
-
-    Args:
-        fusion: over the concatenation of all levels; its weights are taken over.
-        width: channels of each level's map.
-    """
+    """The same fusion as a sum of one convolution for each level, which copies nothing."""
 
     def __init__(self, fusion: ConvolutionRelu, width: int) -> None:
         super().__init__()
@@ -195,7 +183,7 @@ class SummedFusion(nn.Module):
         self.by_level[-1].bias = convolution.bias  # the first that runs
 
     def forward(self, supervised: list[Tensor], size: tuple[int, int]) -> Tensor:
-        """Maps (N, width, h, w), emptied out of their list, to (N, out, *size)."""
+        """Map the list of (N, width, h, w), which is emptied, to (N, out, *size)."""
         *others, last = self.by_level
         total = last(_upsample(supervised.pop(), size))
         for layer in reversed(others):
@@ -222,15 +210,15 @@ class FoldedUNet(nn.Module):
         self.supervision = nn.ModuleList(map(_folded, network.supervision))
         (fusion,) = _folded(network.fusion)
         width = fusion.convolution.in_channels // len(self.supervision)
-        # Time of the sum over that of the copy, on two cores of an EPYC in bfloat16 and in fp32: of
-        # maps of 16 channels 0.54 and 0.76, of 4 channels 0.87 and 1.19.
+        # The sum takes 0.54 (bfloat16) and 0.76 (fp32) times as long as the copy with maps of 16
+        # channels, 0.87 and 1.19 times with 4 (two cores of an EPYC, 16 output channels).
         sums = width >= fusion.convolution.out_channels
         self.fusion = SummedFusion(fusion, width) if sums else CopiedFusion(fusion, width)
         self.attends = isinstance(network.attention, Attention)
         self.head = network.head
 
     def fuse_on_cuda(self) -> None:
-        """Let cuDNN fuse where it can, from now on; on other devices nothing changes."""
+        """Use cuDNN's fused convolutions on CUDA; other devices are not affected."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 module.fuses_on_cuda = True
@@ -238,7 +226,7 @@ class FoldedUNet(nn.Module):
             decoder.fuse_on_cuda()
 
     def forward(self, slices: Tensor) -> Tensor:
-        """Logits (N, num_classes, H, W) of z-scored slices (N, 1, H, W), both multiples of 16."""
+        """Return logits (N, num_classes, H, W) of z-scored slices (N, 1, H, W)."""
         rows, columns = slices.shape[2:]
         features, skips = slices, []
         for level, stage in enumerate(self.stages):
@@ -246,7 +234,7 @@ class FoldedUNet(nn.Module):
                 features = _max_pool(features)
             features = stage(features)
             if level < len(self.decoders):
-                # Of a skip only its share of the decoder's sum is kept.
+                # Only the skip's part of the decoder's sum is needed.
                 skips.append(self.decoders[-1 - level].from_skip(features))
 
         supervised = []
@@ -255,13 +243,13 @@ class FoldedUNet(nn.Module):
             supervised.append(supervision(features))
         del features
 
-        # It ends in a ReLU: of the attention only the sigmoid is left.
+        # The fusion ends in a ReLU, so the attention is only a sigmoid.
         fused = self.fusion(supervised, (rows, columns))
         return self.head(fused.sigmoid_() if self.attends else fused)
 
 
 def _folded(layers: nn.Sequential) -> nn.Sequential:
-    """The same layers with each convolution, batch normalisation and ReLU in one."""
+    """Return the layers with each convolution, batch normalisation and ReLU as one."""
     folded = nn.Sequential()
     for layer in layers:
         if isinstance(layer, nn.BatchNorm2d):
@@ -273,14 +261,14 @@ def _folded(layers: nn.Sequential) -> nn.Sequential:
 
 @torch.no_grad()
 def fold(network: AttentionUNet) -> FoldedUNet:
-    """Turn a trained network into its inference form.
+    """Return the inference form of a trained network.
 
     Args:
-        network: in fp32, because the statistics do not survive folding in half precision. It must
-            not be used afterwards: the result takes over its weights.
+        network: in fp32, for folding in half precision is inexact. It must not be used afterwards:
+            the result takes over its weights.
 
     Returns:
-        Z-scored slices (N, 1, H, W) to logits (N, num_classes, H, W), in evaluation mode. The
-        classifiers, which only training needs, are not part of it.
+        A module from z-scored slices (N, 1, H, W), H and W multiples of 16, to logits (N,
+        num_classes, H, W), without the classifiers, which only training needs.
     """
     return FoldedUNet(network.eval()).requires_grad_(False)

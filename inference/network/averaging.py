@@ -1,23 +1,20 @@
-"""Several networks as one: the mean of their probabilities, for those who ask for it.
-
-What it costs is the sum of what they cost; maps of two networks are never held at once.
-"""
+"""Average the probabilities of several networks, which run one after another."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from inference.folding import FoldedUNet
-from inference.weights import WeightsMetadata
+from .folding import FoldedUNet
+from .weights import WeightsMetadata
 
 
 class AveragedNetworks(nn.Module):
-    """Networks for the same labels and slices, in place of one.
+    """Several networks for the same labels and slices, used like one.
 
     Args:
         networks: folded, at least one.
-        metadata: of each. Slices come normalised as the first wants them.
+        metadata: of each; the input is normalised by the first one's mean and deviation.
     """
 
     def __init__(self, networks: Sequence[FoldedUNet], metadata: Sequence[WeightsMetadata]) -> None:
@@ -33,12 +30,12 @@ class AveragedNetworks(nn.Module):
         ]
 
     def fuse_on_cuda(self) -> None:
-        """As `FoldedUNet.fuse_on_cuda`."""
+        """Call `FoldedUNet.fuse_on_cuda` of each."""
         for network in self.networks:
             network.fuse_on_cuda()
 
     def forward(self, slices: Tensor) -> Tensor:
-        """Mean probabilities (N, num_classes, H, W), fp32, of z-scored slices (N, 1, H, W)."""
+        """Return mean probabilities (N, classes, H, W), fp32, of z-scored slices (N, 1, H, W)."""
         total = None
         for network, (scale, shift) in zip(self.networks, self._normalisations, strict=True):
             logits = network(slices if (scale, shift) == (1, 0) else slices * scale + shift)

@@ -1,0 +1,251 @@
+"""The stages of `gpu-sweep` that need no cold process: `… gpu_stages FOLDER DEVICE`.
+
+Prints a JSON object for each measurement as soon as it is made: `stage`, `what`, and the figures by
+the heads of the page's columns. An error is printed as `not measured` and costs that measurement.
+"""
+
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+from benchmark.speed.gpu_sweep import FULL_SIZE, PAPER_SIZE, STAGES
+from benchmark.speed.network_speed import median_seconds, tflop_a_slice
+from inference.cuda import runtime as cuda
+from inference.cuda.choices import CudaChoices
+from inference.device import choose_device
+from inference.intensity import percentiles
+from inference.labels import LABEL_NAMES
+from inference.network.model import AttentionUNet
+from inference.network.weights import DEMONSTRATION, FULL, SLIM, WEIGHTS, load_weights, save_weights
+from inference.prediction import Predictor
+from inference.volume import read_volume
+
+BATCH_SIZES = (1, 2, 4, 8, 16)
+
+WARM_CHOICES = ("fused_kernels", "dense_borders", "overlap", "pinned_buffers")
+"""Choices that act while a process predicts."""
+
+
+def widened(state_dict: dict[str, Tensor], wide: AttentionUNet) -> dict[str, Tensor]:
+    """Return weights with which a wide network is the same function as a narrow one.
+
+    Each channel is there several times, and what reads it takes an equal part of each copy.
+
+    Args:
+        state_dict: of the narrow network.
+        wide: of any weights, which are not read.
+    """
+    weights = {}
+    for name, new in wide.state_dict().items():
+        tensor = state_dict[name]
+        for axis, (old_length, length) in enumerate(zip(tensor.shape, new.shape, strict=True)):
+            copied = torch.arange(length) * old_length // length
+            tensor = tensor.index_select(axis, copied)
+            if tensor.ndim == 4 and axis == (0 if "upsample" in name else 1):  # what is read
+                copies = copied.bincount()[copied]
+                tensor = tensor / copies.view(-1, *[1] * (tensor.ndim - 1 - axis))
+        weights[name] = tensor
+    return weights
+
+
+def write_weights(folder: Path) -> None:
+    """Write weights of 64 channels: the best that ship, and of the paper's network.
+
+    Where there are none, slim ones are `widened`. The paper's network, with attention and without
+    reduction, is widened from the demonstration's, which were trained at reduction 2.
+    """
+    full = FULL if (WEIGHTS / FULL).is_file() else SLIM
+    changes = {"base_channels": 64, "supervised_channels": 16}
+    for name, source, more in (
+        (FULL_SIZE, full, {}),
+        (PAPER_SIZE, DEMONSTRATION, {"matrix_reduction": 1}),
+    ):
+        state_dict, metadata = load_weights(WEIGHTS / source)
+        metadata = dataclasses.replace(metadata, **changes, **more)
+        with torch.device("meta"):
+            wide = AttentionUNet(**metadata.network)
+        save_weights(folder / name, widened(state_dict, wide), metadata)
+
+
+def compared(found: np.ndarray, expected: np.ndarray) -> dict:
+    """Return `voxels unlike` of two label maps, of `all`, and `DSC` of each organ that is there."""
+    dsc = {}
+    for label, organ in enumerate(LABEL_NAMES):
+        ours, theirs = found == label, expected == label
+        if label and (total := int(ours.sum()) + int(theirs.sum())):
+            dsc[organ] = 2 * int((ours & theirs).sum()) / total
+    return {"voxels unlike": int((found != expected).sum()), "of all": found.size, "DSC": dsc}
+
+
+def changed(choice: str) -> CudaChoices:
+    """Return the default choices with one of them changed; "" changes none."""
+    return CudaChoices(**{choice: not getattr(CudaChoices(), choice)} if choice else {})
+
+
+class Stages:
+    """The stages, each a method that prints what it measures.
+
+    Args:
+        folder: of the sweep: its volumes, real CTs in `cts`, and weights.
+        device: as `choose_device` takes it.
+    """
+
+    def __init__(self, folder: Path, device: str) -> None:
+        self.folder, self.device = folder, choose_device(device)
+        self.on_cuda = self.device.type == "cuda"
+        self.rate = math.nan  # of convolutions, TFLOP/s
+
+    def emit(self, stage: str, what: str, measure: Callable[..., dict], *arguments: object) -> None:
+        """Print what `measure` returns, or why it failed."""
+        try:
+            line = {"stage": stage, "what": what, **measure(*arguments)}
+        except Exception as error:
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            line = {"stage": "not measured", "what": f"{stage}: {what}", "why": why}
+        print(json.dumps(line), flush=True)
+        torch.backends.cudnn.benchmark = False
+        if self.on_cuda:
+            torch.cuda.empty_cache()
+
+    def run(self, stage: str) -> dict:
+        """Run one stage and return its `seconds`."""
+        started = time.monotonic()
+        getattr(self, stage)()
+        return {"seconds": time.monotonic() - started}
+
+    def predictor(self, weights: Path, choice: str = "") -> Predictor:
+        """Return a predictor as the service makes it, with one of its choices changed."""
+        return Predictor([load_weights(weights)], self.device, choices=changed(choice))
+
+    def random(self, *shape: int) -> Tensor:
+        """Return random numbers on the device: in fp16, or on a CPU in fp32."""
+        dtype = torch.float16 if self.on_cuda else torch.float32
+        return torch.randn(*shape, device=self.device).to(dtype)
+
+    def rates(self) -> None:
+        """Measure the device's ceilings."""
+        size, channels, side, batch = (8192, 256, 128, 16) if self.on_cuda else (512, 64, 32, 1)
+        factor, features = self.random(size, size), self.random(batch, channels, side, side)
+        target, weight = torch.empty_like(factor), self.random(channels, channels, 3, 3)
+        last = {"memory_format": torch.channels_last}
+        features, weight = features.contiguous(**last), weight.contiguous(**last)
+
+        def rate(amount: float, step: Callable[[], object]) -> dict:
+            torch.backends.cudnn.benchmark = True
+            self.rate = amount / median_seconds(self.device, 10, step) / 1e12
+            return {"rate": self.rate}
+
+        self.emit("rates", "copy (TB/s)", rate, 2 * factor.nbytes, lambda: target.copy_(factor))
+        self.emit("rates", "matrix product (TFLOP/s)", rate, 2 * size**3, lambda: factor @ factor)
+        operations = 18 * channels**2 * side**2 * batch
+        convolve = partial(conv2d, features, weight, padding=1)
+        self.emit("rates", "3x3 convolution (TFLOP/s)", rate, operations, convolve)
+
+    def labels(self) -> None:
+        """Compare labels with those of a CPU in fp32, and turn each choice once."""
+        full, slim = self.folder / FULL_SIZE, WEIGHTS / SLIM
+        pairs = [(ct, one) for ct in sorted(self.folder.glob("cts/*")) for one in (slim, full)]
+        synthetic = self.folder / "middle.nii.gz"
+        pairs += [(synthetic, WEIGHTS / DEMONSTRATION), (synthetic, self.folder / PAPER_SIZE)]
+        for number, (ct, weights) in enumerate(pairs):
+            for choice in ("", *(WARM_CHOICES if number == 0 else ())):
+                what = f"{weights.stem}, {ct.name}" + (f", {choice} changed" if choice else "")
+                self.emit("labels", what, self.compare, ct, weights, choice)
+
+    def compare(self, ct: Path, weights: Path, choice: str) -> dict:
+        """Compare the labels of some slices in the middle of a volume."""
+        slices = max(1, len(read_volume(self.folder / "middle.nii.gz").voxels) // 25)
+        volume = read_volume(ct)
+        first = max(0, (len(volume.voxels) - slices) // 2)
+        found, expected = (
+            predictor.predict(
+                volume.voxels[first : first + slices],
+                window=percentiles(volume.voxels),
+                slope=volume.slope,
+                intercept=volume.intercept,
+            )
+            for predictor in (
+                self.predictor(weights, choice),
+                Predictor([load_weights(weights)], torch.device("cpu"), dtype=torch.float32),
+            )
+        )
+        return compared(found, expected)
+
+    def network(self) -> None:
+        """Time the network alone in every batch size, and with cuDNN's own search."""
+        side = read_volume(self.folder / "short.nii.gz").voxels.shape[1]
+        for weights, reduction in ((PAPER_SIZE, 1), (FULL_SIZE, 2)):
+            size = (side // reduction, side // reduction)
+            predictor = self.predictor(self.folder / weights)
+            tflop = tflop_a_slice(predictor.metadata, size)
+            for batch in BATCH_SIZES:
+                what = f"{size[0]}×{size[1]}, batch of {batch}"
+                self.emit("network", what, self.time_network, predictor, tflop, size, batch)
+            what = f"{size[0]}×{size[1]}, batch of {cuda.BATCH_SIZES[reduction]}, cuDNN's search"
+            arguments = (predictor, tflop, size, cuda.BATCH_SIZES[reduction], True)
+            self.emit("network", what, self.time_network, *arguments)
+
+    def time_network(
+        self, predictor: Predictor, tflop: float, size: tuple, batch: int, search: bool = False
+    ) -> dict:
+        """Time a batch, and read what it allocates beside the weights."""
+        torch.backends.cudnn.benchmark = search
+        slices = self.random(batch, 1, *size).to(predictor.dtype, memory_format=torch.channels_last)
+        before = 0
+        if self.on_cuda:
+            torch.cuda.reset_peak_memory_stats(self.device)
+            before = torch.cuda.memory_allocated(self.device)
+
+        def step() -> Tensor:
+            return predictor.network(slices).argmax(dim=1)
+
+        with torch.inference_mode():
+            seconds = median_seconds(self.device, 5, step)
+        rate = tflop * batch / seconds
+        found = {"ms a slice": 1e3 * seconds / batch, "TFLOP/s": rate, "share": rate / self.rate}
+        if self.on_cuda:
+            peak = torch.cuda.max_memory_allocated(self.device) - before
+            allowed = 2 * predictor.metadata.live_values * slices.numel()
+            found |= {"peak (MB)": peak / 2**20, "allowed for (MB)": allowed / 2**20}
+        return found
+
+    def choices(self) -> None:
+        """Time predictions with a choice as it is and changed."""
+        voxels = read_volume(self.folder / "short.nii.gz").voxels
+        for choice in WARM_CHOICES:
+            weights = self.folder / (FULL_SIZE if choice == "dense_borders" else PAPER_SIZE)
+            self.emit("choices", choice, self.time_choice, voxels, weights, choice)
+
+    def time_choice(self, voxels: np.ndarray, weights: Path, choice: str) -> dict:
+        """Time predictions as it is (A) and changed (B) in the order A B B A, after one of each."""
+        sides = self.predictor(weights), self.predictor(weights, choice)
+        seconds: tuple[list[float], list[float]] = ([], [])
+        for side in (0, 1, 0, 1, 1, 0, 0, 1, 1, 0):
+            started = time.perf_counter()
+            sides[side].predict(voxels, window=(-200, 300))
+            seconds[side].append(time.perf_counter() - started)
+        return {"as it is (s)": seconds[0][1:], "changed (s)": seconds[1][1:]}
+
+
+def main() -> None:
+    """Run all stages."""
+    folder, device = sys.argv[1:]
+    torch.manual_seed(0)
+    write_weights(Path(folder))
+    stages = Stages(Path(folder), device)
+    for stage in STAGES:
+        stages.emit("seconds", stage, stages.run, stage)
+
+
+if __name__ == "__main__":
+    main()

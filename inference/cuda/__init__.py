@@ -1,0 +1,1 @@
+"""What only CUDA needs: the driver, transfers, choices."""

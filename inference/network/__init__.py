@@ -1,0 +1,1 @@
+"""The network: as it is trained, as it runs, and its weights."""

@@ -1,0 +1,1 @@
+"""What a run reports beside label maps: manifest, statistics, flags, previews."""

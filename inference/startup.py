@@ -1,0 +1,133 @@
+"""What a command line does to its process before and after its work; a library does none of it."""
+
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import NoReturn
+
+from .files import one_line, printable
+from .signals import STOP_SIGNALS
+
+CANNOT_START = 3
+"""Exit code where nothing could be begun, or all broke off: 1 says that the rest is written."""
+
+
+class StartError(Exception):
+    """A package, a library or memory is missing: nothing can be begun; the message is one line."""
+
+
+def why_not_started(error: BaseException) -> str:
+    """Return what was missing, in one line."""
+    if isinstance(error, ModuleNotFoundError):
+        return (
+            f"the Python package {error.name} is missing: in a clone run `make setup`, elsewhere "
+            "pip install -r requirements.txt"
+        )
+    return str(error) if isinstance(error, StartError) else one_line(error)
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[None]:
+    """Turn what goes wrong while packages are imported into a `StartError`."""
+    try:
+        yield
+    except Exception as error:
+        raise StartError(why_not_started(error)) from error
+
+
+def run(load: Callable[[], Callable[[], int]]) -> int:
+    """Run a command line.
+
+    Args:
+        load: imports the function that runs it, and returns that.
+
+    Returns:
+        Its exit code; `CANNOT_START` if something is missing, or it raises an exception.
+    """
+    open_standard_streams()
+    with contextlib.suppress(OSError, ValueError):  # nobody may be there to read
+        try:
+            with starting():
+                main = load()
+            return main()
+        except (StartError, ImportError, MemoryError) as error:
+            line = printable(why_not_started(error))
+            print(f"error: it cannot start: {line}", file=sys.stderr, flush=True)
+        except Exception:
+            traceback.print_exc()
+    return CANNOT_START
+
+
+def open_standard_streams() -> None:
+    """Put the null device where a standard stream was closed: files must not get its number.
+
+    What the terminal's encoding lacks is written as an escape: no name may end a run.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+        getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def end_at_once_on_signals() -> None:
+    """Answer signals while nothing is begun; process 1 of a container is deaf without a handler."""
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, _: os._exit(128 + number))
+
+
+def import_nibabel() -> None:
+    """Import nibabel without pydicom, which it takes for an extension of headers if it finds it.
+
+    It would cost every start of a container 0.2 s, of which only DICOM input has any use.
+    """
+    sys.modules["pydicom"] = None
+    try:
+        import nibabel  # noqa: F401
+    finally:
+        del sys.modules["pydicom"]
+
+
+def import_torch() -> None:
+    """Import torch without its rules for tensors that have a shape and no values.
+
+    They are written in Python, take a quarter of torch's import and are for its compiler; the
+    service neither compiles nor traces. Whoever imports them afterwards gets them.
+    """
+    if "torch" in sys.modules:
+        return
+    rules = "torch._meta_registrations"
+    sys.modules[rules] = ModuleType(rules)
+    try:
+        import torch
+    finally:
+        del sys.modules[rules]
+    vars(torch).pop("_meta_registrations", None)  # not every version of torch names it
+
+
+def end_process(code: int) -> NoReturn:
+    """End now that everything is written; taking torch apart piece by piece would take 0.3 s."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # whoever listened may be gone
+            stream.flush()
+    os._exit(code)
+
+
+def use_for_temporary_files(folder: Path) -> None:
+    """Let temporary files (matplotlib's cache) lie in a folder if no usual one can be written."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.tempdir = os.environ["TMPDIR"] = str(folder.resolve())

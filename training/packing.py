@@ -1,0 +1,150 @@
+"""Packed data sets: 8-bit PNG files that need no header library, small enough to be carried.
+
+    PACKED/part-1/cases.json        what the data set's own says, and under "packed" the rest
+    PACKED/part-1/NAME-1.png        HU: slices one below the other, each pixel an index of `levels`
+    PACKED/part-1/NAME-labels-1.png labels in our numbers
+
+Volumes are clipped to the recipe's `clip_hu` and cropped to the body in plane. A volume of at most
+256 different HU is stored exactly, another in 256 even levels (2.5 HU apart from -400 to 240).
+"""
+
+import json
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from inference.files import write_atomically
+from inference.volume import VolumeError
+from training import TrainingError
+from training.cases import Case
+
+LARGEST_FILE, LARGEST_PART = 15_000_000, 45 * 2**20
+_LARGEST_IMAGE = 1 << 26  # pixels; above some 90 million Pillow suspects an attack
+_AIR_BELOW_HU, _MARGIN = -300, 4
+
+
+def _body(hu: np.ndarray, labels: np.ndarray) -> tuple[slice, slice]:
+    """Return the rows and columns that show tissue or labels, and some air, which edges repeat."""
+    shown = ((hu > _AIR_BELOW_HU) | (labels > 0)).any(axis=0)
+    box = []
+    for axis in (1, 0):
+        filled = np.flatnonzero(shown.any(axis=axis))
+        first, last = (filled[0], filled[-1]) if filled.size else (0, shown.shape[1 - axis] - 1)
+        box.append(slice(max(first - _MARGIN, 0), last + 1 + _MARGIN))
+    return box[0], box[1]
+
+
+def _encoded(array: np.ndarray) -> list[bytes]:
+    """Return an array (slices, rows, columns), uint8, as PNG files of whole slices."""
+    content = BytesIO()
+    if array.size <= _LARGEST_IMAGE or len(array) == 1:
+        image = Image.fromarray(array.reshape(-1, array.shape[2]))
+        image.save(content, "PNG", compress_level=9)
+        if content.tell() <= LARGEST_FILE or len(array) == 1:
+            return [content.getvalue()]
+    half = len(array) // 2
+    return _encoded(array[:half]) + _encoded(array[half:])
+
+
+def pack_case(
+    hu: np.ndarray, labels: np.ndarray, clip_hu: tuple[float, float], step: float = 0.0
+) -> tuple[list[bytes], list[bytes], dict]:
+    """Pack a case as `read_case` reads it.
+
+    Args:
+        hu: (slices, rows, columns), int16.
+        labels: of the same shape, uint8.
+        clip_hu: range of the HU.
+        step: least distance of two levels, HU; 0 takes all that 8 bits hold.
+
+    Returns:
+        PNG files of the HU and of the labels, and what `read_packed` needs to know of them.
+    """
+    rows, columns = _body(hu, labels)
+    low, high = clip_hu
+    hu = np.clip(hu[:, rows, columns], low, high)
+    levels = np.unique(hu)
+    if step or len(levels) > 256:
+        step = max(step, (high - low) / 255)
+        hu = np.rint(np.rint((hu - low) / step) * step + low).clip(low, high)
+        levels = np.unique(hu)
+    codes = np.searchsorted(levels, hu).astype(np.uint8)
+    labels = np.ascontiguousarray(labels[:, rows, columns])
+    about = {"shape": hu.shape, "levels": levels.astype(int).tolist(), "clip_hu": clip_hu}
+    return _encoded(codes), _encoded(labels), about
+
+
+def read_packed(case: Case) -> tuple[np.ndarray, np.ndarray, dict]:
+    """Read a packed case; returns what `read_case` does.
+
+    Raises:
+        VolumeError: a file is missing or damaged.
+    """
+    about = dict(case.packed)
+    folder, levels = about.pop("folder"), np.array(about.pop("levels"), np.int16)
+    about.pop("clip_hu")
+    arrays = []
+    for kind in ("images", "labels"):
+        array, start = np.empty(about["shape"], np.uint8), 0
+        for name in about.pop(kind):
+            try:
+                with Image.open(folder / name) as image:
+                    part = np.asarray(image).reshape(-1, *array.shape[1:])
+                array[start : start + len(part)] = part
+            except (OSError, ValueError, SyntaxError) as error:
+                raise VolumeError(f"{name}: missing or damaged ({error})") from error
+            start += len(part)
+        arrays.append(array)
+    codes, labels = arrays
+    return levels[codes], labels, about
+
+
+def check_clip(cases: list[Case], clip_hu: tuple[float, float] | None) -> None:
+    """Raise TrainingError where HU that a recipe or weights would see were lost in packing."""
+    for case in cases:
+        low, high = case.packed["clip_hu"] if case.packed else (-np.inf, np.inf)
+        needed = clip_hu or (-np.inf, np.inf)
+        if needed[0] < low or needed[1] > high:
+            raise TrainingError(
+                f"{case.name} is packed within {low:g} to {high:g} HU, and clip_hu is "
+                f"{clip_hu or 'none'}: pack it again"
+            )
+
+
+class Packer:
+    """Writes packed cases into parts of `LARGEST_PART`; a larger case has a part of its own."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.sizes: list[int] = []
+        self.described: list[dict[str, dict]] = []
+
+    def add(self, name: str, images: list[bytes], labels: list[bytes], about: dict) -> None:
+        """Write a case into the first part with room for it.
+
+        Args:
+            name: of the case.
+            images, labels: its PNG files.
+            about: for `cases.json`; under "packed" what the files are is added.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        size = sum(map(len, images + labels)) + len(json.dumps(about)) + 200
+        room = (n for n, used in enumerate(self.sizes) if used + size <= LARGEST_PART)
+        number = next(room, len(self.sizes))
+        if number == len(self.sizes):
+            self.sizes.append(0)
+            self.described.append({})
+        part = self.output / f"part-{number + 1}"
+        part.mkdir(parents=True, exist_ok=True)
+        for kind, suffix, files in (("images", "", images), ("labels", "-labels", labels)):
+            names = [f"{name}{suffix}-{index}.png" for index in range(1, len(files) + 1)]
+            for file, content in zip(names, files, strict=True):
+                write_atomically(part / file, content)
+            about["packed"][kind] = names
+        self.sizes[number] += size
+        self.described[number][name] = about
+        write_atomically(part / "cases.json", json.dumps(self.described[number]).encode())

@@ -28,7 +28,6 @@ from benchmark.text import log, plural
 from inference.files import printable, write_atomically
 
 DONE, FAILED, NOT_RUN, RUNNING = "done", "failed", "not run", "running"
-
 _RESERVE_BYTES = 2 << 30  # free space that stays on every disk, whatever is loaded
 
 # What the engine prints when no team's container could start.

@@ -32,13 +32,9 @@ FREE = TOLERANCES["flare23"]
 """Seconds and MB of GPU memory that cost nothing."""
 
 START, MODES = "starts with the organisers' command", (NO_NETWORK, HARDENED, SMALL_SHARED_MEMORY)
-
 _TEXTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-
 _ROUNDING = 1e-3  # of the labelled voxels: what a second run may label otherwise with a warning
-
 _NEARLY_ALL = 0.9  # of the memory limit
-
 _ASPECTS = ("name", "file", "shape", "affine", "type", "labels")
 
 

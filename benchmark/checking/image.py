@@ -15,9 +15,7 @@ _WARN_GB = {"archive's size": 10.0, "image's size": 20.0}
 of the challenge."""
 
 _QUESTION_SECONDS = 60.0
-
 _MOST_ANSWER_BYTES = 1 << 16
-
 _ASK_WEIGHTS = """
 import json
 from inference.network.weights import default_weights

@@ -6,9 +6,7 @@ from benchmark.checking.findings import FAILED, PASSED, WARNED
 from benchmark.text import bullets, by, cell, number_or_dash, table
 
 CHECK_JSON = "check.json"
-
 _COLUMNS = ("", "Check", "Found", "Costs in the challenge", "What to do")
-
 _KEYS = ("check", "found", "cost", "advice")
 
 

@@ -16,9 +16,7 @@ LARGE_SLICES = 852
 """Slices of the very large phantom: 95 % of the challenge's CTs have fewer, the largest 2,651."""
 
 _SEED = 2023
-
 _COARSER = 2  # rows and columns are drawn so much coarser, and repeated: a quarter of the time
-
 _TURNED = ("S", "L", "A")  # where the turned file's axes point; most files have L, P, S or R, A, S
 
 

@@ -14,7 +14,6 @@ from benchmark.options import HarnessError, UsageError
 from benchmark.text import log
 
 BYTES_PER_MB = 2**20
-
 _NO_DRIVER = (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
 
 _LOST = (
@@ -23,7 +22,6 @@ _LOST = (
 )
 
 _IDLE_SAMPLES = 10
-
 _BUSY_MB = 256.0  # idle memory beside the driver's own, above which the GPU is taken to be in use
 
 

@@ -35,13 +35,9 @@ PHASE_LOG = ".abdoseg_phases.jsonl"
 """Name of the phase log in a case's outputs folder."""
 
 ORGANISERS_COMMAND = ("/bin/bash", "-c", "sh predict.sh")
-
 _POLL_SECONDS = 0.1
-
 _GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
-
 _LOG_SECONDS = 2.0  # for the last of what it printed; a process that got away may hold the pipe
-
 _ENGINE_FAILED = 125  # `docker run`'s exit code when the engine, not the container, is at fault
 
 _OUT_OF_MEMORY_WORDS = re.compile(

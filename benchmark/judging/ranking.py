@@ -15,7 +15,6 @@ RESAMPLINGS = 10_000
 """Of the cases for P(first), and sign flips of more than `_ALL_FLIPS` cases for the intervals."""
 
 _ALL_FLIPS = 12  # cases up to which all 2**cases sign flips are gone through
-
 _LEVEL = 0.95  # of the intervals
 
 

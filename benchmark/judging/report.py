@@ -24,12 +24,10 @@ from inference.files import write_atomically
 from inference.labels import LABEL_NAMES, TUMOR
 
 TEMPLATE = Path(__file__).with_name("report.html")
-
 CURVE_BUCKETS = 250
 """Longer curves keep the least and the greatest sample of so many stretches of time."""
 
 _SERIES = {"gpu": "gpu_used_mb", "ram": "ram_mb", "cpu": "cpu_percent"}
-
 _SCORES = {"dsc": "dsc", "nsd": "nsd", "tumorDsc": "tumor-dsc", "tumorNsd": "tumor-nsd"}
 
 _FIGURES = {

@@ -116,10 +116,10 @@ match arguments:
     case ["container", "rm", "-f", _]:
         sys.exit(remove_container())
     case ["container", "ls", *_]:
-        labelled = any(word.startswith("label=") for word in arguments)
+        labelled = [word.partition("=")[2] for word in arguments if word.startswith("label=")]
         for pid_file in stub.glob("*.pid"):
             label = pid_file.with_suffix(".label")
-            print(pid_file.stem, label.read_text() if labelled else "", sep="\t")
+            print(pid_file.stem, *(f"{key}={label.read_text()}" for key in labelled), sep="\t")
     case ["events", *_] if "event=start" in arguments:
         name = next(word for word in arguments if word.startswith("container=")).split("=")[1]
         if (stub / f"{name}.started").exists():

@@ -9,9 +9,8 @@ import socket
 from inference.command import run
 from inference.files import one_line
 from inference.memory import cpu_limit
-from inference.network.weights import default_weights
 from inference.options import make_parser, parse_arguments
-from inference.progress import say
+from inference.progress import print_line
 from inference.sources import NiftiFile
 from inference.startup import CANNOT_START, StartError
 
@@ -37,7 +36,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=int,
         metavar="N",
-        help="(default: as many as there is room for; more start when nodes join)",
+        help="(default: as many as the cluster can hold; more start when nodes join)",
     )
     parser.add_argument(
         "--cpus",
@@ -61,19 +60,19 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         options.address = os.environ.get("RAY_ADDRESS", "local")
     if not re.fullmatch(r"auto|local|.+:\d+", options.address):
         _refuse(f"--address {options.address}: give auto or HOST:PORT")
-    if not all(isinstance(source, NiftiFile) for source in options.paths):
+    if not all(isinstance(source, NiftiFile) for source in options.sources):
         _refuse(
             f"--input {options.input}: DICOM series are not spread over a cluster; python -m "
             "inference segments them on one machine"
         )
-    options.paths = [NiftiFile(source.path.absolute()) for source in options.paths]
+    options.sources = [NiftiFile(source.path.absolute()) for source in options.sources]
     options.output = options.output.absolute()
     options.weights = [path.absolute() for path in options.weights]
     return options
 
 
 def _refuse(line: str) -> None:
-    say(f"python -m cluster: error: {line}")
+    print_line(f"python -m cluster: error: {line}")
     raise SystemExit(2)
 
 
@@ -109,11 +108,11 @@ def _join(address: str) -> None:
         raise StartError(f"--address {address}: {reason}") from error
 
 
-def _make_room(options: argparse.Namespace) -> None:
-    """Say what a worker takes, `each`, and how many `workers` there are to be.
+def _plan_workers(options: argparse.Namespace) -> None:
+    """Set what each worker takes, `each`, and how many `workers` there are to be.
 
     Raises:
-        ValueError: there is no room for any.
+        ValueError: no node has enough for one.
     """
     import ray
 
@@ -121,20 +120,18 @@ def _make_room(options: argparse.Namespace) -> None:
     gpus = sum(int(node.get("GPU", 0)) for node in nodes)
     cores = [int(node.get("CPU", 0)) for node in nodes]
     if options.device == "cuda" or (options.device == "auto" and gpus):
-        options.device, room = "cuda", gpus
+        options.device, most = "cuda", gpus
         options.each = {"num_gpus": 1, "num_cpus": 1}
-        if not room:
+        if not most:
             raise ValueError("no node of the cluster has a GPU")
     else:
         options.device = "cpu"
         cpus = options.cpus or min(_CPUS, max(cores))
-        room = sum(number // cpus for number in cores if cpus)
+        most = sum(number // cpus for number in cores if cpus)
         options.each = {"num_cpus": cpus}
-        if not room:
+        if not most:
             raise ValueError(f"no node of the cluster has {cpus or 1} cores for a worker")
-    options.workers = options.workers or room
-    if not options.weights:  # the same for all, and for what is said of the label maps
-        options.weights = [default_weights(on_cuda=options.device == "cuda")[0].absolute()]
+    options.workers = options.workers or most
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -147,22 +144,22 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _join(options.address)
     except StartError as error:
-        say(f"error: it cannot start: {error}")
+        print_line(f"error: it cannot start: {error}")
         return CANNOT_START
 
     import ray
 
-    from cluster.spread import Spread
+    from cluster.runner import RayRunner
 
     try:
-        _make_room(options)
+        _plan_workers(options)
         if not options.quiet:
             cores = options.each["num_cpus"]
             size = "a GPU each" if options.device == "cuda" else f"no GPU, cores for each: {cores}"
-            say(f"Ray at {options.address}: {options.workers} workers, {size}")
-        return run(options, Spread)
+            print_line(f"Ray at {options.address}: {options.workers} workers, {size}")
+        return run(options, RayRunner)
     except ValueError as error:
-        say(f"error: {one_line(error)}")
+        print_line(f"error: {one_line(error)}")
         return 2
     finally:
         ray.shutdown()

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import dataclasses
 import os
 import threading
 from concurrent.futures import Future
@@ -12,21 +11,23 @@ from queue import SimpleQueue
 
 import ray
 
+from inference import startup
 from inference.case import Case
-from inference.command import make_service
+from inference.loading import NetworkLoader
 from inference.memory import memory_limit
 from inference.phases import PhaseTimer
+from inference.service import Observer, Service
 from inference.sources import NiftiFile
 
-AHEAD = 3
+CASES_IN_FLIGHT = 3
 """Cases a worker has at a time: one is read, one predicted, one written."""
 
 _MEMORY_SHARE = 0.9
 """Of a node's memory for its workers; from 95 % on, Ray ends them."""
 
 
-class Worker:
-    """What an actor of Ray runs; up to `AHEAD` calls of `segment` at once.
+class Worker(Observer):
+    """What an actor of Ray runs; up to `CASES_IN_FLIGHT` calls of `segment` at once.
 
     Args:
         options: of the command line, paths absolute.
@@ -42,10 +43,10 @@ class Worker:
         self._records: dict[str, dict | None] = {}
 
     def start(self) -> str:
-        """Load the network and begin to take cases.
+        """Load the network and start to take cases.
 
         Returns:
-            Device, precision and weights, as the service says them.
+            Device, precision and weights, as the service prints them.
 
         Raises:
             ValueError: the folders are not those of the run, the device is not there, or the
@@ -55,26 +56,22 @@ class Worker:
             raise ValueError(f"{self._sample} is not there")
         if not self._mark.exists():
             raise ValueError(f"{self._options.output} is another folder there")
-        service = make_service(
-            self._options, self._timer, memory=_memory_share(), on_case=self._on_case
-        )
-        said = StringIO()
-        with contextlib.redirect_stderr(said):
-            predictor = service.make_predictor()
-        self._service = dataclasses.replace(
-            service,
-            make_predictor=lambda: predictor,
-            recorded=self._records.get,
-        )
+        startup.share_interpreter()
+        startup.silence_libraries()
+        loader = NetworkLoader.of(self._options, self._timer)
+        self._service = Service.of(self._options, loader, self, self._timer, _memory_share())
+        printed = StringIO()
+        with contextlib.redirect_stderr(printed):
+            _ = loader.predictor
         threading.Thread(target=self._segment_all, daemon=True).start()
-        return said.getvalue().strip()
+        return printed.getvalue().strip()
 
     def segment(self, source: NiftiFile, record: dict | None) -> tuple[Case, dict[str, float]]:
         """Segment one volume, while others are being read and written.
 
         Args:
             source: the volume's file.
-            record: what `Service.recorded` returns for it.
+            record: what `Observer.recorded` returns for it.
 
         Returns:
             The case, "done", "kept" or "failed", and its seconds per stage.
@@ -93,13 +90,18 @@ class Worker:
         finally:
             os._exit(1)  # without its service the worker must not look alive
 
-    def _on_case(self, case: Case) -> None:
+    def recorded(self, name: str) -> dict | None:
+        """Return the record that came with a case."""
+        return self._records.get(name)
+
+    def on_case(self, case: Case) -> None:
+        """Answer the call that waits for a case."""
         if ended := self._ended.pop(case.name, None):
             ended.set_result(None)
 
 
 def _memory_share() -> int:
-    """Bytes for this worker: its share of the node's memory is that of the node's GPUs or CPUs."""
+    """Return the bytes for this worker: as much of the node's memory as of its GPUs or CPUs."""
     context = ray.get_runtime_context()
     mine = context.get_assigned_resources()
     kind = "GPU" if "GPU" in mine else "CPU"

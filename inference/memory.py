@@ -1,5 +1,6 @@
 """Memory and CPUs: the limits of container and machine, and what cases take of them."""
 
+import contextlib
 import os
 import re
 import resource
@@ -129,7 +130,7 @@ class MemoryBudget:
         self._changed = threading.Condition()
 
     def take(self, need: int) -> None:
-        """Wait until `need` bytes are left, and take them.
+        """Wait until `need` bytes are free, and take them.
 
         Raises:
             ValueError: they are more than there ever are.
@@ -142,6 +143,17 @@ class MemoryBudget:
         with self._changed:
             self._changed.wait_for(lambda: self._taken + need <= self.total)
             self._taken += need
+
+    @contextlib.contextmanager
+    def taken_if_free(self, need: int) -> Iterator[bool]:
+        """Take `need` bytes for the block if they are free now; whether they are is its value."""
+        with self._changed:
+            free = self._taken + need <= self.total
+            self._taken += need if free else 0
+        try:
+            yield free
+        finally:
+            self.give_back(need if free else 0)
 
     def give_back(self, amount: int) -> None:
         """Give back what was taken."""

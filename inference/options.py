@@ -182,8 +182,8 @@ def parse_arguments(
     parser = parser or make_parser()
     options = parser.parse_args(arguments)
 
-    options.left_out = []
-    options.paths = _find_inputs(options, parser)
+    options.skipped = []
+    options.sources = _find_inputs(options, parser)
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options.device):
         parser.error(f"--device {options.device}: choose auto, cpu, cuda or cuda:N")
     if options.batch_size is not None and options.batch_size < 1:
@@ -202,7 +202,7 @@ def parse_arguments(
     shard = _parse_shard(options, parser) if options.shard else None
     _protect_inputs(options, parser)  # those of other shards too
     if shard:
-        options.paths = shard_of(options.paths, *shard)
+        options.sources = shard_of(options.sources, *shard)
     return options
 
 
@@ -257,20 +257,20 @@ def _find_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -
         parser.error(printable(f"--input {source}: {reason}"))
     series = _find_series(options, parser)
     if not series:
-        left_out = "".join(f"; left out: {line}" for line in options.left_out)
+        left_out = "".join(f"; skipped: {line}" for line in options.skipped)
         parser.error(printable(f"--input {source}: {reason}, and no CT series in DICOM{left_out}"))
     return series
 
 
 def _find_series(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Source]:
-    """The DICOM series of the input; what else is there goes to `options.left_out`."""
+    """The DICOM series of the input; what else is there goes to `options.skipped`."""
     from .dicom.discovery import find_series  # only for those who have DICOM
 
     if not options.quiet:
         with contextlib.suppress(OSError, ValueError):
             print("No NIfTI file there: looking for DICOM series", file=sys.stderr, flush=True)
     try:
-        series, options.left_out = find_series(options.input, options.names)
+        series, options.skipped = find_series(options.input, options.names)
     except (OSError, ValueError) as error:
         parser.error(printable(f"--input {options.input}: {one_line(error)}"))
     return series
@@ -278,7 +278,7 @@ def _find_series(options: argparse.Namespace, parser: argparse.ArgumentParser) -
 
 def _protect_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Refuse a call that would write over what it reads, under whatever name or link."""
-    sources = [source for source in options.paths if not source.refusal]
+    sources = [source for source in options.sources if not source.refusal]
     inputs = {file_identity(file): file for source in sources for file in source.files}
     endings = {"nifti": [".nii.gz"], "seg": [".seg.dcm"], "both": [".nii.gz", ".seg.dcm"]}
     written = {
@@ -299,7 +299,7 @@ def _protect_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser
                         "another folder"
                     )
                 )
-    of_dicom = not all(isinstance(source, NiftiFile) for source in options.paths)
+    of_dicom = not all(isinstance(source, NiftiFile) for source in options.sources)
     if of_dicom and file_identity(options.output) == file_identity(options.input):
         parser.error(
             printable(

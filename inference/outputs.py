@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from .case import Case
 from .files import file_identity, one_line, printable
 from .label_map import (
@@ -17,6 +19,7 @@ from .label_map import (
 from .labels import LABEL_NAMES
 from .records.provenance import Provenance
 from .sources import why_changed
+from .volume import Volume
 
 if TYPE_CHECKING:
     from .dicom.segmentation import SegmentationWriter
@@ -87,7 +90,7 @@ class Outputs:
             header, stale = case.source.header, ""
             if self.with_label_map:
                 path = self.label_map(case.name)
-                stale = why_not_label_map_of(path, header, self._signature)
+                stale = why_not_label_map_of(path, header, self.signature)
             if not stale and self.segmentation:
                 stale = self.segmentation.why_stale(self._segmentation(case.name), case.source)
             made_ns = min(path.stat().st_mtime_ns for path in self.of(case.name))
@@ -95,8 +98,16 @@ class Outputs:
         except (ValueError, OSError) as error:
             return one_line(error)
 
-    def write(self, case: Case) -> None:
+    def write(self, case: Case, volume: Volume, label_map: np.ndarray) -> list[str]:
         """Write a case's files; the label map also where no SEG can be made.
+
+        Args:
+            case: whose they are.
+            volume: of the case.
+            label_map: (slices, rows, columns), SPL, uint8.
+
+        Returns:
+            Warnings.
 
         Raises:
             VolumeError: no SEG can be made.
@@ -104,21 +115,23 @@ class Outputs:
         """
         if self.per_organ:
             folder, labels = self.folder / case.name, self._masked_labels
-            write_organ_masks(folder, case.label_map, case.volume, labels, self._signature)
-        shown = select_labels(case.label_map, self.labels) if self.labels else case.label_map
+            write_organ_masks(folder, label_map, volume, labels, self.signature)
+        shown = select_labels(label_map, self.labels) if self.labels else label_map
         try:
-            if self.segmentation:
-                output = self._segmentation(case.name)
-                case.warnings += self.segmentation.write(output, shown, case.volume, case.source)
+            if not self.segmentation:
+                return []
+            output = self._segmentation(case.name)
+            return self.segmentation.write(output, shown, volume, case.source)
         finally:
             if self.with_label_map:
-                write_label_map(self.label_map(case.name), shown, case.volume, self._signature)
+                write_label_map(self.label_map(case.name), shown, volume, self.signature)
 
     def _segmentation(self, name: str) -> Path:
         return self.folder / f"{name}.seg.dcm"
 
     @property
-    def _signature(self) -> str | None:
+    def signature(self) -> str | None:
+        """The signature of each label map."""
         return self.provenance.signature if self.provenance else None
 
     @property

@@ -4,9 +4,9 @@ Voxels go to the device as the file has them and are normalised there; the logit
 one byte a voxel there, and only those labels come back. No volume of logits is ever built.
 """
 
-import ctypes
+import concurrent.futures
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -27,31 +27,14 @@ from .network.labelling import interpolated_labels, labels_of, upsampled_labels
 from .network.model import DOWNSAMPLING, AttentionUNet
 from .network.weights import WeightsMetadata, common_metadata
 
-# On a CPU so many slices at most are predicted at once, so that their maps fit in memory however
-# many cores there are.
-_MOST_LANES = 16
-
-
-def _reuse_freed_memory() -> None:
-    """Let malloc keep what is freed, for every map of the network is as large as one before it.
-
-    By default glibc maps large blocks anew and gives them back each time, and the kernel clears
-    every page again: 12 to 20 % of the network's time (benchmark/results/waterfall-cpu.md). Blocks
-    of 256 MB and more, whole volumes, are still given back. Other C libraries have no such options.
-    """
-    if not hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        return
-    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # malloc.h
-    libc.mallopt(mmap_threshold, 256 << 20)
-    libc.mallopt(trim_threshold, 1 << 30)
-    libc.mallopt(arena_max, 1)  # what one thread has freed serves the others
+_MOST_LANES = 16  # on a CPU, however many cores there are: the maps of so many slices need memory
 
 
 def trained_network(state_dict: dict[str, Tensor], metadata: WeightsMetadata) -> AttentionUNet:
-    """Return the network of a weights file, fp32, on the CPU.
+    """Return the network of a weights file, fp32.
 
     Raises:
-        ValueError: the weights are of another network than their metadata say.
+        ValueError: the weights do not fit the network that the metadata describe.
     """
     with torch.device("meta"):
         network = AttentionUNet(**metadata.network)
@@ -80,8 +63,6 @@ class Predictor:
             wait for one another.
         gpu_memory_mb: device memory for the whole process, in MB, kept to by torch's allocator; by
             default what is free.
-        host_bytes: on a CPU, for the maps of the slices that are predicted at once: where it is too
-            little for all lanes, slices are predicted one at a time. By default there is no limit.
         dtype: by default `choose_dtype(device)`.
         choices: of the CUDA path.
         ready: what `cuda.warm_up` returned, if it has been called.
@@ -90,8 +71,7 @@ class Predictor:
 
     Raises:
         ValueError: the weights are of another network, or of some that do not see the same slices;
-            `gpu_memory_mb` is too little for it, or the
-            device cannot be used.
+            `gpu_memory_mb` is too little for it, or the device cannot be used.
     """
 
     def __init__(
@@ -102,7 +82,6 @@ class Predictor:
         batch_size: int | None = None,
         lanes: int | None = None,
         gpu_memory_mb: float | None = None,
-        host_bytes: int | None = None,
         dtype: torch.dtype | None = None,
         choices: CudaChoices = CudaChoices(),  # noqa: B008  (frozen)
         ready: "Future[bool] | None" = None,
@@ -115,17 +94,20 @@ class Predictor:
         self.choices = choices
         self._ends_context = ends_context and choices.ends_context
         self.batch_size = batch_size
-        self.host_bytes = host_bytes
+        # By size and reduction of the slices, after a lack of memory.
+        self._batch_sizes: dict[tuple[tuple[int, ...], int], int] = {}
 
         networks = [trained_network(*one) for one in weights]
         if device.type == "cuda":
+            ready = ready or cuda.warm_up(device, self.dtype)
+            if not choices.folds_meanwhile:
+                concurrent.futures.wait([ready])
+            folded = self._folded(networks)
             with cuda.as_value_error(device):
-                ready = ready or cuda.warm_up(device, self.dtype)
-                self._put_on_cuda(networks, gpu_memory_mb, ready)
+                self._put_on_cuda(folded, gpu_memory_mb, ready)
         else:
             network = self._folded(networks)
             self.network = network.to(self.dtype, memory_format=torch.channels_last)
-            _reuse_freed_memory()
         threads = thread_count()
         self.lanes = lanes or (1 if device.type == "cuda" else min(threads, _MOST_LANES))
         self._pool = ThreadPoolExecutor(
@@ -139,11 +121,8 @@ class Predictor:
         return folded[0] if len(folded) == 1 else AveragedNetworks(folded, self._each)
 
     def _put_on_cuda(
-        self, networks: list[AttentionUNet], gpu_memory_mb: float | None, ready: "Future[bool]"
+        self, folded: nn.Module, gpu_memory_mb: float | None, ready: "Future[bool]"
     ) -> None:
-        if not self.choices.folds_meanwhile:
-            ready.result()
-        folded = self._folded(networks)
         # What cuDNN has no fused kernel for is found out layer by layer; what it computes wrongly
         # in one it should in none.
         if ready.result() and self.choices.fused_kernels:
@@ -176,6 +155,7 @@ class Predictor:
         slope: float = 1.0,
         intercept: float = 0.0,
         reduction: int | None = None,
+        lanes: int | None = None,
         on_slices: Callable[[int], None] = lambda count: None,
     ) -> np.ndarray:
         """Label every voxel of a volume.
@@ -186,6 +166,7 @@ class Predictor:
             slope, intercept: HU = slope * voxel + intercept.
             reduction: the matrix reduction; by default the weights' own
                 (`WeightsMetadata.reduction_at` lowers it where pixels are coarse).
+            lanes: all, as by default, or 1, where memory is short.
             on_slices: called after each batch with the number of slices in it.
 
         Returns:
@@ -194,64 +175,79 @@ class Predictor:
         Raises:
             torch.OutOfMemoryError: not even one slice fits the device's memory.
         """
-        label_map = np.empty(voxels.shape, np.uint8)
         window = clipped_window(window, self.metadata.clip_hu, slope, intercept)
         reduction = reduction or self.metadata.matrix_reduction
-        batch_size = self.batch_size or self.default_batch_size(voxels.shape[1:], reduction)
+        pinned = self.device.type == "cuda" and self.choices.pinned_buffers
 
-        on_cuda = self.device.type == "cuda"
-        pinned = on_cuda and self.choices.pinned_buffers
-        if on_cuda:
-            # The current device is a thread's own: without it pinned memory would make a context
-            # on device 0 as well.
-            torch.cuda.set_device(self.device)
-
-        def launch(first: int, start: int, stop: int) -> PendingLabels:
+        def label(first: int, stop: int) -> Tensor:
             slices = to_device(voxels[first:stop], self.device, pinned=pinned)
-            labels = self._predict_batch(slices, window, slope, intercept, reduction)
-            return PendingLabels(start, stop, labels[start - stop :], pinned=pinned)
+            return self._predict_batch(slices, window, slope, intercept, reduction)
 
-        def label(start: int, stop: int) -> None:
-            label_map[start:stop] = launch(start, start, stop).fetch()
+        if self.device.type == "cuda":
+            batches = self._predict_on_cuda(label, voxels.shape, reduction)
+        else:
+            batches = self._predict_on_cpu(label, len(voxels), lanes or self.lanes)
+        label_map = np.empty(voxels.shape, np.uint8)
+        for start, labels in batches:
+            label_map[start : start + len(labels)] = labels
+            on_slices(len(labels))
+        return label_map
 
-        if self.lanes > 1 and self._lanes_fit(batch_size, voxels.shape[1:], reduction):
-            starts = range(0, len(voxels), batch_size)
-            stops = [min(start + batch_size, len(voxels)) for start in starts]
-            done = self._pool.map(label, starts, stops)
-            for start, stop, _ in zip(starts, stops, done, strict=True):
-                on_slices(stop - start)
-            return label_map
+    def _predict_on_cpu(
+        self, label: Callable[[int, int], Tensor], count: int, lanes: int
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the first slice and the labels of each batch, `lanes` of them predicted at once."""
+        starts = range(0, count, self.batch_size or 1)
+        stops = [*starts[1:], count]
+        run = map if lanes == 1 else self._pool.map
+        for start, labels in zip(starts, run(label, starts, stops), strict=True):
+            yield start, labels.numpy()
 
-        def finish(batch: PendingLabels) -> None:
-            label_map[batch.start : batch.stop] = batch.fetch()
-            on_slices(batch.stop - batch.start)
-
-        before: PendingLabels | None = None
+    def _predict_on_cuda(
+        self, label: Callable[[int, int], Tensor], shape: tuple[int, ...], reduction: int
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield as `_predict_on_cpu`, one batch launched ahead; one that does not fit is halved."""
+        # The current device is a thread's own: without it pinned memory would make a context on
+        # device 0 as well.
+        torch.cuda.set_device(self.device)
+        count, size = shape[0], (shape[1:], reduction)
+        batch_size = (
+            self._batch_sizes.get(size) or self.batch_size or self.default_batch_size(*size)
+        )
+        launched: PendingLabels | None = None
         start = 0
-        while start < len(voxels):
-            stop = min(start + batch_size, len(voxels))
-            # For a last batch of another size cuDNN would plan anew: it takes some slices again.
-            first = max(0, stop - batch_size) if on_cuda else start
+        while start < count:
+            stop = min(start + batch_size, count)
+            first = max(
+                0, stop - batch_size
+            )  # cuDNN would plan anew for a last batch of another size
             try:
-                batch = launch(first, start, stop)
-                if not (on_cuda and self.choices.overlap):
-                    finish(batch)
-                    batch = None
+                batch = PendingLabels(
+                    start,
+                    stop,
+                    label(first, stop)[start - stop :],
+                    pinned=self.choices.pinned_buffers,
+                )
+                fetched = None if self.choices.overlap else batch.fetch()
             except RuntimeError as error:
                 if stop - first == 1 or not cuda.is_out_of_memory(error):
                     raise
             else:
-                if before is not None:
-                    finish(before)
-                before, start = batch, stop
+                if fetched is not None:
+                    yield start, fetched
+                else:
+                    if launched:
+                        yield launched.start, launched.fetch()
+                    launched = batch
+                start = stop
                 continue
             # Not before the error is gone, whose traceback holds the batch.
+            if stop - first == batch_size:  # a volume of fewer slices says nothing of others
+                self._batch_sizes[size] = batch_size // 2
             batch_size = (stop - first) // 2
-            self.batch_size = batch_size  # later volumes need not find it out again
             torch.cuda.empty_cache()
-        if before is not None:
-            finish(before)
-        return label_map
+        if launched:
+            yield launched.start, launched.fetch()
 
     @torch.inference_mode()
     def _predict_batch(
@@ -290,12 +286,14 @@ class Predictor:
             labels = upsampled_labels(logits, reduction)
         return labels[:, :rows, :columns]
 
-    def _lanes_fit(self, batch_size: int, size: tuple[int, int], reduction: int) -> bool:
-        if self.host_bytes is None:
-            return True
-        live, value_bytes = self.metadata.live_values, self.dtype.itemsize
-        one = slice_bytes(math.prod(size), live, reduction, value_bytes)
-        return self.lanes * batch_size * one <= self.host_bytes
+    def host_bytes(self, size: tuple[int, int], reduction: int) -> int:
+        """Return the bytes of this machine's memory that a lane takes for slices of a size."""
+        if self.device.type == "cuda":
+            return 0
+        one = slice_bytes(
+            math.prod(size), self.metadata.live_values, reduction, self.dtype.itemsize
+        )
+        return one * (self.batch_size or 1)
 
     def release(self) -> None:
         """Give the device's memory back; nothing can be predicted after."""
@@ -314,7 +312,7 @@ class Predictor:
         return size[0] * size[1] * bytes_per_pixel / 2**20
 
     def default_batch_size(self, size: tuple[int, int], reduction: int) -> int:
-        """The default batch size for slices of this size (rows, columns), reduced so."""
+        """Return the default batch size for slices of this size (rows, columns), reduced so."""
         if self.device.type == "cpu":
             return 1
         fitting = int((self.memory_mb - self._weights_mb()) / self._slice_mb(size, reduction))

@@ -1,4 +1,4 @@
-"""What a run tells as it goes on: lines, a bar, and the closing table."""
+"""What a run prints as it goes on: lines, a bar, and the closing table."""
 
 import contextlib
 import sys
@@ -8,33 +8,43 @@ from .case import Case
 from .files import printable
 from .phases import PhaseTimer
 from .records.flags import in_words
-from .service import STAGES
+from .records.manifest import Records
+from .service import STAGES, Observer
 
 
-def say(line: str, stream: TextIO | None = None) -> None:
+def print_line(line: str, stream: TextIO | None = None) -> None:
     """Print a line; a terminal, pipe or disk that is gone or full must not cost a case."""
     with contextlib.suppress(OSError, ValueError):
         print(printable(line), file=stream or sys.stderr, flush=True)
 
 
-class Progress:
-    """A bar per case when standard error is a terminal, a line per case otherwise."""
+class Progress(Observer):
+    """Keeps the records of a run and prints how it goes.
 
-    def __init__(self, total: int, *, quiet: bool) -> None:
+    A bar per case when standard error is a terminal, a line per case otherwise.
+
+    Args:
+        total: number of cases.
+        records: of the run.
+        quiet: print errors and warnings only.
+    """
+
+    def __init__(self, total: int, records: Records, *, quiet: bool) -> None:
+        self.recorded = records.recorded
+        self._records = records
         self.total = total
         self.quiet = quiet
         self.ended = 0
         self.bar = None
 
-    def on_slices(self, case: Case, count: int) -> None:
-        """So many slices more of a case have been predicted."""
+    def on_slices(self, case: Case, count: int, total: int) -> None:
+        """Show so many slices more of a case's total."""
         if self.quiet or not sys.stderr.isatty():
             return
         if self.bar is None:
             from tqdm import tqdm
 
-            slices = len(case.volume.voxels)
-            self.bar = tqdm(total=slices, desc=printable(case.name), unit="slice", leave=False)
+            self.bar = tqdm(total=total, desc=printable(case.name), unit="slice", leave=False)
         with contextlib.suppress(OSError, ValueError):
             self.bar.update(count)
         if self.bar.n >= self.bar.total:
@@ -42,16 +52,17 @@ class Progress:
             self.bar = None
 
     def on_case(self, case: Case) -> None:
-        """A case has ended."""
+        """Record a case that has ended, and print what became of it."""
+        self._records.add(case)
         self.ended += 1
         for warning in case.warnings:
-            say(f"warning: {case.source}: {warning}")
+            print_line(f"warning: {case.source}: {warning}")
         if case.status == "failed":
-            say(f"error: {case.source}: {case.reason}")
+            print_line(f"error: {case.source}: {case.reason}")
         elif not self.quiet:
-            say(f"[{self.ended}/{self.total}] {case.name}: {case.status}")
+            print_line(f"[{self.ended}/{self.total}] {case.name}: {case.status}")
             if case.flags:
-                say(f"check {case.name}: {in_words(case.flags)}")
+                print_line(f"check {case.name}: {in_words(case.flags)}")
 
 
 def closing_table(cases: list[Case], timer: PhaseTimer) -> str:

@@ -1,16 +1,20 @@
 """What a command line does to its process before and after its work; a library does none of it."""
 
 import contextlib
+import ctypes
+import logging
 import os
 import signal
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
+from .cuda import driver
 from .files import one_line, printable
 from .signals import STOP_SIGNALS
 
@@ -114,6 +118,44 @@ def import_torch() -> None:
     finally:
         del sys.modules[rules]
     vars(torch).pop("_meta_registrations", None)  # not every version of torch names it
+
+
+def initialise_cuda(*, expandable_segments: bool) -> None:
+    """Set torch's allocator up, and initialise the driver while torch is imported, if there is one.
+
+    Args:
+        expandable_segments: of `CudaChoices`.
+    """
+    if expandable_segments and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    driver.initialise()
+
+
+def reuse_freed_memory() -> None:
+    """Let malloc keep what is freed, for every map of the network is as large as one before it.
+
+    By default glibc maps large blocks anew and gives them back each time, and the kernel clears
+    every page again: 12 to 20 % of the network's time (benchmark/results/waterfall-cpu.md). Blocks
+    of 256 MB and more, whole volumes, are still given back. Other C libraries have no such options.
+    """
+    if not hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        return
+    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # malloc.h
+    libc.mallopt(mmap_threshold, 256 << 20)
+    libc.mallopt(trim_threshold, 1 << 30)
+    libc.mallopt(arena_max, 1)  # what one thread has freed serves the others
+
+
+def share_interpreter() -> None:
+    """Switch threads every 0.2 ms, not 5: the first volume is read while torch is imported."""
+    sys.setswitchinterval(0.0002)
+
+
+def silence_libraries() -> None:
+    """Keep libraries' warnings out of our lines; what matters of a file our own errors say."""
+    warnings.filterwarnings("ignore")
+    for library in ("nibabel", "pydicom", "highdicom"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
 def end_process(code: int) -> NoReturn:

@@ -16,6 +16,7 @@ from inference.network.folding import fold
 from inference.network.model import DOWNSAMPLING, AttentionUNet
 from inference.network.weights import WeightsMetadata, load_weights, read_metadata
 from inference.prediction import Predictor
+from inference.startup import reuse_freed_memory
 
 
 def median_seconds(device: torch.device, repeats: int, step: Callable[[], object]) -> float:
@@ -116,6 +117,7 @@ def measure_steps(
         add(f"batches of {batch_size}", passes(network, halved, batch_size))
         add("labels on the device", passes(network, halved, batch_size, on_host=False))
     else:
+        reuse_freed_memory()
         name += f", {predictor.lanes} slices at once, freed memory reused"
     voxels = slices[:, 0].numpy()
     window = (float(voxels.min()), float(voxels.max()))

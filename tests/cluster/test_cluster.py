@@ -28,7 +28,7 @@ import ray
 from ray._private.utils import get_ray_address_file
 from ray.cluster_utils import Cluster
 
-from cluster import command, spread
+from cluster import command, runner
 from cluster.worker import Worker
 from inference.network.weights import DEMONSTRATION_WEIGHTS
 from inference.startup import CANNOT_START
@@ -209,7 +209,7 @@ def test_a_case_that_kills_its_worker_fails_alone(
             return super().segment(source, record)
 
     monkeypatch.chdir(ROOT)  # where the workers find the packages
-    monkeypatch.setattr(spread, "Worker", Mortal)
+    monkeypatch.setattr(runner, "Worker", Mortal)
     arguments = ("--address", nodes.address, "--cpus", 1, "--workers", 1)
     arguments = call("cluster", few, outputs, *arguments)[3:]
     assert command.main(arguments) == 1
@@ -219,10 +219,10 @@ def test_a_case_that_kills_its_worker_fails_alone(
     captured = capsys.readouterr()
     lost = re.findall(r"^warning: a worker was lost: its process died.*; it had (.*)$",
                       captured.err, re.MULTILINE)  # fmt: skip
-    assert len(lost) == spread.TRIES
+    assert len(lost) == runner.TRIES
     assert deadly in lost[0].split(", ")
     assert len(lost[0].split(", ")) > 1
-    assert lost[1:] == [deadly] * (spread.TRIES - 1)
+    assert lost[1:] == [deadly] * (runner.TRIES - 1)
     assert re.search(rf"^error: .*{deadly}_0000.nii.gz: its worker was lost 3 times", captured.err,
                      re.MULTILINE)  # fmt: skip
     assert captured.out.splitlines()[-1].startswith("7 of 8 cases")
@@ -251,11 +251,11 @@ def test_no_worker_that_can_begin(nodes, inputs, tmp_path, monkeypatch, capsys, 
             raise ValueError("the weights do not fit")
 
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(spread, "Worker", Unfit)
+    monkeypatch.setattr(runner, "Worker", Unfit)
     more = ("--address", nodes.address, "--workers", 1)
     assert command.main(call("cluster", inputs, tmp_path, *more)[3:]) == CANNOT_START
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"error: it cannot start: no worker could begin: {message}")
+    assert last.startswith(f"error: it cannot start: no worker could start: {message}")
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ def at_first_case(monkeypatch):
     predict = Service._predict
 
     def install(change):
-        def predict_and_change(self, case, predictor):
-            if case.name == "a":
+        def predict_and_change(self, read, predictor):
+            if read.case.name == "a":
                 change()
-            predict(self, case, predictor)
+            return predict(self, read, predictor)
 
         monkeypatch.setattr(Service, "_predict", predict_and_change)
 

@@ -16,9 +16,9 @@ from conftest import metadata_of, save_nifti, smooth_hu, trained_looking_network
 from fake_cuda import aten
 
 from inference.command import main
-from inference.cuda import driver
-from inference.cuda import runtime as cuda
 from inference.cuda.choices import CHOICES_VARIABLE, CudaChoices
+from inference.cuda.runtime import driver
+from inference.cuda.runtime import runtime as cuda
 from inference.device import choose_device
 from inference.network.folding import fold
 from inference.network.model import AttentionUNet
@@ -215,6 +215,35 @@ def test_memory_pressure_halves_the_batch(network, hu, expected, cuda_device, ov
     assert sizes == [7, 3] + [1] * 7
     assert sum(done) == 7
     assert (labels == expected[1]).mean() >= 0.9999
+
+
+def test_a_lack_of_memory_is_remembered_for_slices_of_that_size(network, hu, cuda_device):
+    cuda_device()
+    predictor = predictor_of(network, CUDA, batch_size=6)
+    sizes = []
+
+    def refuse_more_than_two(module, inputs):
+        sizes.append(len(inputs[0]))
+        if len(inputs[0]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    predictor.network.register_forward_pre_hook(refuse_more_than_two)
+    for voxels, expected in (
+        (hu[:4], [4, 2, 2]),  # a short volume says nothing of longer ones,
+        (hu[:6], [6, 3, 1, 1, 1, 1, 1, 1]),
+        (hu[:6], [1, 1, 1, 1, 1, 1]),
+        (hu[:6, :16], [6, 3, 1, 1, 1, 1, 1, 1]),  # nor large slices of small ones
+    ):
+        predictor.predict(voxels, window=WINDOW)
+        assert sizes == expected
+        sizes.clear()
+
+
+def test_a_fault_of_folding_is_not_the_devices(network, cuda_device, monkeypatch):
+    cuda_device()
+    monkeypatch.setattr("inference.prediction.fold", lambda _: 1 / torch.ones(2, 3).view(7))
+    with pytest.raises(RuntimeError, match="shape"):
+        predictor_of(network, CUDA)
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory(network, hu, cuda_device):

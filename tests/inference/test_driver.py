@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.cuda import driver
+from inference.cuda.runtime import driver
 
 
 @pytest.fixture(scope="module")

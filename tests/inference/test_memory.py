@@ -10,9 +10,8 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import RAS_AFFINE, errors_of, metadata_of, save_nifti, trained_looking_network
+from conftest import RAS_AFFINE, PlainLoader, errors_of, save_nifti
 
-from inference import service
 from inference.memory import MemoryBudget, cpu_limit, memory_limit
 from inference.network.weights import load_weights
 from inference.outputs import Outputs
@@ -108,7 +107,7 @@ def test_a_case_that_cannot_fit_is_refused_before_it_is_unpacked(
 ):
     bomb(folders[0] / "a_0000.nii.gz", (12000, 12000, 900), 1 << 20)
     save_nifti(folders[0] / "b_0000.nii.gz", ct)
-    monkeypatch.setattr("inference.command.memory_limit", lambda: 3_000_000_000)
+    monkeypatch.setattr("inference.service.memory_limit", lambda: 3_000_000_000)
     assert run("--quiet") == 1
     (line,) = errors_of(capsys)
     assert "a_0000.nii.gz" in line and "GB of memory" in line
@@ -118,7 +117,7 @@ def test_a_case_that_cannot_fit_is_refused_before_it_is_unpacked(
 @pytest.mark.slow
 def test_a_slice_that_the_network_cannot_hold_is_refused(folders, run, monkeypatch, capsys):
     bomb(folders[0] / "a_0000.nii.gz", (12000, 12000, 1), 275 << 20)
-    monkeypatch.setattr("inference.command.memory_limit", lambda: 3_000_000_000)
+    monkeypatch.setattr("inference.service.memory_limit", lambda: 3_000_000_000)
     assert run("--quiet") == 1
     assert "GB of memory" in errors_of(capsys)[0]
 
@@ -148,18 +147,13 @@ def test_cases_wait_for_memory_one_after_another(folders, ct, tmp_path):
     budget = MemoryBudget(need + 10)
     most = []
 
-    class Labels:
-        metadata = metadata_of(trained_looking_network())
-
-        def predict(self, voxels, **_):
-            most.append(budget._taken)
-            return np.zeros(voxels.shape, np.uint8)
-
-        def release(self):
-            pass
+    def predict(voxels):
+        most.append(budget._taken)
+        return np.zeros(voxels.shape, np.uint8)
 
     folders[1].mkdir()
-    runner = Service(Outputs(folders[1]), Labels, service.PhaseTimer(), budget=budget)
-    assert [case.status for case in runner.run([NiftiFile(path) for path in paths])] == ["done"] * 3
+    service = Service(Outputs(folders[1]), PlainLoader(predict), budget=budget)
+    sources = [NiftiFile(path) for path in paths]
+    assert [case.status for case in service.run(sources)] == ["done"] * 3
     assert most == [need] * 3
     assert budget._taken == 0

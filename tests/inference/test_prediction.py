@@ -129,24 +129,6 @@ def test_coarse_pixels_are_not_reduced(network, hu):
     assert (labels != reduced.predict(hu, window=window)).any()
 
 
-def test_out_of_memory_halves_the_batch_and_goes_on(network, hu):
-    predictor = predictor_of(network, batch_size=7, lanes=1)
-    expected = predictor.predict(hu, window=(-400, 500))
-    sizes = []
-
-    def refuse_more_than_two(module, inputs):
-        sizes.append(len(inputs[0]))
-        if len(inputs[0]) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-    predictor.network.register_forward_pre_hook(refuse_more_than_two)
-    done = []
-    labels = predictor.predict(hu, window=(-400, 500), on_slices=done.append)
-    assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
-    assert sum(done) == 7
-    assert (labels == expected).mean() >= 0.9999
-
-
 def test_one_slice_too_many_is_an_error(network, hu):
     predictor = predictor_of(network, batch_size=4, lanes=1)
 

@@ -90,16 +90,16 @@ def test_bad_cases_do_not_use_up_the_read_ahead(folders, run, ct, tmp_path, monk
 
     def seen_read(self, case):
         try:
-            read(self, case)
+            return read(self, case)
         finally:
             reads[case.name].set()
 
-    def waits_for_d(self, case, predictor):
-        if case.name == "a":
+    def waits_for_d(self, read, predictor):
+        if read.case.name == "a":
             assert reads["d"].wait(60)
             assert not reads["e"].is_set()  # one is enough: volumes are large
-        order.append(case.name)
-        predict(self, case, predictor)
+        order.append(read.case.name)
+        return predict(self, read, predictor)
 
     monkeypatch.setattr(Service, "_read", seen_read)
     monkeypatch.setattr(Service, "_predict", waits_for_d)
@@ -119,10 +119,10 @@ def test_a_stream_may_wait_for_what_becomes_of_a_case(folders, run, ct, monkeypa
 
     def one_by_one(self, cases):
         ended = {case.name: threading.Event() for case in cases}
-        told = self.on_case
+        on_case = self.observer.on_case
 
-        def on_case(case):
-            told(case)
+        def on_case_and_tell(case):
+            on_case(case)
             ended[case.name].set()
 
         def stream():
@@ -130,7 +130,7 @@ def test_a_stream_may_wait_for_what_becomes_of_a_case(folders, run, ct, monkeypa
                 yield case
                 assert ended[case.name].wait(60)
 
-        self.on_case = on_case
+        self.observer.on_case = on_case_and_tell
         segment(self, stream())
 
     monkeypatch.setattr(Service, "segment", one_by_one)

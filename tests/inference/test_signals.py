@@ -11,12 +11,10 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from conftest import save_nifti
+from conftest import PlainLoader, save_nifti
 
 from inference.memory import MemoryBudget
-from inference.network.weights import read_metadata
 from inference.outputs import Outputs
-from inference.phases import PhaseTimer
 from inference.service import Service
 from inference.signals import signals_raise
 from inference.sources import NiftiFile
@@ -57,11 +55,11 @@ from inference import command
 from inference import service
 from inference import signals
 predict = service.Service._predict
-def slowly(self, case, predictor):
-    predict(self, case, predictor)
-    if case.name == "b":
+def slowly(self, read, predictor):
+    if read.case.name == "b":
         print("waiting", flush=True)
         time.sleep(600)
+    return predict(self, read, predictor)
 service.Service._predict = slowly
 signals.GRACE_SECONDS = 0.5
 sys.exit(command.main(sys.argv[1:]))
@@ -97,10 +95,11 @@ def test_a_signal_between_prediction_and_writing_loses_nothing(
         save_nifti(folders[0] / f"{name}_0000.nii.gz", ct)
     attempt = Service._attempt
 
-    def attempt_and_signal(self, case, step):
-        attempt(self, case, step)
-        if case.label_map is not None and threading.current_thread() is threading.main_thread():
+    def attempt_and_signal(self, case, *step):
+        result = attempt(self, case, *step)
+        if threading.current_thread() is threading.main_thread():
             os.kill(os.getpid(), number)
+        return result
 
     monkeypatch.setattr(Service, "_attempt", attempt_and_signal)
     assert run("--quiet") == 128 + number
@@ -117,19 +116,16 @@ def test_ignored_signals_stay_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_memory_of_a_case_given_up_goes_to_the_reader(folders, ct, weights_file):
+def test_memory_of_a_case_given_up_goes_to_the_reader(folders, ct):
     """Else a caller that was interrupted would wait for its reader for ever."""
     paths = [save_nifti(folders[0] / f"{name}_0000.nii", ct) for name in "ab"]
     folders[1].mkdir()
     budget = MemoryBudget(2 * ct.size + paths[0].stat().st_size)
 
-    class Interrupted:
-        metadata = read_metadata(weights_file)
+    def interrupt(voxels):
+        raise KeyboardInterrupt
 
-        def predict(self, voxels, **_):
-            raise KeyboardInterrupt
-
-    service = Service(Outputs(folders[1]), Interrupted, PhaseTimer(), budget=budget)
+    service = Service(Outputs(folders[1]), PlainLoader(interrupt), budget=budget)
     with pytest.raises(KeyboardInterrupt):
         service.run([NiftiFile(path) for path in paths])
     budget.take(budget.total)  # all of it is there again

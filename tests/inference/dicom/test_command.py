@@ -184,7 +184,7 @@ def test_nifti_files_go_first(folders, run, series, ct):
 def test_a_series_that_memory_cannot_hold_is_refused_by_its_headers(
     folders, run, series, monkeypatch, capsys
 ):
-    monkeypatch.setattr("inference.command.memory_limit", lambda: (600 << 20) + 30_000)
+    monkeypatch.setattr("inference.service.memory_limit", lambda: (600 << 20) + 30_000)
     monkeypatch.setattr("inference.dicom.series.read_pixels", None)
     assert run("--quiet") == 1
     assert sum("GB" in error for error in errors_of(capsys)) == 2

@@ -1,7 +1,7 @@
 """Cases handed out over a Ray cluster, to whoever is free, and again where a worker was lost.
 
 Ray places the workers, carries calls and results, notices that a process or a node has died and
-says why, and waits for room. What is left to do here is which case goes where:
+says why, and waits for free resources. What remains to be done here is which case goes where:
 
 - `ray.util.ActorPool` gives an actor one call at a time, so nothing would overlap, and takes a dead
   actor for a free one.
@@ -20,7 +20,6 @@ import os
 import sys
 import tempfile
 from collections import Counter, deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,16 +28,17 @@ from ray.actor import ActorHandle
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 from tqdm import tqdm
 
-from cluster.worker import AHEAD, Worker
+from cluster.worker import CASES_IN_FLIGHT, Worker
 from inference.case import Case
-from inference.command import make_service
 from inference.files import one_line, printable
+from inference.loading import NetworkLoader
 from inference.phases import PhaseTimer
+from inference.service import Observer, Service
 from inference.sources import NiftiFile
 from inference.startup import StartError
 
 TRIES = 3
-"""How often a case is begun at most, and how often a worker that dies before it is ready."""
+"""How often a case is tried at most, and a worker that dies before it is ready."""
 
 _GRACE_SECONDS = 10.0
 """How long the cases under way may take when the run is to end."""
@@ -48,60 +48,56 @@ _PATIENCE_SECONDS = 30.0
 
 
 @dataclass(eq=False)
-class _Hired:
+class WorkerHandle:
     """A worker, and the cases it has.
 
     Attributes:
         actor: Ray's handle.
         start: how many were started in this place and died before they were ready, and this one.
         ready: its network is loaded.
-        held: its cases.
+        cases: that it has.
     """
 
     actor: ActorHandle
     start: int
     ready: bool = False
-    held: list[Case] = field(default_factory=list)
+    cases: list[Case] = field(default_factory=list)
 
 
-class Spread:
+class RayRunner(Observer):
     """Runs cases as `Service.run` does, on the workers of the cluster joined; leaves it then.
-
-    Attributes:
-        provenance, recorded: as in `Service`.
 
     Args:
         options: of the command line, paths absolute; `workers` is how many there are to be, and
             `each` what Ray is to set aside for one.
+        loader: of the network that the workers load.
+        observer: of every case.
         timer: to which the seconds of every case are reported.
-        on_case: called with each case when it has ended.
     """
 
     def __init__(
         self,
         options: argparse.Namespace,
+        loader: NetworkLoader,
+        observer: Observer,
         timer: PhaseTimer,
-        *,
-        on_slices: object = None,
-        on_case: Callable[[Case], None],
     ) -> None:
         # Whether a label map is there is for the workers to see.
         planned = argparse.Namespace(**{**vars(options), "keep_existing": False})
-        self._planner = make_service(planned, timer, on_case=self._report)
-        self.provenance = self._planner.provenance
-        self.recorded: Callable[[str], dict | None] = lambda name: {}
+        self._planner = Service.of(planned, loader, self, timer)
         self._options = options
         self._timer = timer
-        self._on_case = on_case
-        self._actor_class = ray.remote(Worker).options(max_concurrency=AHEAD, **options.each)
-        self._workers: list[_Hired] = []
-        self._calls: dict[ray.ObjectRef, tuple[_Hired, Case | None]] = {}
-        self._fresh: deque[Case] = deque()
-        self._again: deque[Case] = deque()
-        self._tries: Counter[str] = Counter()
-        self._said: set[str] = set()
+        self._observer = observer
+        worker_class = ray.remote(Worker)
+        self._actor_class = worker_class.options(max_concurrency=CASES_IN_FLIGHT, **options.each)
+        self._workers: list[WorkerHandle] = []
+        self._calls: dict[ray.ObjectRef, tuple[WorkerHandle, Case | None]] = {}
+        self._queue: deque[Case] = deque()
+        self._retries: deque[Case] = deque()
+        self._losses: Counter[str] = Counter()
+        self._printed: set[str] = set()
         self._ever_ready = False
-        self._dismissed = ""
+        self._why_removed = ""
 
     def run(self, sources: list[NiftiFile]) -> list[Case]:
         """Segment every volume; a case that fails does not stop the others.
@@ -125,140 +121,141 @@ class Spread:
             stack.callback(ray.shutdown)
             cases = self._planner.plan(sources)
             waiting = [case for case in cases if case.status == "waiting"]
-            self._fresh.extend(sorted(waiting, key=lambda case: -case.source.byte_count))
+            self._queue.extend(sorted(waiting, key=lambda case: -case.source.byte_count))
             if waiting:
                 folder = self._options.output
                 mark = stack.enter_context(tempfile.NamedTemporaryFile(dir=folder, prefix=".run-"))
                 self._mark = Path(mark.name)
                 self._sample = waiting[0].source.path
-                self._hand_out()
+                self._distribute()
         return cases
 
-    def _hand_out(self) -> None:
-        for _ in range(min(self._options.workers, len(self._fresh))):
-            self._hire()
+    def _distribute(self) -> None:
+        for _ in range(min(self._options.workers, len(self._queue))):
+            self._start_worker()
         try:
-            while self._fresh or self._again or any(case for _, case in self._calls.values()):
-                if not self._workers and (self._fresh or self._again):
-                    self._give_up()
+            while self._queue or self._retries or any(case for _, case in self._calls.values()):
+                if not self._workers and (self._queue or self._retries):
+                    self._fail_rest()
                     continue
                 for worker in self._workers:
-                    while case := self._next_for(worker):
-                        worker.held.append(case)
-                        record = self.recorded(case.name)
+                    while case := self._next_case(worker):
+                        worker.cases.append(case)
+                        record = self._observer.recorded(case.name)
                         segmented = worker.actor.segment.remote(case.source, record)
                         self._calls[segmented] = (worker, case)
                 ended, _ = ray.wait(list(self._calls), timeout=_PATIENCE_SECONDS)
                 for call in ended:
-                    self._take(call)
+                    self._receive(call)
                 if not ended and not any(worker.ready for worker in self._workers):
-                    self._say_once("waiting for room in the cluster for a worker")
+                    self._print_once("waiting for free resources in the cluster for a worker")
         except KeyboardInterrupt:
-            held = [call for call, (_, case) in self._calls.items() if case]
-            if held:
-                ended, _ = ray.wait(held, num_returns=len(held), timeout=_GRACE_SECONDS)
+            calls = [call for call, (_, case) in self._calls.items() if case]
+            if calls:
+                ended, _ = ray.wait(calls, num_returns=len(calls), timeout=_GRACE_SECONDS)
                 for call in ended:
-                    self._take(call)
+                    self._receive(call)
             raise
 
-    def _hire(self, start: int = 1) -> None:
-        """Ask Ray for a worker; it is handed cases once it is ready."""
-        options = argparse.Namespace(**{**vars(self._options), "paths": []})
-        worker = _Hired(self._actor_class.remote(options, self._sample, self._mark), start)
+    def _start_worker(self, start: int = 1) -> None:
+        """Ask Ray for a worker; it gets cases once it is ready."""
+        options = argparse.Namespace(**{**vars(self._options), "sources": []})
+        worker = WorkerHandle(self._actor_class.remote(options, self._sample, self._mark), start)
         self._workers.append(worker)
         self._calls[worker.actor.start.remote()] = (worker, None)
 
-    def _next_for(self, worker: _Hired) -> Case | None:
-        """The case to hand to a worker now, if any."""
-        alone = any(self._tries[case.name] for case in worker.held)
-        if not worker.ready or alone or len(worker.held) == AHEAD:
+    def _next_case(self, worker: WorkerHandle) -> Case | None:
+        """Return the case that a worker gets now, if any."""
+        alone = any(self._losses[case.name] for case in worker.cases)
+        if not worker.ready or alone or len(worker.cases) == CASES_IN_FLIGHT:
             return None
-        if self._again:  # first of all, on the first worker that has nothing else
-            return None if worker.held else self._again.popleft()
-        return self._fresh.popleft() if self._fresh else None
+        if self._retries:  # first of all, on the first worker that has nothing else
+            return None if worker.cases else self._retries.popleft()
+        return self._queue.popleft() if self._queue else None
 
-    def _take(self, call: ray.ObjectRef) -> None:
-        """Take what has become of a call."""
+    def _receive(self, call: ray.ObjectRef) -> None:
+        """Receive the result of a call."""
         worker, case = self._calls[call]
         try:
             result = ray.get(call)
         except RayTaskError as error:  # an exception there
             if case is None:
-                self._dismiss(worker, one_line(error.cause))
+                self._remove(worker, one_line(error.cause))
             else:
                 self._end(worker, case, status="failed", reason=one_line(error.cause))
         except RayError as error:
             if isinstance(error, RayActorError) and error.actor_init_failed:
-                self._dismiss(worker, str(error).splitlines()[-1])  # it lacks a package, say
+                self._remove(worker, str(error).splitlines()[-1])  # it lacks a package, say
             else:
-                self._lose(worker, case, _why_lost(error))
+                self._replace(worker, case, _why_lost(error))
         else:
             if case is None:
                 worker.ready = self._ever_ready = True
-                self._say_once(result)
+                self._print_once(result)
             else:
                 segmented, seconds = result
                 self._timer.record(case.name, seconds)
                 self._end(worker, case, **vars(segmented))
         del self._calls[call]
 
-    def _end(self, worker: _Hired, case: Case, **outcome: object) -> None:
-        if case in worker.held:  # a signal may have come in between, and the call is taken again
-            worker.held.remove(case)
+    def _end(self, worker: WorkerHandle, case: Case, **outcome: object) -> None:
+        if case in worker.cases:  # a signal may have come in between, and the call is taken again
+            worker.cases.remove(case)
         vars(case).update(outcome)
-        self._report(case)
+        self.on_case(case)
 
-    def _lose(self, worker: _Hired, case: Case | None, reason: str) -> None:
-        """A worker is gone: another takes its place, and its cases are tried again, or failed."""
+    def _replace(self, worker: WorkerHandle, case: Case | None, reason: str) -> None:
+        """Start another worker for one that is lost; its cases are tried again, or failed."""
         if worker in self._workers:  # the first of its calls to come back
             self._workers.remove(worker)
             ray.kill(worker.actor)  # if it only could not be reached
-            held = ", ".join(case.name for case in worker.held)
-            self._say(f"warning: a worker was lost: {reason}; it had {held or 'no case'}")
+            cases = ", ".join(case.name for case in worker.cases)
+            self._print(f"warning: a worker was lost: {reason}; it had {cases or 'no case'}")
             if worker.start < TRIES or worker.ready:
-                self._hire(1 if worker.ready else worker.start + 1)
+                self._start_worker(1 if worker.ready else worker.start + 1)
             else:
-                self._dismissed = f"it died {TRIES} times before it was ready ({reason})"
+                self._why_removed = f"it died {TRIES} times before it was ready ({reason})"
         if case is None:
             return
-        self._tries[case.name] += 1
-        if self._tries[case.name] < TRIES:
-            worker.held.remove(case)
-            self._again.append(case)
+        self._losses[case.name] += 1
+        if self._losses[case.name] < TRIES:
+            worker.cases.remove(case)
+            self._retries.append(case)
         else:
             reason = f"its worker was lost {TRIES} times, the last time because {reason}"
             self._end(worker, case, status="failed", reason=reason)
 
-    def _dismiss(self, worker: _Hired, reason: str) -> None:
-        """A worker cannot begin, and no other could in its place."""
+    def _remove(self, worker: WorkerHandle, reason: str) -> None:
+        """Remove a worker that cannot start; no other could in its place."""
         self._workers.remove(worker)
         ray.kill(worker.actor)
-        self._dismissed = reason
-        self._say_once(f"warning: a worker could not begin: {reason}")
+        self._why_removed = reason
+        self._print_once(f"warning: a worker could not start: {reason}")
 
-    def _give_up(self) -> None:
+    def _fail_rest(self) -> None:
         """Fail what is left when no worker is."""
         if not self._ever_ready:
-            raise StartError(f"no worker could begin: {self._dismissed}")
-        for case in (*self._again, *self._fresh):
-            case.status, case.reason = "failed", f"no worker is left: {self._dismissed}"
-            self._report(case)
-        self._again.clear()
-        self._fresh.clear()
+            raise StartError(f"no worker could start: {self._why_removed}")
+        for case in (*self._retries, *self._queue):
+            case.status, case.reason = "failed", f"no worker is left: {self._why_removed}"
+            self.on_case(case)
+        self._retries.clear()
+        self._queue.clear()
 
-    def _report(self, case: Case) -> None:
+    def on_case(self, case: Case) -> None:
+        """Report a case that has ended, beside the bar."""
         with tqdm.external_write_mode(file=sys.stderr):
-            self._on_case(case)
+            self._observer.on_case(case)
         self._bar.update()
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # whoever listened may be gone
             tqdm.write(printable(line), file=sys.stderr)
 
-    def _say_once(self, line: str) -> None:
-        if line and line not in self._said:
-            self._said.add(line)
-            self._say(line)
+    def _print_once(self, line: str) -> None:
+        if line and line not in self._printed:
+            self._printed.add(line)
+            self._print(line)
 
 
 def _why_lost(error: RayError) -> str:

@@ -18,11 +18,12 @@ from collections import Counter
 from pathlib import Path
 
 from benchmark.challenge.team import DONE, FAILED, Challenge, Fate, run_team, team_name
-from benchmark.containers.efficiency import add_run_options
+from benchmark.containers.efficiency import Settings, add_run_options
 from benchmark.containers.engine import EngineError, engine_version
 from benchmark.containers.gpu import gpu_of
 from benchmark.containers.measurement import Conditions, list_cases
 from benchmark.containers.results import TOLERANCES
+from benchmark.containers.runner import Container
 from benchmark.files import read_json, write_json
 from benchmark.judging.rank import cautions, ranking_table, write_ranking
 from benchmark.judging.ranking import RULES, rank_runs
@@ -64,14 +65,16 @@ def run(arguments: argparse.Namespace) -> int:
     report, protocol = arguments.report, arguments.protocol
     with gpu_of(arguments.gpu) as (gpu, gpu_note):
         report.mkdir(parents=True, exist_ok=True)
-        conditions = {"timeout": arguments.timeout, "gpu": gpu_note is None}
-        same = ("memory_limit", "repeat", "warm_up", "protocol")
-        options = {name: getattr(arguments, name) for name in same}
-        _insist_on_conditions(report, conditions | options)
+        same = ("timeout", "memory_limit", "repeat", "warm_up", "protocol")
+        conditions = {name: getattr(arguments, name) for name in same}
+        _insist_on_conditions(report, conditions | {"gpu": gpu_note is None})
         timeout, tolerances = arguments.timeout, TOLERANCES[protocol]
         how = Conditions(gpu, gpu_note, timeout=timeout, tolerances=tolerances)
-        data = (arguments.inputs, report, cases, list(references.values()))
-        challenge = Challenge(*data, **options, how=how, check=arguments.check)
+        target = Container("", arguments.memory_limit, gpu and gpu.device)
+        runs = (arguments.repeat, arguments.warm_up, True)
+        settings = Settings(arguments.inputs, report, report, target, "", how, *runs)
+        of_cases = list(references.values())
+        challenge = Challenge(settings, cases, of_cases, protocol, arguments.check)
         fates: dict[str, Fate] = {}
         well = not refused
         for number, archive in enumerate(archives, start=1):

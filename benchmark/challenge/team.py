@@ -18,8 +18,7 @@ from benchmark.checking.pages import headline
 from benchmark.containers import engine, results
 from benchmark.containers.efficiency import EFFICIENCY_SUFFIX, ResumeError, Settings, measure
 from benchmark.containers.gpu import GpuLost
-from benchmark.containers.measurement import Case, Conditions
-from benchmark.containers.runner import Container
+from benchmark.containers.measurement import Case
 from benchmark.files import read_json, write_json
 from benchmark.options import HarnessError
 from benchmark.scoring.accuracy import score_folder
@@ -28,6 +27,7 @@ from benchmark.text import log, plural
 from inference.files import printable, write_atomically
 
 DONE, FAILED, NOT_RUN, RUNNING = "done", "failed", "not run", "running"
+
 _RESERVE_BYTES = 2 << 30  # free space that stays on every disk, whatever is loaded
 
 # What the engine prints when no team's container could start.
@@ -54,24 +54,19 @@ class Fate:
 class Challenge:
     """What is the same for every team."""
 
-    inputs: Path
-    report: Path
+    settings: Settings  # but for folders, image and name
     cases: list[Case]
     references: list[Path]  # their label maps
-    memory_limit: str
-    repeat: int
-    warm_up: bool
     protocol: str  # the year's rules
-    how: Conditions
     check: bool  # whether each image is checked before it is run
 
 
-class _Unusable(Exception):
-    """The team cannot be run, by its own fault; the message is the reason."""
+class _EndedAs(Exception):
+    """A team cannot be run: the state that this leaves it in, and the reason."""
 
-
-class _NotNow(Exception):
-    """The team cannot be run, through no fault of its own; the message is the reason."""
+    def __init__(self, state: str, reason: object) -> None:
+        super().__init__(reason)
+        self.state = state
 
 
 def team_name(archive: Path) -> str:
@@ -96,73 +91,75 @@ def run_team(archive: Path, folder: Path, challenge: Challenge) -> Fate:
     """
     folder.mkdir(parents=True, exist_ok=True)
     file, names = folder / "fate.json", [case.name for case in challenge.cases]
-    try:
+    about = {}  # as of a link that leads nowhere
+    if archive.exists():
         found = archive.stat()
         about = {"name": archive.name, "bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
-    except OSError:
-        about = {}  # such as a link that leads nowhere
-    earlier = None
-    with contextlib.suppress(TypeError):
+    earlier = Fate(RUNNING, archive=about)
+    with contextlib.suppress(TypeError):  # no such file, or a damaged one
         earlier = Fate(**read_json(file))
-    same = earlier is not None and earlier.archive == about
-    if same and earlier.cases == names and earlier.state in (DONE, FAILED):
-        return earlier
-    if earlier is not None and not same:
+    if earlier.archive != about:
         log(f"{archive.name} has changed: the team starts anew")
         for image in earlier.images:
             engine.remove_image(image)
         shutil.rmtree(folder)
         folder.mkdir()
-    fate = Fate(RUNNING, archive=about, cases=names, images=earlier.images if same else [])
+        earlier.images = []
+    elif earlier.cases == names and earlier.state in (DONE, FAILED):
+        return earlier
+    fate = Fate(DONE, archive=about, cases=names, images=earlier.images)
     try:
         _run(archive, folder, challenge, fate)
-        fate.state, fate.reason = DONE, None
-    except _Unusable as error:
-        fate.state, fate.reason = FAILED, printable(error)
-        _write_failure(folder, challenge)
-    except _NotNow as error:
-        fate.state, fate.reason = NOT_RUN, printable(error)
+    except _EndedAs as error:
+        fate.state, fate.reason = error.state, printable(error)
+    if fate.state == FAILED:  # the tables of a team every case of which failed
+        for part in ("labels", "efficiency"):
+            shutil.rmtree(folder / part, ignore_errors=True)
+        how = challenge.settings.how
+        gpu = how.gpu is not None and how.gpu_note is None
+        failed = [results.failed_result(case.image.name, gpu=gpu) for case in challenge.cases]
+        table = results.efficiency_csv({result["file"]: [result] for result in failed})
+        write_atomically(folder / f"{folder.name}{EFFICIENCY_SUFFIX}", table.encode())
+        _score(folder, challenge)
     write_json(file, asdict(fate))
     return fate
 
 
 def _run(archive: Path, folder: Path, challenge: Challenge, fate: Fate) -> None:
     _remove_images(fate, folder)  # what a killed run has left
-    if shutil.disk_usage(challenge.report).free < _RESERVE_BYTES:
-        raise _NotNow(f"disk: less than {_RESERVE_BYTES / 1e9:.1f} GB are free for --report")
+    if shutil.disk_usage(folder).free < _RESERVE_BYTES:
+        reason = f"disk: less than {_RESERVE_BYTES / 1e9:.1f} GB are free for --report"
+        raise _EndedAs(NOT_RUN, reason)
     free = engine.free_image_bytes()
     free = None if free is None else max(0, free - _RESERVE_BYTES)
     if not archive.is_file():
-        raise _NotNow("archive: no regular file is there")
+        raise _EndedAs(NOT_RUN, "archive: no regular file is there")
     try:
         content = inspect_archive(archive, free)
     except ArchiveError as error:
-        raise _Unusable(f"archive: {error}") from error
+        raise _EndedAs(FAILED, f"archive: {error}") from error
     if free is not None and content.load_bytes > free:
-        raise _NotNow(
-            f"disk: loading takes more than the {free / 1e9:.1f} GB that may be used; "
-            "free some and call again"
-        )
+        reason = f"disk: loading takes more than the {free / 1e9:.1f} GB that may be used"
+        raise _EndedAs(NOT_RUN, f"{reason}; free some and call again")
     image = engine.archive_image(archive)
     if image not in content.images:
         held = ", ".join(content.images) or "no named image"
-        raise _Unusable(f"archive: it holds {held}, but the organisers run {image}")
+        raise _EndedAs(FAILED, f"archive: it holds {held}, but the organisers run {image}")
     if here := [name for name in content.images if engine.image_id(name) is not None]:
-        raise _NotNow(
-            f"an image {', '.join(here)} is here already and would be replaced: rename or remove "
-            f"it (docker image rm {here[0]}) and call again"
-        )
+        reason = f"an image {', '.join(here)} is here already and would be replaced: rename or "
+        raise _EndedAs(NOT_RUN, f"{reason}remove it (docker image rm {here[0]}) and call again")
     fate.images = list(content.images)
-    write_json(folder / "fate.json", asdict(fate))
+    write_json(folder / "fate.json", asdict(fate) | {"state": RUNNING})
     try:
         log(f"  loading {archive.name}")
         with _teams_fault("load"):
             engine.load_archive(archive)
         if challenge.check:
             log("  checking")
+            how = replace(challenge.settings.how, timeout=600.0)
             try:
-                limits = (folder, challenge.memory_limit, replace(challenge.how, timeout=600.0))
-                fate.check = headline(check_image(folder.name, image, [], *limits))
+                memory = challenge.settings.target.memory_limit
+                fate.check = headline(check_image(folder.name, image, [], folder, memory, how))
             except (
                 HarnessError,
                 OSError,
@@ -178,26 +175,25 @@ def _run(archive: Path, folder: Path, challenge: Challenge, fate: Fate) -> None:
 
 
 def _measure(image: str, folder: Path, challenge: Challenge) -> None:
-    gpu = challenge.how.gpu
-    target = Container(image, challenge.memory_limit, gpu and gpu.device)
-    places = (challenge.inputs, folder / "labels", folder)
-    repeats = (challenge.repeat, challenge.warm_up)
-    settings = Settings(*places, target, folder.name, challenge.how, *repeats, resume=True)
+    target = replace(challenge.settings.target, image=image)
+    own = {"outputs": folder / "labels", "report": folder, "target": target, "team": folder.name}
+    settings = replace(challenge.settings, **own)
     try:
         try:
             measured = measure(settings, challenge.cases, {})
         except ResumeError as error:
             log(f"  measuring anew: {error}")
-            shutil.rmtree(folder / "labels", ignore_errors=True)
+            shutil.rmtree(settings.outputs, ignore_errors=True)
             measured = measure(replace(settings, resume=False), challenge.cases, {})
     except GpuLost as error:
-        raise _NotNow(str(error)) from error
+        raise _EndedAs(NOT_RUN, error) from error
     reasons = []
     for runs in measured.values():
-        reasons += ["see above"] * (challenge.repeat - len(runs))
+        reasons += ["see above"] * (settings.repeat - len(runs))
         reasons += [run["reason"] for run in runs if run["status"] == results.NOT_MEASURED]
     if reasons:
-        raise _NotNow(f"{plural(len(reasons), 'run')} not measured: {reasons[-1]}; call again")
+        reason = f"{plural(len(reasons), 'run')} not measured: {reasons[-1]}; call again"
+        raise _EndedAs(NOT_RUN, reason)
 
 
 def _score(folder: Path, challenge: Challenge) -> None:
@@ -206,24 +202,13 @@ def _score(folder: Path, challenge: Challenge) -> None:
     score_folder(challenge.references, labels, folder, PROTOCOLS[challenge.protocol])
 
 
-def _write_failure(folder: Path, challenge: Challenge) -> None:
-    """Write the tables of a team that could not be run: every case failed."""
-    for part in ("labels", "efficiency"):
-        shutil.rmtree(folder / part, ignore_errors=True)
-    gpu = challenge.how.gpu is not None and challenge.how.gpu_note is None
-    failed = [results.failed_result(case.image.name, gpu=gpu) for case in challenge.cases]
-    table = results.efficiency_csv({result["file"]: [result] for result in failed})
-    write_atomically(folder / f"{folder.name}{EFFICIENCY_SUFFIX}", table.encode())
-    _score(folder, challenge)
-
-
 def _remove_images(fate: Fate, folder: Path) -> None:
     """Remove the images that a team's archive brought, and report what cannot be removed."""
     reasons = {image: engine.remove_image(image) for image in fate.images}
     fate.images = [image for image, reason in reasons.items() if reason]
     for image in fate.images:
         log(f"  {image} is still here: {reasons[image]}")
-    write_json(folder / "fate.json", asdict(fate))
+    write_json(folder / "fate.json", asdict(fate) | {"state": RUNNING})
 
 
 @contextlib.contextmanager
@@ -234,5 +219,5 @@ def _teams_fault(stage: str) -> Iterator[None]:
     except engine.EngineError as error:
         if not engine.engine_version():
             raise
-        kind = _NotNow if _ORGANISERS_FAULT.search(str(error)) else _Unusable
-        raise kind(f"{stage}: {error}") from error
+        state = NOT_RUN if _ORGANISERS_FAULT.search(str(error)) else FAILED
+        raise _EndedAs(state, f"{stage}: {error}") from error

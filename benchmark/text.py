@@ -48,6 +48,12 @@ def by(size: Iterable[int]) -> str:
     return "×".join(map(str, size))
 
 
+def listed(names: Iterable[str], most: int = 20) -> str:
+    """Return names with commas between, and of many how many more."""
+    names = list(names)
+    return ", ".join(names[:most]) + f" and {len(names) - most} more" * (len(names) > most)
+
+
 def plural(number: int, word: str) -> str:
     """Return "1 case" or "3 cases"."""
     return f"{number} {word}{'' if number == 1 else 's'}"

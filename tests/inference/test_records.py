@@ -16,13 +16,13 @@ import nibabel
 import numpy as np
 import pytest
 from conftest import RAS_AFFINE, metadata_of, save_nifti, trained_looking_network, with_header
-from inference.records.records import provenance
 from PIL import Image
 
 import inference
 from inference.command import main
 from inference.labels import LABEL_NAMES
 from inference.network.weights import save_weights
+from inference.records import provenance
 from inference.records.manifest import Manifest
 from inference.records.provenance import Provenance, format_signature
 from inference.service import Service

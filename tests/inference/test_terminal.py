@@ -13,6 +13,7 @@ from inference import progress, startup
 from inference.case import Case
 from inference.command import main
 from inference.phases import PhaseTimer
+from inference.records.manifest import Records
 from inference.terminal import log
 from tests.conftest import save_nifti
 
@@ -93,11 +94,12 @@ def test_a_long_case_reports_within_it(monkeypatch, capfd):
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     for quiet, lines in ((False, 2), (True, 0)):
-        report = progress.Progress(2, quiet=quiet)
+        records = Records(None, None, keep=False, timer=PhaseTimer(), provenance=None)
+        report = progress.Progress(2, records, quiet=quiet)
         for case in (case_of("a", 100), case_of("b", 100)):
             for _ in range(100):
                 now[0] += 0.5  # 50 s a case, 30 s from its first slice to a line
-                report.on_slices(case, 1)
+                report.on_slices(case, 1, 100)
         assert capfd.readouterr().err.count("\n") == lines
 
 

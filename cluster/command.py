@@ -103,7 +103,7 @@ def _join(address: str) -> None:
         raise StartError("Ray is missing: pip install -r requirements-cluster.txt") from error
     except Exception as error:  # a time-out of Ray's is none of its own kinds
         reason = one_line(error)
-        if isinstance(error, PermissionError) and error.filename:
+        if isinstance(error, OSError) and error.filename:
             reason += f": {error.filename} (RAY_TMPDIR names another folder)"
         raise StartError(f"--address {address}: {reason}") from error
 

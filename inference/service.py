@@ -163,7 +163,8 @@ class Service:
             if not case.reason:  # what cannot be read takes no name from a good file
                 earlier = first.setdefault(output_key(case.name), case.source)
                 if earlier != case.source:
-                    case.reason = f"same output name as {printable(earlier)}"
+                    folded = "" if earlier.name == case.name else ", but for case or accents"
+                    case.reason = f"same output name as {printable(earlier)}{folded}"
             if case.reason:
                 case.status = "failed"
             elif self.keep_existing and all(map(os.path.lexists, self.outputs.of(case.name))):

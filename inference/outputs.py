@@ -1,4 +1,4 @@
-"""What is written of each case, and where: its label map, and what else was asked for."""
+"""The files of each case: its label map, and what else was asked for."""
 
 import os
 from dataclasses import dataclass
@@ -31,11 +31,11 @@ class Outputs:
 
     Attributes:
         folder: of all of them.
-        provenance: what makes the label maps, as their headers say it; None: the program alone.
+        provenance: what makes the label maps, for their headers; None: the program alone.
         labels: that label maps show; () for all.
         with_label_map: write the label map itself, `NAME.nii.gz`.
         per_organ: write a mask of each label into a folder `NAME` as well.
-        segmentation: writes and knows again `NAME.seg.dcm`, if there is to be one.
+        segmentation: writes and checks `NAME.seg.dcm`, if asked for.
     """
 
     folder: Path
@@ -46,15 +46,15 @@ class Outputs:
     segmentation: "SegmentationWriter | None" = None
 
     def label_map(self, name: str) -> Path:
-        """Where a case's label map lies."""
+        """Return the path of a case's label map."""
         return self.folder / f"{name}.nii.gz"
 
     def preview(self, name: str) -> Path:
-        """Where a case's contact sheet lies."""
+        """Return the path of a case's contact sheet."""
         return self.folder / f"{name}.png"
 
     def of(self, name: str) -> list[Path]:
-        """All files of a case, its preview left out."""
+        """Return all files of a case but its preview."""
         paths = [self.label_map(name)] if self.with_label_map else []
         if self.segmentation:
             paths.append(self._segmentation(name))
@@ -63,7 +63,7 @@ class Outputs:
         return paths
 
     def why_not(self, case: Case, inputs: set[tuple[int, int]]) -> str:
-        """What can be said against a case before it is read, or "".
+        """Return why a case cannot be segmented, as far as names tell, or "".
 
         Args:
             case: to be segmented.

@@ -10,9 +10,9 @@ from inference.command import run
 from inference.files import one_line
 from inference.memory import cpu_limit
 from inference.options import make_parser, parse_arguments
-from inference.progress import print_line
 from inference.sources import NiftiFile
 from inference.startup import CANNOT_START, StartError
+from inference.terminal import log
 
 _CPUS = 4
 """Cores for a worker without a GPU, or as many as a node has."""
@@ -53,9 +53,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parse_arguments(arguments, parser)
     for name in ("workers", "cpus"):
         if (number := getattr(options, name)) is not None and number < 1:
-            _refuse(f"--{name} must be at least 1")
+            parser.error(f"--{name} must be at least 1")
     if options.device not in ("auto", "cuda", "cpu"):
-        _refuse(f"--device {options.device}: choose auto, cuda or cpu; which GPU is for Ray to say")
+        parser.error(f"--device {options.device}: choose auto, cuda or cpu; Ray chooses the GPU")
     if options.address is None:
         options.address = os.environ.get("RAY_ADDRESS", "local")
     if not re.fullmatch(r"auto|local|.+:\d+", options.address):
@@ -72,7 +72,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _refuse(line: str) -> None:
-    print_line(f"python -m cluster: error: {line}")
+    log(f"python -m cluster: error: {line}")
     raise SystemExit(2)
 
 
@@ -144,7 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _join(options.address)
     except StartError as error:
-        print_line(f"error: it cannot start: {error}")
+        log(f"error: it cannot start: {error}")
         return CANNOT_START
 
     import ray
@@ -156,10 +156,10 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.quiet:
             cores = options.each["num_cpus"]
             size = "a GPU each" if options.device == "cuda" else f"no GPU, cores for each: {cores}"
-            print_line(f"Ray at {options.address}: {options.workers} workers, {size}")
+            log(f"Ray at {options.address}: {options.workers} workers, {size}")
         return run(options, RayRunner)
     except ValueError as error:
-        print_line(f"error: {one_line(error)}")
+        log(f"error: {one_line(error)}")
         return 2
     finally:
         ray.shutdown()

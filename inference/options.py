@@ -4,11 +4,9 @@
 """
 
 import argparse
-import contextlib
 import os
 import re
 import stat
-import sys
 from pathlib import Path
 
 from . import __version__
@@ -18,13 +16,13 @@ from .files import (
     file_identity,
     find_entries,
     one_line,
-    printable,
     why_not_a_volume,
 )
 from .labels import LABEL_NAMES
 from .phases import LOG_VARIABLE
 from .shards import parse_shard, shard_file, shard_of
 from .sources import NiftiFile, Source
+from .terminal import Parser, log
 
 _IN_TREE = __package__ == "inference"  # not installed as `abdoseg`
 _ROOT = Path(__file__).parents[1] if _IN_TREE else Path()
@@ -33,7 +31,7 @@ _ROOT = Path(__file__).parents[1] if _IN_TREE else Path()
 def make_parser(package: str = "inference") -> argparse.ArgumentParser:
     """Return the parser of `python -m PACKAGE`, or of `abdoseg` where that is installed."""
     program = f"python -m {package}" if _IN_TREE else "abdoseg"
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program,
         description="Segment 13 organs and tumors in abdominal CT volumes.",
         epilog="Exit codes: 0 every case is done, 1 some cases failed and the rest are written, "
@@ -198,7 +196,7 @@ def parse_arguments(
         check_writable(options.output)
     except OSError as error:
         reason = f"files cannot be written and renamed there ({one_line(error)})"
-        parser.error(printable(f"--output {options.output}: {reason}"))
+        parser.error(f"--output {options.output}: {reason}")
     shard = _parse_shard(options, parser) if options.shard else None
     _protect_inputs(options, parser)  # those of other shards too
     if shard:
@@ -220,7 +218,7 @@ def _check_weights(options: argparse.Namespace, parser: argparse.ArgumentParser)
         named = " ".join(map(str, options.weights))
         common_metadata(several)
     except (WeightsError, OSError) as error:
-        parser.error(printable(f"--weights {named}: {one_line(error)}"))
+        parser.error(f"--weights {named}: {one_line(error)}")
 
 
 def _parse_shard(options: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[int, int]:
@@ -241,9 +239,9 @@ def _find_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -
         mode = source.stat().st_mode
         paths = find_entries(source)
     except FileNotFoundError:
-        parser.error(printable(f"--input {source}: no such file or folder"))
+        parser.error(f"--input {source}: no such file or folder")
     except OSError as error:
-        parser.error(printable(f"--input {source}: {error.strerror}"))
+        parser.error(f"--input {source}: {error.strerror}")
     if stat.S_ISDIR(mode):
         reason = "" if paths else "no .nii.gz or .nii file there"
     else:
@@ -254,11 +252,11 @@ def _find_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -
         return [NiftiFile(path) for path in paths]
     of_volume = source.name.lower().endswith(SUFFIXES) and not stat.S_ISDIR(mode)
     if of_volume or not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
-        parser.error(printable(f"--input {source}: {reason}"))
+        parser.error(f"--input {source}: {reason}")
     series = _find_series(options, parser)
     if not series:
         left_out = "".join(f"; skipped: {line}" for line in options.skipped)
-        parser.error(printable(f"--input {source}: {reason}, and no CT series in DICOM{left_out}"))
+        parser.error(f"--input {source}: {reason}, and no CT series in DICOM{left_out}")
     return series
 
 
@@ -267,12 +265,11 @@ def _find_series(options: argparse.Namespace, parser: argparse.ArgumentParser) -
     from .dicom.discovery import find_series  # only for those who have DICOM
 
     if not options.quiet:
-        with contextlib.suppress(OSError, ValueError):
-            print("No NIfTI file there: looking for DICOM series", file=sys.stderr, flush=True)
+        log("No NIfTI file there: looking for DICOM series")
     try:
         series, options.skipped = find_series(options.input, options.names)
     except (OSError, ValueError) as error:
-        parser.error(printable(f"--input {options.input}: {one_line(error)}"))
+        parser.error(f"--input {options.input}: {one_line(error)}")
     return series
 
 
@@ -294,16 +291,12 @@ def _protect_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser
         for path in paths:
             if (source := inputs.get(file_identity(path))) is not None:
                 parser.error(
-                    printable(
-                        f"{flag} {path} is an input, {source}: it would be written over; name "
-                        "another folder"
-                    )
+                    f"{flag} {path} is an input, {source}: it would be written over; name another "
+                    "folder"
                 )
     of_dicom = not all(isinstance(source, NiftiFile) for source in options.sources)
     if of_dicom and file_identity(options.output) == file_identity(options.input):
         parser.error(
-            printable(
-                f"--output {options.output} is the folder of the DICOM series: label maps in it "
-                "would be taken for volumes by the next run; name another folder"
-            )
+            f"--output {options.output} is the folder of the DICOM series: the next run would take "
+            "label maps in it for volumes; name another folder"
         )

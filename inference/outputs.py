@@ -10,11 +10,9 @@ import numpy as np
 from .case import Case
 from .files import file_identity, one_line, printable
 from .label_map import (
-    organ_mask_path,
     select_labels,
     why_not_label_map_of,
     write_label_map,
-    write_organ_masks,
 )
 from .labels import LABEL_NAMES
 from .records.provenance import Provenance
@@ -59,7 +57,7 @@ class Outputs:
         if self.segmentation:
             paths.append(self._segmentation(name))
         if self.per_organ:
-            paths += [organ_mask_path(self.folder / name, label) for label in self._masked_labels]
+            paths += self._masks(name).values()
         return paths
 
     def why_not(self, case: Case, inputs: set[tuple[int, int]]) -> str:
@@ -114,8 +112,10 @@ class Outputs:
             OSError: a file cannot be written.
         """
         if self.per_organ:
-            folder, labels = self.folder / case.name, self._masked_labels
-            write_organ_masks(folder, label_map, volume, labels, self.signature)
+            (self.folder / case.name).mkdir(exist_ok=True)
+            for label, path in self._masks(case.name).items():
+                mask = (label_map == label).view(np.uint8)
+                write_label_map(path, mask, volume, self.signature)
         shown = select_labels(label_map, self.labels) if self.labels else label_map
         try:
             if not self.segmentation:
@@ -134,6 +134,8 @@ class Outputs:
         """The signature of each label map."""
         return self.provenance.signature if self.provenance else None
 
-    @property
-    def _masked_labels(self) -> tuple[int, ...]:
-        return self.labels or tuple(range(1, len(LABEL_NAMES)))
+    def _masks(self, name: str) -> dict[int, Path]:
+        """Return the paths of a case's masks, such as `NAME/right_kidney.nii.gz`, by label."""
+        labels = self.labels or range(1, len(LABEL_NAMES))
+        files = {label: LABEL_NAMES[label].replace(" ", "_") for label in labels}
+        return {label: self.folder / name / f"{file}.nii.gz" for label, file in files.items()}

@@ -31,10 +31,10 @@ _MOST_LANES = 16  # on a CPU, however many cores there are: the maps of so many 
 
 
 def trained_network(state_dict: dict[str, Tensor], metadata: WeightsMetadata) -> AttentionUNet:
-    """Return the network of a weights file, fp32, on the CPU.
+    """Return the network of a weights file, fp32.
 
     Raises:
-        ValueError: the weights are of another network than their metadata say.
+        ValueError: the weights do not fit the network that the metadata describe.
     """
     with torch.device("meta"):
         network = AttentionUNet(**metadata.network)

@@ -155,19 +155,20 @@ def orientation(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, b
     """
     if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
         raise VolumeError("its affine is singular or not finite")
-    world = nibabel.io_orientation(affine)  # row: file axis; columns: RAS axis, direction
+    world = nibabel.io_orientation(affine)
     if sorted(world[:, 0]) != [0, 1, 2]:
         raise VolumeError("its affine does not tell where the axes point")
-    axes, flips = [], []
-    for ras_axis, ras_direction in ((2, 1), (1, -1), (0, -1)):  # superior, posterior, left
-        disk_axis = int(np.flatnonzero(world[:, 0] == ras_axis)[0])
-        axes.append(disk_axis)
-        flips.append(bool(world[disk_axis, 1] != ras_direction))
-    return tuple(axes), tuple(flips)
+    to_lps = nibabel.orientations.ornt_transform(world, nibabel.orientations.axcodes2ornt("LPS"))
+    axes = tuple(int(axis) for axis in np.argsort(to_lps[:, 0])[::-1])
+    return axes, tuple(bool(to_lps[axis, 1] < 0) for axis in axes)
 
 
-def header_grid(header: nibabel.Nifti1Header) -> Grid:
+def header_grid(header: nibabel.Nifti1Header, pixdim: np.ndarray | None = None) -> Grid:
     """Return the grid of a file's voxels: the affine's, whatever `pixdim` says.
+
+    Args:
+        header: of the file.
+        pixdim: as in `StoredImage`; by default the header's.
 
     Raises:
         VolumeError: the header has no usable affine.
@@ -195,7 +196,7 @@ def header_grid(header: nibabel.Nifti1Header) -> Grid:
     if not (sform or qform):
         codes = "".join(nibabel.aff2axcodes(affine))
         notes.append(f"its orientation is unknown (form codes 0): its axes are taken as {codes}")
-    pixdim = np.array(header["pixdim"][1:4], float)
+    pixdim = np.array(header["pixdim"][1:4] if pixdim is None else pixdim, float)
     if not (np.abs(pixdim - lengths) <= _SAME_SIZE * lengths).all():
         notes.append(
             f"its affine has voxels of {_mm(unit * lengths)}, its pixdim of {_mm(unit * pixdim)}: "
@@ -232,12 +233,14 @@ class StoredImage:
         voxels: 3D, the file's axes in its order, its own data type.
         slope, intercept: value = slope * voxels + intercept.
         header: the file's own.
+        pixdim: voxel sizes as the file has them; in `header` a 0 is 1, as nibabel reads it.
     """
 
     voxels: np.ndarray
     slope: float
     intercept: float
     header: nibabel.Nifti1Header
+    pixdim: np.ndarray
 
 
 def _unpacked(content: bytes, size: int, *, check: bool = True) -> bytearray:
@@ -275,8 +278,8 @@ def _unpacked(content: bytes, size: int, *, check: bool = True) -> bytearray:
     return unpacked
 
 
-def _header(start: bytes) -> nibabel.Nifti1Header:
-    """Return the header at the start of a file, gzipped or not.
+def _header(start: bytes) -> tuple[nibabel.Nifti1Header, np.ndarray]:
+    """Return the header at the start of a file, gzipped or not, and its `StoredImage.pixdim`.
 
     Raises:
         VolumeError: there is none.
@@ -300,11 +303,12 @@ def _header(start: bytes) -> nibabel.Nifti1Header:
         more = header["dim"][4 : int(header["dim"][0]) + 1]
         more[more == 0] = 1  # as the NIfTI library reads it
         header.get_data_shape(), header.get_data_dtype()
+        pixdim = kind(start[: kind.sizeof_hdr], check=False)["pixdim"][1:4]
     except (ImageFileError, *HEADER_ERRORS) as error:
         raise VolumeError(f"not a NIfTI file ({error})") from error
     if bytes(header["magic"])[:3] not in (b"n+1", b"n+2"):
         raise VolumeError("not a NIfTI file in one piece (its magic is not n+1 or n+2)")
-    return header
+    return header, pixdim
 
 
 def _open(path: Path) -> io.FileIO:
@@ -327,7 +331,7 @@ def read_header(path: Path) -> nibabel.Nifti1Header:
         OSError: the file cannot be read.
     """
     with _open(path) as file:
-        return _header(file.read(_START_BYTES))
+        return _header(file.read(_START_BYTES))[0]
 
 
 def read_stored(
@@ -353,7 +357,7 @@ def read_stored(
     with _open(path) as file:
         before = os.fstat(file.fileno())
         start = file.read(_START_BYTES)
-        header = _header(start)
+        header, pixdim = _header(start)
         shape = header.get_data_shape()
         text = "x".join(map(str, shape))
         if len(shape) > 3 and set(shape[3:]) != {1}:
@@ -396,6 +400,7 @@ def read_stored(
         slope=1.0 if slope is None else float(slope),
         intercept=0.0 if intercept is None else float(intercept),
         header=header,
+        pixdim=pixdim,
     )
 
 
@@ -427,11 +432,13 @@ def image_volume(image: nibabel.spatialimages.SpatialImage) -> Volume:
     if voxels.size != math.prod(shape) or not voxels.size or voxels.dtype.kind not in "iuf":
         text = "x".join(map(str, voxels.shape))
         raise VolumeError(f"not one 3D volume of real numbers but {text} {voxels.dtype}")
-    return _volume(StoredImage(voxels.reshape(shape), 1.0, 0.0, image.header))
+    return _volume(
+        StoredImage(voxels.reshape(shape), 1.0, 0.0, image.header, image.header["pixdim"][1:4])
+    )
 
 
 def _volume(stored: StoredImage) -> Volume:
-    grid = header_grid(stored.header)
+    grid = header_grid(stored.header, stored.pixdim)
     return Volume(
         voxels=flipped(stored.voxels.transpose(grid.axes), grid.flips),
         slope=stored.slope,

@@ -14,9 +14,12 @@ from training.options import make_parser as make_training_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "training/README.md"]
+PAGES += ["benchmark/GPU.md", "benchmark/LIMITS.md"]
 PAGES += [str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs").glob("*.md"))]
 
-FOREIGN = {  # of docker, sbatch, ray, torchrun and nnU-Net; of `python -m tests.hostile`
+FOREIGN = {  # of docker, sbatch, ray, torchrun, nnU-Net and pip; of `python -m tests.hostile`
+    *("--no-deps", "--no-index", "--only-binary", "--python-version", "--implementation"),
+    *("--platform", "--target", "--upgrade"),
     *("--gpus", "--rm", "--user", "--cap-drop", "--security-opt", "--network", "--read-only"),
     *("--tmpfs", "--shm-size", "--build-arg", "--array", "--head", "--disable-usage-stats"),
     *("--generate", "--nproc-per-node", "--disable_tta", "--count", "--dicom"),

@@ -151,7 +151,7 @@ def find_files(folder: Path) -> Files:
             continue
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            packed = [about["packed"] for about in content.values() if "packed" in about]
+            packed = [about["packed"] for about in content.values() if about.get("packed")]
         except (ValueError, AttributeError, TypeError) as error:
             raise TrainingError(f"{path}: not of the form {{case: {{…}}, …}} ({error})") from error
         for about in packed:

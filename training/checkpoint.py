@@ -71,7 +71,10 @@ class State:
                 f"the weights are not finite at step {self.step}, so not saved: {there}; {ADVICE}"
             )
         with whole_file(path) as file:
-            torch.save(content, file)
+            try:
+                torch.save(content, file)
+            except RuntimeError as error:  # torch's own, on top of what the file raised
+                raise error.__context__ or error from None
 
     def load(self, path: Path, device: torch.device) -> None:
         """Resume from what `save` wrote.

@@ -50,8 +50,7 @@ from training.slices import Batch, Slice, SliceDataset, collate
 from training.widening import widen
 
 _AUGMENTATION, _DEVICE_NOISE = 1, 2  # streams of random numbers beside that of the slices
-_STATISTICS_SLICES = 8
-_STATISTICS_POSITIONS = range(0, 64 * _STATISTICS_SLICES, _STATISTICS_SLICES)
+_STATISTICS_POSITIONS = range(0, 512, 8)  # of the first slices of batches
 _CHECKPOINT_S = 300.0  # between checkpoints, at least
 _SILENCE_S = 30.0  # without a line, at most
 _UNKNOWN = 1_000_000  # steps, until their rate is measured
@@ -331,7 +330,7 @@ def fit(
     def score() -> float:
         """Save and score; returns when that is due again: it takes a tenth of the time at most."""
         start = time.monotonic()
-        uniform = (batch_at(plain, range(n, n + _STATISTICS_SLICES)) for n in _STATISTICS_POSITIONS)
+        uniform = (batch_at(plain, range(n, n + 8)) for n in _STATISTICS_POSITIONS)
         estimate_statistics(state.trained(), uniform, recipe, intensities)
         save()  # before the scoring: what goes wrong there costs no steps
         if scoring.due:

@@ -28,7 +28,9 @@ import numpy as np
 
 from benchmark.containers.environment import describe_machine
 from benchmark.containers.gpu import open_gpu
+from benchmark.options import not_negative
 from benchmark.speed.gpu_page import SECTIONS, markdown
+from benchmark.text import log, show
 from inference.cuda.choices import CHOICES_VARIABLE, CudaChoices
 from inference.files import write_atomically
 from inference.network.weights import SLIM, WEIGHTS
@@ -110,16 +112,13 @@ class Sweep:
             Why it did not end well, or "".
         """
         limit = max(1.0, min(seconds, self.deadline - time.monotonic()))
-        # `timeout` asks the module to end, which then ends what it has started, before it insists.
-        words = ["timeout", "-k", str(_SECONDS_TO_END), str(limit), sys.executable, "-m", *command]
-        with (out or self.folder / "printed").open("w", encoding="utf-8") as printed:
+        # `timeout` sends SIGTERM, at which a module ends what it has started, before SIGKILL.
+        words = ["timeout", "-k", _SECONDS_TO_END, limit, sys.executable, "-m", *command]
+        with (out or self.folder / "printed").open("wb") as printed:
+            streams = {"stdout": printed, "stderr": subprocess.PIPE}
+            environment = {**os.environ, **more}
             ended = subprocess.run(
-                list(map(str, words)),
-                cwd=_ROOT,
-                env={**os.environ, **more},
-                stdout=printed,
-                stderr=subprocess.PIPE,
-                check=False,
+                list(map(str, words)), cwd=_ROOT, env=environment, check=False, **streams
             )
         if ended.returncode in (124, 137):
             return "the time was over"
@@ -252,28 +251,24 @@ class Sweep:
                 self.missed(name, f"{type(error).__name__}: {' '.join(str(error).split())}")
             seconds = time.monotonic() - started
             self.result["seconds"].append({"what": name, "seconds": seconds})
-            print(f"{name}: {seconds:.1f} s", file=sys.stderr, flush=True)
+            log(f"{name}: {seconds:.1f} s")
             write()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m benchmark gpu-sweep`."""
-    parser.add_argument("--report", type=Path, required=True, metavar="DIR")
-    parser.add_argument(
-        "--minutes", type=float, default=4, metavar="M", help="at most (default: %(default)s)"
+    add = parser.add_argument
+    add("--report", type=Path, required=True, metavar="DIR")
+    text = "at most (default: %(default)s)"
+    add("--minutes", type=not_negative, default=4, metavar="M", help=text)
+    text = "real CTs NAME_0000.nii.gz to compare labels on"
+    add("--cts", type=Path, metavar="DIR", help=text)
+    text = (
+        "another predictor to measure on one cold case, with {inputs} and {outputs} for the "
+        "folders (benchmark/results/peers/peers.md has nnU-Net's)"
     )
-    parser.add_argument(
-        "--cts", type=Path, metavar="DIR", help="real CTs NAME_0000.nii.gz to compare labels on"
-    )
-    parser.add_argument(
-        "--peer",
-        metavar="'COMMAND'",
-        help="another predictor to measure on one cold case, with {inputs} and {outputs} for the "
-        "folders (benchmark/results/peers/peers.md has nnU-Net's)",
-    )
-    parser.add_argument(
-        "--rehearse", action="store_true", help="on the CPU, with volumes of 8 slices of 64x64"
-    )
+    add("--peer", metavar="'COMMAND'", help=text)
+    add("--rehearse", action="store_true", help="on the CPU, with volumes of 8 slices of 64x64")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -303,5 +298,5 @@ def run(options: argparse.Namespace) -> int:
         if options.cts:
             shutil.copytree(options.cts, sweep.folder / "cts")
         sweep.run(sweep.stages(), write)
-    print(page.read_text(encoding="utf-8"))
+    show(markdown(result))
     return 1 if result["not measured"] else 0

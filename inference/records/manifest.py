@@ -5,7 +5,6 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -138,25 +137,20 @@ class Manifest:
             file.seek(offset)
             return json.loads(file.readline())
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[int]:
+    def _append(self, data: bytes) -> None:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         descriptor = os.open(self.path, flags, 0o666)
         try:
             with contextlib.suppress(OSError):  # not every file system has locks
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield descriptor
-        finally:
-            os.close(descriptor)
-
-    def _append(self, data: bytes) -> None:
-        with self._locked() as descriptor:
             self._mend(descriptor)
             view = memoryview(data)
             while view:  # one write, unless the disk is full
                 view = view[os.write(descriptor, view) :]
             if data:
                 flush_to_disk(descriptor)
+        finally:
+            os.close(descriptor)
 
     def _mend(self, descriptor: int) -> None:
         """Remove a torn last line; a whole one without line end gets it.
@@ -165,21 +159,16 @@ class Manifest:
             ValueError: the file is no manifest.
         """
         size = os.fstat(descriptor).st_size
-        start = os.pread(descriptor, len(_START), 0)
-        if not _START.startswith(start):
+        if not _START.startswith(os.pread(descriptor, len(_START), 0)):
             raise ValueError("not a manifest: name another file")
         if size == 0 or os.pread(descriptor, 1, size - 1) == b"\n":
             return
-        offset, tail = size, b""
-        while offset and b"\n" not in tail:
-            step = min(offset, 1 << 16)
-            offset -= step
-            tail = os.pread(descriptor, step, offset) + tail
-        whole = tail.rfind(b"\n") + 1
+        content = os.pread(descriptor, size, 0)  # of all lines, once after a crash
+        whole = content.rfind(b"\n") + 1
         try:
-            json.loads(tail[whole:])
+            json.loads(content[whole:])
         except ValueError:
-            os.ftruncate(descriptor, offset + whole)
+            os.ftruncate(descriptor, whole)
         else:
             os.write(descriptor, b"\n")
 
@@ -249,8 +238,9 @@ class Records:
         record = known
         if record is None:
             record = case_record(case, self.provenance, self.timer.seconds(case.name))
-        # Of a label map that was read again, a row that is there says more than a new one.
-        has_row = case.status == "kept" and self.table and case.name in self.table
+        # Of a label map that was only read, a row that is there has more flags than a new one.
+        reread = case.status == "kept" and known is None
+        has_row = reread and self.table and case.name in self.table
         files = [self.table] if self.table and record.get("voxels") and not has_row else []
         files += [self.manifest] if self.manifest and known is None else []
         for file in files:

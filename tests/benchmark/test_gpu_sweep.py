@@ -138,6 +138,7 @@ def test_page():
     assert "a | **spleen 0.9949**" in rows
     assert "overlap | 1.500, 12.2 | 2.000" in rows
     assert r"x\|y | 1,000 | " in rows
+    assert "b | 1 organs well" in rows
     assert markdown(result).count("\n## ") == 3
 
 

@@ -13,7 +13,9 @@ import numpy as np
 import psutil
 
 from inference import command
+from inference.case import Case
 from inference.network.weights import DEMONSTRATION_WEIGHTS
+from inference.progress import Progress
 
 
 def main() -> int:
@@ -40,14 +42,14 @@ def main() -> int:
 
         ended = 0
 
-        def on_case(self: command._Progress, case: command.Case) -> None:
+        def on_case(self: Progress, case: Case) -> None:
             nonlocal ended
             ended += 1
             if ended % (options.count // 10) == 0:
                 memory = process.memory_info().rss / 2**20
                 print(f"{ended} cases: {memory:.0f} MB, {process.num_fds()} open files", flush=True)
 
-        command._Progress.on_case = on_case
+        Progress.on_case = on_case
         weights = ["--weights", str(DEMONSTRATION_WEIGHTS), "--device", "cpu", "--quiet"]
         manifest = Path(name) / "manifest.jsonl"
         records = ["--manifest", str(manifest), "--statistics", str(Path(name) / "table.csv")]

@@ -99,6 +99,16 @@ def test_spacing_is_the_affines(tmp_path, ct, affine, unit_mm, how, notes, slice
     assert len(volume.notes) == notes, volume.notes
 
 
+@pytest.mark.parametrize("pixdim", [[1, 0, 0, 0, 0, 0, 0, 0], [1, 1.5, 1.25, 0, 0, 0, 0, 0]])
+@pytest.mark.parametrize("codes", [(0, 1), (1, 0)])
+def test_a_voxel_size_of_zero_is_noted(tmp_path, ct, codes, pixdim):
+    """Where nibabel reads 1 mm, also for the qform's affine."""
+    volume = read_volume(with_header(tmp_path / "a.nii", ct, codes=codes, pixdim=pixdim))
+    ones = (1.0, 1.25 if pixdim[2] else 1.0, 1.5 if pixdim[1] else 1.0)
+    np.testing.assert_allclose(volume.spacing, (4, 1.25, 1.5) if codes[0] else ones)
+    assert len(volume.notes) == 1 and "0 mm" in volume.notes[0]
+
+
 def test_a_qform_that_mirrors_the_sform_is_noted(tmp_path, ct):
     mirrored = nibabel.Nifti1Image(ct, None)
     mirrored.set_sform(RAS_AFFINE, 1)

@@ -1,16 +1,19 @@
-"""What an export says of weights that nobody should use, and of runs with nothing to export."""
+"""What is exported, its model card, and what it says of weights that nobody should use."""
 
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import metadata_of, save_nifti, trained_looking_network
+from small_data import export, fit, write_phantoms
 
 from inference.command import main as serve
 from inference.network.model import AttentionUNet
-from inference.network.weights import read_metadata, save_weights
-from training.__main__ import main
+from inference.network.weights import load_weights, read_metadata, save_weights
+from inference.prediction import Predictor
+from training.evaluation import Score, read_scores, write_scores
 from training.recipe import Recipe
 
 
@@ -34,14 +37,8 @@ def run_folder(folder, step, *, held_out=(), scored=None, start_from=None, names
     for name in names:
         torch.save({"weights": weights, "step": step}, folder / f"{name}.pt")
     if scored is not None:
-        rows = f"step,case,label,name,dsc,nsd\n{step},b,1,liver,{scored},0\n"
-        (folder / "held_out.csv").write_text(rows)
+        write_scores(folder / "held_out.csv", [Score(step, "set", "b", 1, scored, 0.0)])
     return folder
-
-
-def export(run, output, *more):
-    options = ["--output", str(output), "--trained-on", "nothing", "--licence", "MIT", *more]
-    return main(["export", str(run), *options])
 
 
 @pytest.mark.parametrize(
@@ -58,15 +55,12 @@ def export(run, output, *more):
 def test_weights_that_are_of_no_use_say_so(tmp_path, capsys, step, scored, start_from, reasons):
     run = run_folder(tmp_path / "run", step, held_out=["b"], scored=scored, start_from=start_from)
     weights = tmp_path / "w.safetensors"
-    assert export(run, weights, "--checkpoint", "last") == 0
-    told, card = capsys.readouterr().err, weights.with_suffix(".md").read_text()
+    assert export(run, weights) == 0
+    error, card = capsys.readouterr().err, weights.with_suffix(".md").read_text()
     warning = read_metadata(weights).warning
-    assert bool(warning) == bool(reasons)
-    assert ("Warning: not fit for use" in card) == bool(reasons)
+    assert bool(warning) == bool(reasons) == ("Warning: not fit for use" in card)
     for reason in reasons:
-        assert reason in warning
-        assert reason in card
-        assert reason in told
+        assert all(reason in text for text in (warning, card, error))
 
 
 def test_the_service_says_the_warning_at_its_start(tmp_path, ct, capsys):
@@ -77,7 +71,7 @@ def test_the_service_says_the_warning_at_its_start(tmp_path, ct, capsys):
     save_nifti(tmp_path / "inputs" / "a_0000.nii.gz", ct)
     places = ["--input", str(tmp_path / "inputs"), "--output", str(tmp_path / "outputs")]
     assert serve([*places, "--weights", str(weights), "--device", "cpu", "--quiet"]) == 0
-    assert "warning: w.safetensors: not fit for use: x" in capsys.readouterr().err
+    assert "not fit for use: x" in capsys.readouterr().err
 
 
 def test_weights_without_a_warning_are_read_by_versions_that_knew_none(tmp_path):
@@ -89,35 +83,79 @@ def test_weights_without_a_warning_are_read_by_versions_that_knew_none(tmp_path)
         assert read_metadata(path).warning == warning
 
 
-@pytest.mark.parametrize(
-    ("held_out", "names", "reason"),
-    [
-        (["b"], ["last"], "has not been scored yet (at every 5000 steps, and at its end)"),
-        ([], ["last"], "holds no case out"),
-        (["b"], [], "no checkpoint yet: a run writes one every 1000 steps"),
-    ],
-)
-def test_a_run_without_a_best_checkpoint_says_what_to_do(tmp_path, capsys, held_out, names, reason):
-    run = run_folder(tmp_path / "run", 5, held_out=held_out, names=names)
-    assert export(run, tmp_path / "w.safetensors") == 1
-    error = capsys.readouterr().err
-    assert reason in error
-    assert ("--checkpoint last" in error) == bool(names)
-    assert not (tmp_path / "w.safetensors").exists()
+@pytest.mark.parametrize("fault", ["no best", "none", "nan", "no scores", "no run"])
+def test_an_export_that_fails_is_one_line_and_leaves_no_weights(tmp_path, capsys, fault):
+    run = run_folder(tmp_path / "run", 5, names=() if fault == "none" else ("last",))
+    if fault == "nan":
+        state = torch.load(run / "last.pt", weights_only=True)
+        state["weights"]["head.bias"][3] = float("nan")
+        torch.save(state, run / "last.pt")
+    more = {"no best": ("--checkpoint", "best"), "no scores": ("--left-out", tmp_path / "no.csv")}
+    output = tmp_path / "w.safetensors"
+    assert export(tmp_path if fault == "no run" else run, output, *more.get(fault, ())) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not output.exists()
 
 
-def test_an_export_that_fails_leaves_no_weights(tmp_path, capsys):
-    run = run_folder(tmp_path / "run", 5)
+def test_the_card_has_every_score(tmp_path):
+    run = run_folder(tmp_path / "run", 900, held_out=["b"], scored=0.8)
+    nan = float("nan")
+    scores = [Score(0, "one", "x", 1, 0.5, 0.75), Score(0, "one", "y", 1, 0.7, nan)]
+    scores += [Score(0, "two", "z", 14, 0.25, nan)]
+    write_scores(tmp_path / "left-out.csv", scores)
+    assert str(read_scores(tmp_path / "left-out.csv")) == str(scores)
     weights = tmp_path / "w.safetensors"
-    assert export(run, weights, "--checkpoint", "last", "--left-out", str(tmp_path / "no.csv")) == 1
-    assert "no.csv" in capsys.readouterr().err
-    assert not weights.exists()
+    assert export(run, weights, "--left-out", tmp_path / "left-out.csv", "--note", "Blind.") == 0
+    lines = weights.with_suffix(".md").read_text().splitlines()
+    for row in (
+        "| liver | 0.8000 | 0.0000 | 1 |",
+        "| label | one | two |",
+        "| liver | 0.600 (2) |  |",
+        "| tumor |  | 0.250 (1) |",
+        "| **mean of organs** | **0.600** | **nan** |",
+        "- Blind.",
+        "base_channels = 4",
+    ):
+        assert row in lines
 
 
-def test_weights_that_are_not_finite_are_not_exported(tmp_path):
-    run = run_folder(tmp_path / "run", 5)
-    state = torch.load(run / "last.pt", weights_only=True)
-    state["weights"]["head.bias"][3] = float("nan")
-    torch.save(state, run / "last.pt")
-    assert export(run, tmp_path / "w.safetensors", "--checkpoint", "last") == 1
-    assert not (tmp_path / "w.safetensors").exists()
+@pytest.mark.slow
+def test_the_full_network_trains_and_its_export_predicts(tmp_path):
+    phantoms, run = write_phantoms(tmp_path / "phantoms", 1), tmp_path / "run"
+    numbers = {"base_channels": 64, "slice_size": 32, "ema_decay": 0.5, "held_out_fraction": 0}
+    assert fit(phantoms, run, "--recipe", "paper", "--steps", 1, **numbers) == 0
+    weights = tmp_path / "weights" / "full.safetensors"
+    assert export(run, weights) == 0
+    state_dict, metadata = load_weights(weights)
+    about = json.loads((run / "run.json").read_text())
+    assert (metadata.base_channels, metadata.matrix_reduction) == (64, 1)
+    assert metadata.intensity_mean == about["intensity_mean"]
+    average = torch.load(run / "last.pt", weights_only=True)["average"]
+    for name, trained in average.items():
+        is_fp16 = trained.is_floating_point() and "running_" not in name
+        assert torch.equal(state_dict[name], trained.half() if is_fp16 else trained), name
+    assert str(tmp_path) not in weights.with_suffix(".md").read_text()
+    predictor = Predictor([(state_dict, metadata)], torch.device("cpu"))
+    label_map = predictor.predict(np.zeros((1, 32, 32), np.int16), window=(-1, 1))
+    assert label_map.shape == (1, 32, 32)
+
+
+@pytest.mark.slow
+def test_a_run_without_attention_is_scored_and_exported_without(tmp_path):
+    phantoms, run = write_phantoms(tmp_path / "phantoms", 3), tmp_path / "run"
+    options = ("--recipe", "paper", "--learning-rate", 2e-3, "--steps", 15, "--held-out", "p2")
+    assert fit(f"{phantoms}=complete", run, *options, base_channels=8, attention="none") == 0
+    weights = tmp_path / "w.safetensors"
+    assert export(run, weights) == 0
+    state_dict, metadata = load_weights(weights)
+    assert metadata.attention == "none"
+    hu = np.asarray(np.random.default_rng(0).normal(0, 300, (8, 64, 64)), np.int16)
+    window = tuple(np.percentile(hu, (1, 99)))
+    predictor = Predictor([(state_dict, metadata)], torch.device("cpu"), dtype=torch.float32)
+    label_map = predictor.predict(hu, window=window)
+    slices = (np.clip(hu, *window) - metadata.intensity_mean) / metadata.intensity_std
+    slices = torch.from_numpy(slices.astype(np.float32))[:, None].expand(-1, 3, -1, -1)
+    network = AttentionUNet(base_channels=8, attention="none").eval()
+    network.load_state_dict({name: tensor.float() for name, tensor in state_dict.items()})
+    with torch.no_grad():
+        assert np.mean(network(slices).argmax(dim=1).numpy() == label_map) > 0.999

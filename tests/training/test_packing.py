@@ -4,11 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from conftest import save_nifti
+from small_data import cached, describe, fit, read, write_case
 
 from training import packing
 from training.__main__ import main
-from training.cache import cache_cases
 from training.cases import find_training_cases
 from training.slices import SliceDataset
 
@@ -18,7 +17,6 @@ CLIP = (-400, 240)  # of the recipe slim
 @pytest.fixture
 def data(tmp_path):
     """Bodies in air: one of few levels, one of many, a stack, and a patient left out."""
-    folder = tmp_path / "data"
     rng = np.random.default_rng(0)
     about = {
         "few": {"annotated_labels": [1, 2], "patient": "P", "window_hu": [-160, 240]},
@@ -34,19 +32,12 @@ def data(tmp_path):
         labels = np.zeros(hu.shape, np.uint8)
         labels[14:20, 17:30, 1:4] = 1
         labels[20:24, 30:34, 2] = 2
-        for kind, suffix, array in (("images", "_0000", hu), ("labels", "", labels)):
-            (folder / kind).mkdir(parents=True, exist_ok=True)
-            save_nifti(folder / kind / f"{name}{suffix}.nii.gz", array.astype(np.int16))
-    (folder / "cases.json").write_text(json.dumps(about))
-    return folder
+        write_case(tmp_path / "data", name, labels, hu.astype(np.int16))
+    return describe(tmp_path / "data", **about)
 
 
 def pack(data, output, *more):
     return main(["pack", "--data", str(data), "--output", str(output), *map(str, more)])
-
-
-def cases_of(folder, cache, **named):
-    return cache_cases(find_training_cases(folder, **named), cache, pytest.fail)
 
 
 @pytest.mark.parametrize(("step", "error"), [(0, 640 / 255 / 2 + 0.5), (8, 4.5)])
@@ -64,8 +55,8 @@ def test_a_packed_set_is_read_back_to_the_same_slices(
         sizes = [path.stat().st_size for path in part.iterdir()]
         assert sum(sizes) <= limits[1] and max(sizes) <= limits[0]
     for left_out in (False, True):
-        original = cases_of(data, tmp_path / "cache", left_out=left_out)
-        found = cases_of(packed, tmp_path / "none", left_out=left_out)
+        original = read(data, tmp_path / "cache", left_out=left_out).cases
+        found = read(packed, tmp_path / "none", left_out=left_out).cases
         names = ("name", "patient", "annotated", "stack", "window_hu", "expert")
         for case, known in zip(found, original, strict=True):
             assert [getattr(case, name) for name in names] == [
@@ -73,7 +64,7 @@ def test_a_packed_set_is_read_back_to_the_same_slices(
             ]
             assert case.cached.window == pytest.approx(known.cached.window)
             assert case.cached.spacing == known.cached.spacing
-    original, found = cases_of(data, tmp_path / "cache"), cases_of(packed, tmp_path / "none")
+    original, found = cached(data, tmp_path / "cache"), cached(packed, tmp_path / "none")
     one, other = (SliceDataset(part, label_balanced_fraction=0.5) for part in (original, found))
     assert original[0].cached.shape == (6, 50, 40)
     assert found[0].cached.shape == (6, 33, 26)  # 25 x 18 pixels of body and 4 of air on each side
@@ -93,16 +84,15 @@ def test_a_packed_set_is_trained_on_and_scored(data, tmp_path):
     packed = tmp_path / "packed"
     assert pack(data, packed) == 0
     (packed / "part-1" / "many-1.png").write_bytes(b"")  # a damaged case costs itself alone
-    options = ["--base-channels", "4", "--slice-size", "32", "--synthetic-fraction", "0"]
-    options += ["--held-out", "P", "--device", "cpu", "--steps", "1", "--recipe", "slim"]
-    run = tmp_path / "run"
-    assert main(["fit", "--data", str(packed), "--output", str(run), *options]) == 0
+    run, slim = tmp_path / "run", ("--recipe", "slim")
+    numbers = {"slice_size": 32, "synthetic_fraction": 0}
+    assert fit(packed, run, *slim, "--held-out", "P", "--steps", 1, **numbers) == 0
     about = json.loads((run / "run.json").read_text())
     assert [case["name"] for case in about["training"]] == ["stack"]
     assert [case["name"] for case in about["held_out"]] == ["few"]
     assert (run / "held_out.csv").read_text().count("few") == 2
     with pytest.raises(SystemExit, match="2"):  # what lies outside is not in the files
-        main(["fit", "--data", str(packed), "--output", str(run), "--clip-hu", "-500", "240"])
+        fit(packed, run, *slim, clip_hu="-500,240", **numbers)
     with pytest.raises(SystemExit, match="2"):
         pack(data, packed)
     assert main(["check", "--data", str(packed)]) == 1

@@ -6,12 +6,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import SHARED
+from small_data import export, fit, write_phantoms
 
 from inference.labels import ORGANS, TUMOR
-from synthetic.phantom import draw_phantom, write_nifti
 from training import TrainingError
-from training import recipe as recipes
-from training.__main__ import main
 from training.anatomies import (
     LABELS,
     LEFT_MEDULLA,
@@ -51,17 +49,6 @@ def write_balls(path: Path, spacing: float = 3.0) -> None:
         centre = (right, anterior, superior)
         label_map[np.linalg.norm(points - centre, axis=-1) < radius] = number
     nib.save(nib.Nifti1Image(label_map, affine), path)
-
-
-@pytest.fixture(scope="module")
-def labelled_cases(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    for name in ("images", "labels"):
-        (folder / name).mkdir()
-    phantom = draw_phantom((4, 64, 64), (16.0, 5.0, 5.0), seed=3)
-    write_nifti(folder / "images" / "p_0000.nii.gz", phantom.volume, phantom.spacing)
-    write_nifti(folder / "labels" / "p.nii.gz", phantom.label_map, phantom.spacing)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -221,52 +208,37 @@ def test_what_is_no_anatomy_is_refused(tmp_path, what):
 
 
 @pytest.mark.slow
-def test_training_on_drawn_slices_scores_every_read_case(tmp_path, labelled_cases, capsys):
+def test_training_on_drawn_slices_scores_every_read_case(tmp_path):
     """All real cases are held out, and the weights may begin with another run's."""
-    anatomy = tmp_path / "balls.nii.gz"
-    write_balls(anatomy)
-    common = ["fit", "--data", str(labelled_cases), "--anatomy", str(anatomy), "--recipe", "slim"]
-    common += ["--synthetic-fraction", "1", "--synthetic-phantoms", "0", "--steps", "1"]
-    common += ["--batch-size", "2", "--base-channels", "4", "--slice-size", "64", "--device", "cpu"]
-    common += ["--supervised-channels", "2"]
-    assert main([*common, "--output", str(tmp_path / "run")]) == 0
-    assert "0 cases to train on" in capsys.readouterr().out
-    weights = tmp_path / "weights.safetensors"
-    exported = ["export", str(tmp_path / "run"), "--output", str(weights), "--checkpoint", "last"]
-    assert main([*exported, "--trained-on", "balls", "--licence", "MIT"]) == 0
-    card = weights.with_suffix(".md").read_text()
-    assert "100% of the slices were drawn by training/synthesis.py, all labels known" in card
-    assert "balls.nii.gz" in card
-    others = tmp_path / "others.safetensors"
-    exported[3] = str(others)
-    everything = ["--trained-on", "balls", "--licence", "MIT", "--scores-of", str(tmp_path / "run")]
-    assert main([*exported, *everything]) == 0
-    assert "**not with the weights here**" in others.with_suffix(".md").read_text()
-    assert "**not with the weights here**" not in card
-    assert main([*common, "--output", str(tmp_path / "next"), "--start-from", str(weights)]) == 0
-    wider = [*common, "--base-channels", "8", "--supervised-channels", "3"]
-    wider += ["--output", str(tmp_path / "wider")]
-    assert main([*wider, "--start-from", str(weights)]) == 0
-    exported[1] = str(tmp_path / "wider")
-    assert main([*exported, "--trained-on", "balls", "--licence", "MIT"]) == 0
-    card = others.with_suffix(".md").read_text()
-    assert "AttentionUNet(base_channels=8, attention='none', supervised_channels=3)" in card
-    narrower = [*common, "--output", str(tmp_path / "narrower"), "--start-from", str(others)]
-    assert main(narrower) == 1
-    assert "another network" in capsys.readouterr().err
+    data = write_phantoms(tmp_path / "data", 1, slices=4)
+    write_balls(tmp_path / "balls.nii.gz")
+    options = ("--anatomy", tmp_path / "balls.nii.gz", "--recipe", "slim", "--steps", 1)
+    options += ("--batch-size", 2)
+    numbers = {"synthetic_fraction": 1, "synthetic_phantoms": 0, "slice_size": 64}
+    numbers |= {"supervised_channels": 2, "attention": "relu-sigmoid"}
 
+    def run(name: str, *more, **changes) -> tuple[int, Path]:
+        folder = tmp_path / name
+        return fit(data, folder, *options, *more, **{**numbers, **changes}), folder
 
-def test_synthetic_slices_need_an_anatomy(tmp_path, labelled_cases, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        options = ["--output", str(tmp_path), "--recipe", "slim", "--synthetic-phantoms", "0"]
-        main(["fit", "--data", str(labelled_cases), *options])
-    assert "--anatomy" in capsys.readouterr().err
-
-
-def test_the_slim_recipe_mixes_read_and_drawn_slices():
-    recipe = recipes.load_recipe("slim")
-    assert 0 < recipe.synthetic_fraction < 1
-    assert recipe.cross_entropy == "marginal"
+    code, first = run("first")
+    assert code == 0
+    about = json.loads((first / "run.json").read_text())
+    assert (about["training"], about["held_out"][0]["name"]) == ([], "p0")
+    weights, others = tmp_path / "weights.safetensors", tmp_path / "others.safetensors"
+    assert export(first, weights) == 0
+    assert export(first, others, "--scores-of", first) == 0
+    cards = [path.with_suffix(".md").read_text() for path in (weights, others)]
+    assert ["**not with the weights here**" in card for card in cards] == [False, True]
+    assert "100% of the slices" in cards[0] and "balls.nii.gz" in cards[0]
+    assert run("next", "--start-from", weights)[0] == 0
+    wider = {"base_channels": 8, "supervised_channels": 3}
+    code, wide = run("wide", "--start-from", weights, **wider)
+    assert code == 0
+    assert export(wide, others) == 0
+    arguments = "AttentionUNet(base_channels=8, supervised_channels=3)"
+    assert arguments in others.with_suffix(".md").read_text()
+    assert run("narrower", "--start-from", others)[0] == 1
 
 
 @pytest.mark.slow

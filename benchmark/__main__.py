@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from inference import startup
+from inference.terminal import Parser
 
 COMMANDS = {
     "efficiency": (
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         go on, 128 + N if signal N ended it.
     """
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmark",
         description="Measure a segmentation container as the FLARE challenge's organisers do.",
         epilog="Each command has its own --help, with an example: python -m benchmark check --help",

@@ -12,45 +12,31 @@ from typing import TYPE_CHECKING
 from inference import startup
 from inference.files import one_line
 from training import TrainingError
-from training import recipe as recipes
 from training.options import make_parser, recipe_numbers
+from training.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     import numpy as np
 
     from training.cases import Case
-    from training.label_mapping import LabelMapping
-
-
-def _data_sets(arguments: list[str]) -> "dict[Path, LabelMapping | None]":
-    """Return the folder of each `--data DIR[=MAP]`, and how its label numbers become ours.
-
-    Raises:
-        TrainingError, OSError: a label map cannot be read.
-    """
-    from training.label_mapping import load_label_mapping, nnunet_label_mapping
-
-    found = {}
-    for argument in arguments:
-        folder, _, name = argument.partition("=")
-        mapping = load_label_mapping(name) if name else nnunet_label_mapping(Path(folder))
-        if mapping and mapping.ignored:
-            print(f"{folder}: not labels of ours, taken as 0: {', '.join(mapping.ignored)}")
-        found[Path(folder)] = mapping
-    return found
+    from training.processes import Processes, StopRequest
 
 
 def _cases(
     options: argparse.Namespace, parser: argparse.ArgumentParser, *, left_out: bool = False
 ) -> "dict[Path, list[Case]]":
-    """Return the cases of each data set; ends the program where they cannot be used together."""
+    """Return the cases of each `--data DIR[=MAP]`; ends the program where they cannot be used."""
     from training.cases import find_training_cases
+    from training.label_mapping import load_label_mapping, nnunet_label_mapping
 
+    found = {}
     try:
-        found = {
-            folder: find_training_cases(folder, mapping, left_out=left_out)
-            for folder, mapping in _data_sets(options.data).items()
-        }
+        for folder, _, name in (argument.partition("=") for argument in options.data):
+            path = Path(folder)
+            mapping = load_label_mapping(name) if name else nnunet_label_mapping(path)
+            if mapping and mapping.ignored:
+                print(f"{folder}: not labels of ours, taken as 0: {', '.join(mapping.ignored)}")
+            found[path] = find_training_cases(path, mapping, left_out=left_out)
     except (TrainingError, OSError) as error:
         parser.error(str(error))
     counts = Counter(case.name for cases in found.values() for case in cases)
@@ -62,7 +48,7 @@ def _cases(
 def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     started = time.monotonic()
     try:
-        recipe = recipes.load_recipe(options.recipe, options.set, **recipe_numbers(options))
+        recipe = load_recipe(options.recipe, options.set, **recipe_numbers(options))
     except TrainingError as error:
         parser.error(str(error))
     if recipe.folds and options.held_out is not None:
@@ -72,17 +58,10 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     # Torch takes seconds to import: wrong usage is reported before.
     from torch import distributed
 
-    from inference.network.weights import load_weights
     from inference.signals import handling_stop_signals
-    from training import synthesis
-    from training.augmentation import Intensities
-    from training.cases import intensity_statistics, label_table, split_patients
-    from training.data_set import read_data_set
-    from training.export import export
-    from training.fit import fit
     from training.packing import check_clip
-    from training.processes import StopRequest, first_then_others, join_processes
-    from training.run_folder import describe_run, held, start_or_resume
+    from training.processes import StopRequest, join_processes
+    from training.run_folder import held
 
     found = _cases(options, parser)
     try:
@@ -90,89 +69,101 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         processes = join_processes(options.device)
     except (ValueError, RuntimeError) as error:
         parser.error(f"--data or --device {options.device}: {str(error).splitlines()[0]}")
-    report = processes.report
-    cache = options.cache or options.output.resolve().parent / "cache"
     stop = StopRequest()
     with handling_stop_signals(stop.note), ExitStack() as stack:
-        if processes.count > 1:
-            stack.callback(distributed.destroy_process_group)
         try:
+            if processes.count > 1:
+                stack.callback(distributed.destroy_process_group)
             if processes.first:
                 stack.enter_context(held(options.output))
-            data_sets = first_then_others(
-                processes,
-                lambda: [read_data_set(*entry, cache, report) for entry in found.items()],
-            )
-            for data_set in data_sets:
-                report("\n".join(data_set.describe()))
-            cases = [case for data_set in data_sets for case in data_set.cases]
-            if recipe.synthetic_fraction == 1:  # what is read is for scoring alone
-                training, held_out = [], cases
-            else:
-                fold = (recipe.fold, recipe.folds) if recipe.folds else None
-                training, held_out = split_patients(
-                    cases, recipe.held_out_fraction, recipe.seed, options.held_out, fold
-                )
-            report(label_table(training, held_out))
-            report(f"held out: {', '.join(case.name for case in held_out) or 'none'}")
-            start = intensities = synthesise = None
-            if options.start_from:
-                _, metadata = start = load_weights(options.start_from)
-                intensities = Intensities(metadata.intensity_mean, metadata.intensity_std)
-            elif recipe.clips:
-                intensities = Intensities.within(recipe.clips)
-            elif training:
-                intensities = Intensities(*intensity_statistics(training))
-            # Only now: drawing patients takes a minute, and the data is known to be in order.
-            if recipe.synthetic_fraction:
-                synthesise = first_then_others(
-                    processes,
-                    lambda: synthesis.load(
-                        options.anatomy, recipe.synthetic_phantoms, cache, report
-                    ),
-                )
-            if intensities is None:
-                intensities = Intensities(*synthesis.intensity_statistics(synthesise))
-            description = describe_run(
-                training,
-                held_out,
-                intensities,
-                [Path(file).name for file in options.anatomy],
-                options.start_from and options.start_from.name,
-            )
-            if options.minutes:  # the steps are known at the end
-                recipe = dataclasses.replace(recipe, steps=sys.maxsize)
-            if processes.first:
-                for line in start_or_resume(options.output, recipe, description):
-                    report(line)
-            done = fit(
-                training,
-                held_out,
-                recipe,
-                intensities,
-                options.output,
-                processes,
-                stop,
-                workers=options.workers,
-                on_device={"device": True, "host": False}.get(options.data_on),
-                deadline=started + 60 * options.minutes if options.minutes else None,
-                synthesise=synthesise,
-                start=start,
-            )
-            if options.minutes and processes.first and not stop.signal:
-                recipe = dataclasses.replace(recipe, steps=done)
-                start_or_resume(options.output, recipe, description)
-                weights = options.output / "weights.safetensors"
-                names = ", ".join(folder.name for folder in found)
-                texts = {"trained_on": names, "licence": "not stated", "notes": []}
-                export(options.output, weights, checkpoint="last", **texts)
-                report(f"{weights} ({weights.stat().st_size / 1e6:.1f} MB)")
+            step = _train(options, recipe, found, processes, stop, started)
         except KeyboardInterrupt:
             print("stopped without saving", file=sys.stderr)
             return 128 + stop.signal
-        if stop.signal:
-            report(f"stopped at step {done}; the same command goes on from there")
-        return 128 + stop.signal if stop.signal else 0
+    if stop.signal:
+        processes.report(f"stopped at step {step}; the same command goes on from there")
+    return 128 + stop.signal if stop.signal else 0
+
+
+def _train(
+    options: argparse.Namespace,
+    recipe: Recipe,
+    found: "dict[Path, list[Case]]",
+    processes: "Processes",
+    stop: "StopRequest",
+    started: float,
+) -> int:
+    """Read the data, train, and export a run by the clock; returns the steps done."""
+    from inference.network.weights import load_weights
+    from training import synthesis
+    from training.augmentation import Intensities
+    from training.cases import intensity_statistics, label_table, split_patients
+    from training.data_set import read_data_set
+    from training.export import export
+    from training.fit import fit
+    from training.processes import first_then_others
+    from training.run_folder import describe_run, start_or_resume
+
+    report, output = processes.report, options.output
+    cache = options.cache or output.resolve().parent / "cache"
+    data_sets = first_then_others(
+        processes, lambda: [read_data_set(*entry, cache, report) for entry in found.items()]
+    )
+    for data_set in data_sets:
+        report("\n".join(data_set.describe()))
+    cases = [case for data_set in data_sets for case in data_set.cases]
+    if recipe.synthetic_fraction == 1:  # what is read is for scoring alone
+        training, held_out = [], cases
+    else:
+        fold = (recipe.fold, recipe.folds) if recipe.folds else None
+        training, held_out = split_patients(
+            cases, recipe.held_out_fraction, recipe.seed, options.held_out, fold
+        )
+    report(label_table(training, held_out))
+    report(f"held out: {', '.join(case.name for case in held_out) or 'none'}")
+    start = intensities = synthesise = None
+    if options.start_from:
+        _, metadata = start = load_weights(options.start_from)
+        intensities = Intensities(metadata.intensity_mean, metadata.intensity_std)
+    elif recipe.clips:
+        intensities = Intensities.within(recipe.clips)
+    elif training:
+        intensities = Intensities(*intensity_statistics(training))
+    if recipe.synthetic_fraction:  # only now: it takes a minute, and the data is in order
+        phantoms = recipe.synthetic_phantoms
+        synthesise = first_then_others(
+            processes, lambda: synthesis.load(options.anatomy, phantoms, cache)
+        )
+    if intensities is None:
+        intensities = Intensities(*synthesis.intensity_statistics(synthesise))
+    anatomies = [Path(file).name for file in options.anatomy]
+    start_from = options.start_from and options.start_from.name
+    about = describe_run(training, held_out, intensities, anatomies, start_from)
+    deadline = started + 60 * options.minutes if options.minutes else None
+    if deadline:
+        recipe = dataclasses.replace(recipe, steps=sys.maxsize)  # known at the end
+    if processes.first:
+        report("\n".join(start_or_resume(output, recipe, about)))
+    step = fit(
+        training,
+        held_out,
+        recipe,
+        intensities,
+        output,
+        processes,
+        stop,
+        workers=options.workers,
+        on_device={"device": True, "host": False}.get(options.data_on),
+        deadline=deadline,
+        synthesise=synthesise,
+        start=start,
+    )
+    if deadline and processes.first and not stop.signal:
+        start_or_resume(output, dataclasses.replace(recipe, steps=step), about)
+        weights, names = output / "weights.safetensors", ", ".join(path.name for path in found)
+        export(output, weights, "last", trained_on=names, licence="not stated")
+        report(f"{weights} ({weights.stat().st_size / 1e6:.1f} MB)")
+    return step
 
 
 def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -193,65 +184,37 @@ def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def _pack(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    from inference.volume import VolumeError
-    from training.cache import read_case
-    from training.cases import CachedVolume, find_files
-    from training.packing import Packer, pack_case
+    from training.packing import Packer, pack_data_set
 
     try:
-        clip_hu = recipes.load_recipe(options.recipe).clips
+        clip_hu = load_recipe(options.recipe).clips
     except TrainingError as error:
         parser.error(str(error))
     if not clip_hu:
         parser.error(f"--recipe {options.recipe}: its clip_hu is 0 0: 8 bits need a range")
     if options.output.is_dir() and any(options.output.iterdir()):
         parser.error(f"--output {options.output}: not empty")
-    found = _cases(options, parser)
-    if options.left_out:
-        left_out = _cases(options, parser, left_out=True)
-        found = {folder: cases + left_out[folder] for folder, cases in found.items()}
-    packer, lost = Packer(options.output), 0
-    for folder, cases in found.items():
-        described = find_files(folder).described
-        for case in cases:
-            try:
-                hu, labels, about = read_case(case)
-                annotated = case.annotated or CachedVolume.of(hu, labels, about).present
-                if not annotated:
-                    raise VolumeError("nothing is labelled")
-            except VolumeError as error:
-                print(f"{case.name}: not packed: {error}", flush=True)
-                lost += 1
-                continue
-            *files, packed = pack_case(hu, labels, clip_hu, options.step)
-            known = {"annotated_labels": annotated, "packed": {**about, **packed}}
-            packer.add(case.name, *files, {**described.get(case.name, {}), **known})
-    for number, (size, about) in enumerate(zip(packer.sizes, packer.described, strict=True), 1):
+    splits = (False, True) if options.left_out else (False,)
+    packer, lost = Packer(options.output, clip_hu, options.step), 0
+    for found in [_cases(options, parser, left_out=left_out) for left_out in splits]:
+        lost += sum(pack_data_set(*entry, packer) for entry in found.items())
+    for number, (size, about) in enumerate(packer.parts, 1):
         print(f"{options.output}/part-{number}: {len(about)} cases, {size / 2**20:.1f} MiB")
     return 1 if lost else 0
 
 
 def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    if options.output.suffix != ".safetensors":
-        parser.error(f"--output {options.output}: the name must end in .safetensors")
+    output = options.output
+    if output.suffix != ".safetensors":
+        parser.error(f"--output {output}: the name must end in .safetensors")
     from training.export import export
 
-    warning = export(
-        options.run,
-        options.output,
-        checkpoint=options.checkpoint,
-        trained_on=options.trained_on,
-        licence=options.licence,
-        notes=options.note,
-        scores_of=options.scores_of,
-        left_out=options.left_out,
-    )
+    given = {name: getattr(options, name) for name in ("trained_on", "licence", "left_out")}
+    notes, scores_of = tuple(options.note), options.scores_of
+    warning = export(options.run, output, options.checkpoint, notes, scores_of, **given)
     if warning:
-        print(
-            f"warning: {options.output}: {warning} (in the card and in the file)", file=sys.stderr
-        )
-    size = options.output.stat().st_size / 1e6
-    print(f"{options.output} ({size:.1f} MB), {options.output.with_suffix('.md')}")
+        print(f"warning: {output}: {warning} (in the card and in the file)", file=sys.stderr)
+    print(f"{output} ({output.stat().st_size / 1e6:.1f} MB), {output.with_suffix('.md')}")
     return 0
 
 
@@ -264,7 +227,7 @@ def _score(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from training.data_set import read_data_set
     from training.evaluation import Score, score_cases, summary_lines, write_scores
     from training.packing import check_clip
-    from training.pictures import draw_best_median_worst, packed
+    from training.pictures import draw_overlay
 
     try:
         weights, metadata = load_weights(options.weights)
@@ -272,26 +235,21 @@ def _score(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         device = choose_device(options.device)
     except ValueError as error:
         parser.error(str(error))
+
+    def draw(case: "Case", prediction: "np.ndarray", of_case: list[Score]) -> None:
+        if options.pictures and of_case:
+            dsc = sum(score.dsc for score in of_case) / len(of_case)
+            path = options.pictures / f"{case.data_set}-{dsc:.3f}-{case.name}.png"
+            draw_overlay(path, case, prediction, f"{case.name}: mean DSC {dsc:.3f}")
+
     cache = options.cache or options.output.resolve().parent / "cache"
     scores: list[Score] = []
     for folder, cases in found.items():
         data_set = read_data_set(folder, cases, cache)
-        pictured: list = []
-
-        def keep(
-            case: "Case", label_map: "np.ndarray", of_case: list, kept: list = pictured
-        ) -> None:
-            if options.pictures and of_case:
-                dsc = sum(score.dsc for score in of_case) / len(of_case)
-                kept.append((dsc, case, packed(label_map)))
-
-        of_set = score_cases(data_set.cases, weights, metadata, device, on_case=keep)
+        of_set = score_cases(data_set.cases, weights, metadata, device, on_case=draw)
         scores += of_set
         print("\n".join([*data_set.describe(), *summary_lines(of_set)]), flush=True)
         write_scores(options.output, scores)
-        if options.pictures:
-            for path in draw_best_median_worst(options.pictures, folder.name, pictured):
-                print(f"  {path}", flush=True)
     return 0
 
 
@@ -319,7 +277,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments = ["fit", *arguments]
     parser = make_parser()
     options = parser.parse_args(arguments)
-    if output := getattr(options, "output", None):
+    output = getattr(options, "output", None)
+    if output:
         startup.use_for_temporary_files(output.parent if output.suffix else output)
     from inference.network.weights import WeightsError
     from inference.volume import VolumeError
@@ -329,7 +288,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (TrainingError, VolumeError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
-        print(f"error: {error.filename or options.output}: {one_line(error)}", file=sys.stderr)
+        print(f"error: {error.filename or output}: {one_line(error)}", file=sys.stderr)
     except KeyboardInterrupt:
         return 130
     return 1

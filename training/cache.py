@@ -18,48 +18,55 @@ from training.packing import read_packed
 _CACHE_VERSION = 2
 
 
-def _disagreement(image: Volume, label: Volume) -> tuple[str, bool]:
-    """How the headers of an image and its label map disagree, and whether they can be paired.
+def _corners(volume: Volume) -> np.ndarray:
+    """Return the corners of a volume in RAS+ coordinates, mm, in the order of its SPL array."""
+    indices = np.ones((4, 8))
+    at_end = np.indices((2, 2, 2), bool).reshape(3, 8)
+    for axis, (disk_axis, flip) in enumerate(zip(volume.disk_axes, volume.disk_flips, strict=True)):
+        indices[disk_axis] = (at_end[axis] ^ flip) * (volume.voxels.shape[axis] - 1)
+    unit = np.cbrt(np.prod(volume.spacing) / abs(np.linalg.det(volume.affine[:3, :3])))
+    return unit * (volume.affine @ indices)[:3]
+
+
+def _disagreement(image: Volume, label: Volume) -> str:
+    """Return where the headers of an image and its label map disagree, or "".
 
     Both are compared as SPL arrays. Where only positions differ, the arrays belong together as
-    stored (the challenge itself compares raw arrays); where an axis runs the other way, nobody can
-    tell which header is right.
+    stored (the challenge itself compares raw arrays).
+
+    Raises:
+        VolumeError: they cannot be paired: where an axis runs the other way, nobody can tell which
+            header is right.
     """
     if image.voxels.shape != label.voxels.shape:
-        return f"shapes {image.voxels.shape} and {label.voxels.shape} differ", False
-    corners = np.array(np.meshgrid(*((0, size - 1) for size in image.voxels.shape))).reshape(3, -1)
-    points = []
-    for volume in (image, label):
-        indices = np.empty((4, corners.shape[1]))
-        indices[3] = 1
-        for axis, (disk_axis, flip) in enumerate(
-            zip(volume.disk_axes, volume.disk_flips, strict=True)
-        ):
-            last = volume.voxels.shape[axis] - 1
-            indices[disk_axis] = last - corners[axis] if flip else corners[axis]
-        points.append(volume.affine @ indices)
-    distance = float(np.linalg.norm((points[0] - points[1])[:3], axis=0).max())
+        raise VolumeError(f"shapes {image.voxels.shape} and {label.voxels.shape} differ")
+    distance = float(np.linalg.norm(_corners(image) - _corners(label), axis=0).max())
     if distance <= 0.1 * min(image.spacing):
-        return "", True
+        return ""
     if (image.disk_axes, image.disk_flips) != (label.disk_axes, label.disk_flips):
-        return f"orientations differ and corners lie {distance:.1f} mm apart", False
-    return f"corners lie {distance:.1f} mm apart; paired as stored", True
+        raise VolumeError(f"orientations differ and corners lie {distance:.1f} mm apart")
+    return f"corners lie {distance:.1f} mm apart; paired as stored"
+
+
+def _values(volume: Volume, index: int) -> np.ndarray:
+    """Return a slice's values, float64: slice by slice, no float copy of the volume is made."""
+    return volume.slope * volume.voxels[index].astype(np.float64) + volume.intercept
 
 
 def _hu(volume: Volume) -> np.ndarray:
-    """The volume in HU as int16, rounded where the file has fractions or scales."""
+    """Return the volume in HU as int16, rounded where the file has fractions or scales."""
     if volume.voxels.dtype == np.int16 and (volume.slope, volume.intercept) == (1, 0):
         return np.ascontiguousarray(volume.voxels)
     limits = np.iinfo(np.int16)
     hu = np.empty(volume.voxels.shape, np.int16)
-    for index, voxels in enumerate(volume.voxels):  # slice by slice: no float copy of the volume
-        values = np.nan_to_num(volume.slope * voxels.astype(np.float64) + volume.intercept)
+    for index in range(len(hu)):
+        values = np.nan_to_num(_values(volume, index))
         hu[index] = np.clip(np.rint(values), limits.min, limits.max)
     return hu
 
 
 def _our_labels(volume: Volume, mapping: LabelMapping | None) -> np.ndarray:
-    """A label map in our numbers, uint8; floats are taken where they are whole numbers.
+    """Return a label map in our numbers, uint8; floats are taken where they are whole numbers.
 
     Raises:
         VolumeError: it holds a number that the mapping does not know: as background it would be
@@ -70,8 +77,8 @@ def _our_labels(volume: Volume, mapping: LabelMapping | None) -> np.ndarray:
     table[list(known)] = list(known.values())
     found: set[int] = set()
     ours = np.empty(volume.voxels.shape, np.uint8)
-    for index, voxels in enumerate(volume.voxels):  # slice by slice: no float copy of the volume
-        values = volume.slope * voxels.astype(np.float64) + volume.intercept
+    for index in range(len(ours)):
+        values = _values(volume, index)
         numbers = np.rint(values)
         if not np.isfinite(values).all() or np.abs(values - numbers).max() > 1e-3:
             raise VolumeError("the label map holds values that are not whole numbers")
@@ -122,7 +129,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
 
 def read_case(case: Case) -> tuple[np.ndarray, np.ndarray, dict]:
-    """Read a case as the cache holds it.
+    """Read a case.
 
     Returns:
         HU, int16, and labels in our numbers, uint8, both (slices, rows, columns), SPL; and by name
@@ -135,24 +142,18 @@ def read_case(case: Case) -> tuple[np.ndarray, np.ndarray, dict]:
         return read_packed(case)
     try:
         image, label = read_volume(case.image), read_volume(case.label)
-    except OSError as error:
+        low, high = percentiles(image.voxels)
+    except (OSError, ValueError) as error:
         raise VolumeError(one_line(error)) from error
-    remark, paired = _disagreement(image, label)
-    if not paired:
-        raise VolumeError(remark)
-    try:
-        window = sorted(
-            image.slope * value + image.intercept for value in percentiles(image.voxels)
-        )
-    except ValueError as error:
-        raise VolumeError(str(error)) from error
+    notes = (*image.notes, _disagreement(image, label))
+    window = sorted(image.slope * value + image.intercept for value in (low, high))
     hu, labels = _hu(image), _our_labels(label, case.mapping)
     total = total_of_squares = 0.0
     for values in hu:
         clipped = np.clip(values.astype(np.float64), *window)
         total += float(clipped.sum())
         total_of_squares += float(np.square(clipped).sum())
-    about = {
+    return hu, labels, {
         "shape": hu.shape,
         "spacing": image.spacing,
         "window": window,
@@ -163,12 +164,11 @@ def read_case(case: Case) -> tuple[np.ndarray, np.ndarray, dict]:
             int(np.bitwise_or.reduce(1 << np.flatnonzero(np.bincount(part.ravel()))))
             for part in labels
         ],
-        "remark": remark,
-    }
-    return hu, labels, about
+        "remark": "; ".join(filter(None, notes)),
+    }  # fmt: skip
 
 
-def cache_case(case: Case, folder: Path, report: Callable[[str], None] = print) -> CachedVolume:
+def cache_case(case: Case, folder: Path, report: Callable[[str], None]) -> CachedVolume:
     """Read a case into the cache, or find it there; a packed one is kept in memory instead.
 
     Args:

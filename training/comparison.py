@@ -17,14 +17,13 @@ def comparison_table(runs: list[Path], number: str) -> str:
     The last step, not the best: to choose a step by the very cases that are reported would flatter.
 
     Args:
-        runs: their folders; but for this number their recipes are alike (and, but for folds, the
-            seed).
+        runs: their folders; but for this number (and, but for folds, the seed) of one recipe.
         number: such as `fold` or `attention`; runs with the same value share a column.
 
     Returns:
         By label the mean over the cases of each column; of all, the mean, the standard deviation
-        between cases, and their number. Where two columns have the same cases, their difference and
-        its standard error over patients as well. A case counts once a run.
+        between cases, and their number; a case counts once a run. Where two columns have the same
+        cases, their difference and its standard error over patients as well.
 
     Raises:
         TrainingError: a run cannot be read, was never scored, or differs in other numbers.
@@ -37,7 +36,6 @@ def comparison_table(runs: list[Path], number: str) -> str:
         numbers = vars(recipe)
         if number not in numbers:
             raise TrainingError(f"there is no {number} in a recipe")
-        # Folds are dealt by the seed; other runs may be repeated with several.
         free = {number, *MAY_CHANGE_ON_RESUME, *(() if number == "fold" else ("seed",))}
         rest = {name: value for name, value in numbers.items() if name not in free}
         first = first or rest
@@ -51,23 +49,21 @@ def comparison_table(runs: list[Path], number: str) -> str:
         last = max((score.step for score in scores), default=0)
         columns.setdefault(str(numbers[number]), []).append([s for s in scores if s.step == last])
     names = sorted(columns, key=lambda value: (len(value), value))
-    every = [scores for name in names for scores in columns[name]]
-    head = [number, *names, "all", "sd", "n"]
-    if pair := len(names) == 2:
-        head.append("difference (standard error)")
+    head = [number, *names, "all", "sd", "n"] + ["difference (standard error)"] * (len(names) == 2)
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    labels = sorted({score.label for scores in every for score in scores})
-    for title, chosen in (
-        *((LABEL_NAMES[label], (label,)) for label in labels),
-        ("**mean of organs**", ORGANS),
-    ):
-        of_column = [[_by_case(scores, chosen) for scores in columns[name]] for name in names]
-        values = [list(np.concatenate([list(one.values()) for one in part])) for part in of_column]
-        together = [value for part in values for value in part]
-        spread = f"{np.std(together, ddof=1):.3f}" if len(together) > 1 else "–"
-        cells = [title, *map(_mean, values), _mean(together), spread, str(len(together))]
-        if pair:
-            cells.append(_difference(*of_column, patients))
+    labels = {score.label for of_column in columns.values() for run in of_column for score in run}
+    rows = [(LABEL_NAMES[label], (label,)) for label in sorted(labels)]
+    for title, chosen in (*rows, ("**mean of organs**", ORGANS)):
+        values = [
+            [pair for scores in columns[name] for pair in _by_case(scores, chosen).items()]
+            for name in names
+        ]
+        every = [dsc for part in values for _, dsc in part]
+        spread = f"{np.std(every, ddof=1):.3f}" if len(every) > 1 else "–"
+        means = [_mean([dsc for _, dsc in part]) for part in values]
+        cells = [title, *means, _mean(every), spread, str(len(every))]
+        if len(names) == 2:
+            cells.append(_difference(*(_by_patient(part, patients) for part in values)))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -81,22 +77,20 @@ def _by_case(scores: list[Score], labels: tuple[int, ...]) -> dict[str, float]:
     return {case: float(np.mean(values)) for case, values in found.items()}
 
 
+def _by_patient(values: list[tuple[str, float]], patients: dict[str, str]) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for case, dsc in values:
+        found.setdefault(patients[case], []).append(dsc)
+    return {patient: float(np.mean(dsc)) for patient, dsc in found.items()}
+
+
 def _mean(values: list[float]) -> str:
     return f"{np.mean(values):.3f}" if values else "–"
 
 
-def _difference(
-    one: list[dict[str, float]], other: list[dict[str, float]], patients: dict[str, str]
-) -> str:
-    """Return the mean difference of the other runs and the one's, paired by patient."""
-    means = []
-    for runs in (one, other):
-        by_patient: dict[str, list[float]] = {}
-        for scores in runs:
-            for case, dsc in scores.items():
-                by_patient.setdefault(patients.get(case, case), []).append(dsc)
-        means.append({patient: np.mean(values) for patient, values in by_patient.items()})
-    if means[0].keys() != means[1].keys() or len(means[0]) < 2:
+def _difference(one: dict[str, float], other: dict[str, float]) -> str:
+    """Return the mean difference, paired by patient, and its standard error."""
+    if one.keys() != other.keys() or len(one) < 2:
         return "–"
-    apart = np.array([means[1][patient] - means[0][patient] for patient in means[0]])
+    apart = np.array([other[patient] - one[patient] for patient in one])
     return f"{apart.mean():+.3f} ({apart.std(ddof=1) / len(apart) ** 0.5:.3f})"

@@ -3,6 +3,7 @@
 import datetime
 import inspect
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from inference.files import write_atomically
@@ -27,13 +28,11 @@ _FEWEST_SLICES = 2000  # seen in training, below which no network of ours has le
 def export(
     run: Path,
     output: Path,
-    *,
     checkpoint: str,
-    trained_on: str,
-    licence: str,
-    notes: list[str],
+    notes: Sequence[str] = (),
     scores_of: Path | None = None,
     left_out: Path | None = None,
+    **texts: str,
 ) -> str:
     """Write a run's weights as safetensors, and `NAME.md` beside them.
 
@@ -41,12 +40,11 @@ def export(
         run: folder of the run.
         output: path of the weights, NAME.safetensors.
         checkpoint: "best" or "last".
-        trained_on: data sets and what a user must know of them, one line.
-        licence: of the weights.
         notes: known weaknesses besides those that the scores show.
         scores_of: folder of another run whose held-out scores the card gives: the run before this
             one, if this one was trained on everything.
         left_out: table of `python -m training score` with the scores of these very weights.
+        texts: `trained_on` and `licence` of the weights' metadata.
 
     Returns:
         What speaks against using these weights at all, or "".
@@ -70,8 +68,7 @@ def export(
         recipe,
         about["intensity_mean"],
         about["intensity_std"],
-        trained_on=trained_on,
-        licence=licence,
+        **texts,
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         revision=about["revision"],
         warning=_warning(done, done * recipe.batch_size, about["start_from"], scores, unseen),
@@ -127,7 +124,7 @@ def _model_card(
     done: int,
     scores: list[Score],
     unseen: list[Score],
-    notes: list[str],
+    notes: Sequence[str],
     *,
     of_these: bool,
 ) -> str:

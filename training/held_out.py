@@ -19,7 +19,7 @@ from training.evaluation import (
 from training.pictures import draw_curves, draw_overlay, or_warn
 from training.processes import Processes
 
-WORST_CASES = 3
+OVERLAYS = 8
 """Held-out cases of which overlays are drawn at each scoring."""
 
 
@@ -63,13 +63,12 @@ class HeldOut:
             batch_size: slices at once on CUDA, where training needs memory as well.
         """
         state, processes = self.state, self.processes
-        worst: list[tuple[float, Case, np.ndarray]] = []
 
-        def keep_worst(case: Case, prediction: np.ndarray, of_case: list[Score]) -> None:
-            if of_case:
-                worst.append((float(np.mean([score.dsc for score in of_case])), case, prediction))
-                worst.sort(key=lambda entry: entry[0])
-                del worst[WORST_CASES:]
+        def draw(case: Case, prediction: np.ndarray, scores: list[Score]) -> None:
+            if case in self.cases[:OVERLAYS]:
+                title = f"{case.name}, step {state.step}: {summary_lines(scores)[-1].strip()}"
+                path = self.output / "overlays" / f"{case.name}.png"
+                or_warn(draw_overlay, path, case, prediction, title)
 
         found = score_cases(
             self.cases[processes.rank :: processes.count],
@@ -78,30 +77,19 @@ class HeldOut:
             processes.device,
             step=state.step,
             batch_size=batch_size if processes.device.type == "cuda" else None,
-            on_case=keep_worst,
+            on_case=draw,
         )
-        overlays = {}
-        for dsc, case, prediction in worst:
-            overlays[case.name] = dsc
-            title = f"{case.name}, step {state.step}: mean DSC {dsc:.3f}"
-            path = self.output / "overlays" / f"{case.name}.png"
-            or_warn(draw_overlay, path, case, prediction, title)
         if processes.count > 1:
             parts: list = [None] * processes.count
-            distributed.all_gather_object(parts, (found, overlays))
-            found = [score for part, _ in parts for score in part]
-            overlays = {name: dsc for _, part in parts for name, dsc in part.items()}
+            distributed.all_gather_object(parts, found)
+            found = [Score(*score) for part in parts for score in part]
         self.scores += found
         improved = mean_organ_dsc(found) > state.best
         state.best = max(state.best, mean_organ_dsc(found))
-        if not processes.first:
-            return
-        if improved:
-            state.save(self.output / "best.pt")
-        write_scores(self.output / "held_out.csv", self.scores)
-        shown = sorted(overlays, key=overlays.get)[:WORST_CASES]
-        for path in (self.output / "overlays").glob("*.png"):
-            if path.stem not in shown:
-                path.unlink()
-        or_warn(draw_curves, self.output)
-        print(f"held-out cases at step {state.step}:", *summary_lines(found), sep="\n", flush=True)
+        if processes.first:
+            if improved:
+                state.save(self.output / "best.pt")
+            write_scores(self.output / "held_out.csv", self.scores)
+            or_warn(draw_curves, self.output)
+            lines = [f"held-out cases at step {state.step}:", *summary_lines(found)]
+            processes.report("\n".join(lines))

@@ -5,12 +5,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from inference.terminal import Parser
 from training.recipe import Recipe
+
+NUMBERS = {"steps": int, "batch_size": int, "learning_rate": float, "seed": int}
+"""Numbers of a recipe that have options of their own."""
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of every command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m training",
         description="Train the network, and export weights for the container.",
         epilog="Without a command, fit is meant. Exit codes: 0 done, 1 failed, or done in part "
@@ -23,6 +27,16 @@ def make_parser() -> argparse.ArgumentParser:
         epilog = f"example: python -m training {name} {example}"
         return commands.add_parser(name, help=text, description=more, epilog=epilog)
 
+    def add_data(parser: argparse.ArgumentParser, text: str = "as in fit") -> None:
+        parser.add_argument(
+            "--data", action="append", required=True, metavar="DIR[=MAP]", help=text
+        )
+
+    def add_places(parser: argparse.ArgumentParser) -> None:
+        text = "of read volumes (default: cache/ beside the output)"
+        parser.add_argument("--cache", type=Path, metavar="DIR", help=text)
+        parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+
     fit = add(
         "fit",
         "train on labelled CT, or go on where a run stopped",
@@ -30,72 +44,33 @@ def make_parser() -> argparse.ArgumentParser:
         "On many devices: torchrun --nproc-per-node N -m training fit …",
         "--data CTS --recipe slim --output runs/slim",
     )
-    _add_data(
+    add_data(
         fit,
         "data set with imagesTr*/ and labelsTr*/, images/ and labels/, or packed; its cases.json "
         "says what each annotator looked for. MAP turns its own label numbers into ours: amos, "
         "btcv, totalsegmentator, complete (ours, all looked for) or a .json file; repeatable",
     )
-    fit.add_argument(
-        "--anatomy",
-        action="append",
-        default=[],
-        metavar="FILE[=MAP]",
-        help="label map of many structures of which synthetic slices are drawn; MAP says whose "
-        "numbers they are: totalsegmentator (the default), spl or a .json file; repeatable",
-    )
-    fit.add_argument(
-        "--start-from",
-        type=Path,
-        metavar="FILE.safetensors",
-        help="exported weights to begin with, whose intensity mean and deviation are used",
-    )
+    text = "label map to draw synthetic slices of; MAP: totalsegmentator, spl or .json; repeatable"
+    fit.add_argument("--anatomy", action="append", default=[], metavar="FILE[=MAP]", help=text)
+    fit.add_argument("--start-from", type=Path, metavar="FILE", help="weights to begin with")
     fit.add_argument("--output", type=Path, required=True, metavar="RUN", help="folder of the run")
-    fit.add_argument(
-        "--recipe",
-        default="best",
-        metavar="paper|best|slim|FILE.toml",
-        help="the run's numbers (default: %(default)s)",
-    )
-    for name in ("steps", "batch_size", "learning_rate", "seed"):
-        flag, kind = f"--{name.replace('_', '-')}", float if name == "learning_rate" else int
-        fit.add_argument(flag, type=kind, metavar="N", help="instead of the recipe's")
+    text = "paper, best, slim, phantom or FILE.toml: the run's numbers (default: %(default)s)"
+    fit.add_argument("--recipe", default="best", help=text)
+    for name, kind in NUMBERS.items():
+        text = "instead of the recipe's"
+        fit.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
     names = ", ".join(entry.name for entry in dataclasses.fields(Recipe))
-    fit.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="instead of the recipe's, as in contrast=0.7,1.4; repeatable; training/recipe.py says "
-        f"what each number is: {names}",
-    )
-    fit.add_argument(
-        "--held-out",
-        nargs="*",
-        metavar="NAME",
-        help="cases or patients to hold out, instead of a fraction chosen by the seed",
-    )
-    fit.add_argument(
-        "--minutes",
-        type=float,
-        metavar="M",
-        help="end when the command has run so long, the learning rate's schedule by the measured "
-        "rate instead of --steps, and export RUN/weights.safetensors",
-    )
-    fit.add_argument(
-        "--data-on",
-        choices=("auto", "device", "host"),
-        default="auto",
-        help="where the slices lie; auto: on a CUDA device if they fit (default: %(default)s)",
-    )
-    fit.add_argument(
-        "--workers",
-        type=int,
-        default=0,
-        metavar="N",
-        help="processes that read slices; 4 or more where a GPU waits (default: %(default)s)",
-    )
-    _add_places(fit)
+    text = f"contrast=0.7,1.4 instead of the recipe's; repeatable; of {names} (training/recipe.py)"
+    fit.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=text)
+    text = "cases or patients to hold out, instead of a fraction chosen by the seed"
+    fit.add_argument("--held-out", nargs="*", metavar="NAME", help=text)
+    text = "end when the command has run so long, whatever the steps, and export weights"
+    fit.add_argument("--minutes", type=float, metavar="M", help=text)
+    text = "where slices lie (default: on a CUDA device if they fit)"
+    fit.add_argument("--data-on", choices=("auto", "device", "host"), default="auto", help=text)
+    text = "processes that read slices on the host (default: %(default)s)"
+    fit.add_argument("--workers", type=int, default=0, metavar="N", help=text)
+    add_places(fit)
 
     check = add(
         "check",
@@ -105,7 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
         "slices there are for each label. Exit code 1 if a case would not be used.",
         "--data CTS --data BTCV=btcv",
     )
-    _add_data(check)
+    add_data(check)
 
     pack = add(
         "pack",
@@ -115,21 +90,11 @@ def make_parser() -> argparse.ArgumentParser:
         "says. fit, score and check take the folder as --data.",
         "--data CTS --recipe slim --output packed",
     )
-    _add_data(pack)
+    add_data(pack)
     pack.add_argument("--output", type=Path, required=True, metavar="DIR", help="an empty folder")
-    pack.add_argument(
-        "--recipe",
-        default="slim",
-        metavar="NAME|FILE.toml",
-        help="whose clip_hu bounds the HU (default: %(default)s)",
-    )
-    pack.add_argument(
-        "--step",
-        type=float,
-        default=0.0,
-        metavar="HU",
-        help="least distance of two levels; more packs smaller (default: what 8 bits hold)",
-    )
+    pack.add_argument("--recipe", default="slim", help="whose clip_hu it is (default: %(default)s)")
+    text = "least distance of two levels; more packs smaller (default: what 8 bits hold)"
+    pack.add_argument("--step", type=float, default=0.0, metavar="HU", help=text)
     pack.add_argument("--left-out", action="store_true", help="left-out cases as well, for score")
 
     export = add(
@@ -139,36 +104,17 @@ def make_parser() -> argparse.ArgumentParser:
         "runs/slim --output weights/mine.safetensors --trained-on 'FLARE 2023' --licence MIT",
     )
     export.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
-    export.add_argument(
-        "--output", type=Path, required=True, metavar="FILE.safetensors", help="to write"
-    )
-    export.add_argument(
-        "--checkpoint", choices=("best", "last"), default="best", help="(default: %(default)s)"
-    )
-    export.add_argument(
-        "--trained-on", required=True, metavar="TEXT", help="data sets, in one line"
-    )
+    export.add_argument("--output", type=Path, required=True, help="NAME.safetensors, to write")
+    text = "(default: %(default)s)"
+    export.add_argument("--checkpoint", choices=("best", "last"), default="best", help=text)
+    export.add_argument("--trained-on", required=True, metavar="TEXT", help="data sets, in a line")
     export.add_argument("--licence", required=True, metavar="TEXT", help="of the weights")
-    export.add_argument(
-        "--scores-of",
-        type=Path,
-        metavar="RUN",
-        help="for weights trained on every case: the run before, whose held-out scores the model "
-        "card gives as that run's",
-    )
-    export.add_argument(
-        "--left-out",
-        type=Path,
-        metavar="FILE.csv",
-        help="what `score` wrote of these weights, for the model card",
-    )
-    export.add_argument(
-        "--note",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="a known weakness, for the model card; repeatable",
-    )
+    text = "for weights trained on every case: the run before, whose held-out scores the card gives"
+    export.add_argument("--scores-of", type=Path, metavar="RUN", help=text)
+    text = "what `score` wrote of these weights, for the card"
+    export.add_argument("--left-out", type=Path, metavar="FILE.csv", help=text)
+    text = "a known weakness, for the card; repeatable"
+    export.add_argument("--note", action="append", default=[], metavar="TEXT", help=text)
 
     score = add(
         "score",
@@ -180,17 +126,11 @@ def make_parser() -> argparse.ArgumentParser:
         "weights/abdomen-slim.safetensors --data CTS --output left-out.csv",
     )
     score.add_argument("weights", type=Path, metavar="FILE.safetensors")
-    _add_data(score)
-    score.add_argument(
-        "--output", type=Path, required=True, metavar="FILE.csv", help="to write, a row a score"
-    )
-    score.add_argument(
-        "--pictures",
-        type=Path,
-        metavar="DIR",
-        help="draw the best, the median and the worst case of each data set beside its reference",
-    )
-    _add_places(score)
+    add_data(score)
+    score.add_argument("--output", type=Path, required=True, help="FILE.csv, to write")
+    text = "draw every case beside its reference; the names begin with data set and mean DSC"
+    score.add_argument("--pictures", type=Path, metavar="DIR", help=text)
+    add_places(score)
 
     compare = add(
         "compare",
@@ -201,26 +141,11 @@ def make_parser() -> argparse.ArgumentParser:
         "runs/fold-* or: runs/a runs/b --by attention",
     )
     compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
-    compare.add_argument(
-        "--by", default="fold", metavar="NUMBER", help="such as attention (default: %(default)s)"
-    )
+    text = "such as attention (default: %(default)s)"
+    compare.add_argument("--by", default="fold", metavar="NUMBER", help=text)
     return parser
-
-
-def _add_data(parser: argparse.ArgumentParser, text: str = "as in fit") -> None:
-    parser.add_argument("--data", action="append", required=True, metavar="DIR[=MAP]", help=text)
-
-
-def _add_places(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--cache", type=Path, metavar="DIR", help="of read volumes (default: cache/ beside output)"
-    )
-    parser.add_argument(
-        "--device", default="auto", metavar="auto|cuda[:N]|cpu", help="(default: %(default)s)"
-    )
 
 
 def recipe_numbers(options: argparse.Namespace) -> dict[str, Any]:
     """Return the numbers of a recipe that have options of their own, by name."""
-    names = ("steps", "batch_size", "learning_rate", "seed")
-    return {name: getattr(options, name) for name in names}
+    return {name: getattr(options, name) for name in NUMBERS}

@@ -18,14 +18,14 @@ from PIL import Image
 from inference.files import write_atomically
 from inference.volume import VolumeError
 from training import TrainingError
-from training.cases import Case
+from training.cases import CachedVolume, Case, find_files
 
 LARGEST_FILE, LARGEST_PART = 15_000_000, 45 * 2**20
 _LARGEST_IMAGE = 1 << 26  # pixels; above some 90 million Pillow suspects an attack
 _AIR_BELOW_HU, _MARGIN = -300, 4
 
 
-def _body(hu: np.ndarray, labels: np.ndarray) -> tuple[slice, slice]:
+def body_box(hu: np.ndarray, labels: np.ndarray | int = 0) -> tuple[slice, slice]:
     """Return the rows and columns that show tissue or labels, and some air, which edges repeat."""
     shown = ((hu > _AIR_BELOW_HU) | (labels > 0)).any(axis=0)
     box = []
@@ -62,7 +62,7 @@ def pack_case(
     Returns:
         PNG files of the HU and of the labels, and what `read_packed` needs to know of them.
     """
-    rows, columns = _body(hu, labels)
+    rows, columns = body_box(hu, labels)
     low, high = clip_hu
     hu = np.clip(hu[:, rows, columns], low, high)
     levels = np.unique(hu)
@@ -116,35 +116,66 @@ def check_clip(cases: list[Case], clip_hu: tuple[float, float] | None) -> None:
 class Packer:
     """Writes packed cases into parts of `LARGEST_PART`; a larger case has a part of its own."""
 
-    def __init__(self, output: Path) -> None:
-        self.output = output
-        self.sizes: list[int] = []
-        self.described: list[dict[str, dict]] = []
+    def __init__(self, output: Path, clip_hu: tuple[float, float], step: float) -> None:
+        """Take what `pack_case` needs; `parts` are bytes and `cases.json` of each part."""
+        self.output, self.clip_hu, self.step = output, clip_hu, step
+        self.parts: list[tuple[int, dict[str, dict]]] = []
 
-    def add(self, name: str, images: list[bytes], labels: list[bytes], about: dict) -> None:
+    def add(self, name: str, hu: np.ndarray, labels: np.ndarray, about: dict, packed: dict) -> None:
         """Write a case into the first part with room for it.
 
         Args:
             name: of the case.
-            images, labels: its PNG files.
-            about: for `cases.json`; under "packed" what the files are is added.
+            hu, labels: as `read_case` reads them.
+            about: for `cases.json`.
+            packed: what `read_case` says of the case.
 
         Raises:
             OSError: a file cannot be written.
         """
-        size = sum(map(len, images + labels)) + len(json.dumps(about)) + 200
-        room = (n for n, used in enumerate(self.sizes) if used + size <= LARGEST_PART)
-        number = next(room, len(self.sizes))
-        if number == len(self.sizes):
-            self.sizes.append(0)
-            self.described.append({})
+        *files, more = pack_case(hu, labels, self.clip_hu, self.step)
+        names = [
+            [f"{name}{suffix}-{index}.png" for index, _ in enumerate(kind, 1)]
+            for suffix, kind in zip(("", "-labels"), files, strict=True)
+        ]
+        about = {
+            **about,
+            "packed": {**packed, **more, "images": names[0], "labels": names[1]},
+        }
+        size = sum(map(len, files[0] + files[1])) + len(json.dumps({name: about})) + 2
+        numbers = (n for n, (used, _) in enumerate(self.parts) if used + size <= LARGEST_PART)
+        number = next(numbers, len(self.parts))
+        if number == len(self.parts):
+            self.parts.append((0, {}))
+        used, described = self.parts[number]
         part = self.output / f"part-{number + 1}"
         part.mkdir(parents=True, exist_ok=True)
-        for kind, suffix, files in (("images", "", images), ("labels", "-labels", labels)):
-            names = [f"{name}{suffix}-{index}.png" for index in range(1, len(files) + 1)]
-            for file, content in zip(names, files, strict=True):
-                write_atomically(part / file, content)
-            about["packed"][kind] = names
-        self.sizes[number] += size
-        self.described[number][name] = about
-        write_atomically(part / "cases.json", json.dumps(self.described[number]).encode())
+        for file, content in zip(names[0] + names[1], files[0] + files[1], strict=True):
+            write_atomically(part / file, content)
+        described[name] = about
+        write_atomically(part / "cases.json", json.dumps(described).encode())
+        self.parts[number] = used + size, described
+
+
+def pack_data_set(folder: Path, cases: list[Case], packer: Packer) -> int:
+    """Pack the cases of a data set; returns how many could not be read, each with a line.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    from training.cache import read_case  # which reads packed cases by this module
+
+    described, lost = find_files(folder).described, 0
+    for case in cases:
+        try:
+            hu, labels, packed = read_case(case)
+            annotated = case.annotated or CachedVolume.of(hu, labels, packed).present
+            if not annotated:
+                raise VolumeError("nothing is labelled")
+        except VolumeError as error:
+            print(f"{case.name}: not packed: {error}", flush=True)
+            lost += 1
+            continue
+        about = {**described.get(case.name, {}), "annotated_labels": annotated}
+        packer.add(case.name, hu, labels, about, packed)
+    return lost

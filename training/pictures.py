@@ -1,7 +1,6 @@
 """Pictures of a run: its curves, and held-out cases beside their reference."""
 
 import sys
-import zlib
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -17,10 +16,10 @@ from inference.labels import LABEL_NAMES
 from inference.records.colours import LEGEND_COLOURS, overlay
 from training.cases import Case
 from training.evaluation import mean_by_label, mean_organ_dsc, read_scores, reference_of
+from training.packing import body_box
 from training.run_folder import read_metrics
 
 _OVERLAY_SLICES = 6
-_AIR_BELOW_HU = -300
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -73,30 +72,11 @@ def draw_curves(run: Path) -> None:
     _save(figure, run / "curves.png")
 
 
-def _body(hu: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns of slices (slices, rows, columns) in which there is more than air."""
-    tissue = (hu > _AIR_BELOW_HU).any(axis=0)
-    box = []
-    for axis in (1, 0):
-        # A twentieth of the line, so that specks and the table's edge do not count.
-        filled = np.flatnonzero(tissue.mean(axis=axis) > 0.05)
-        length = tissue.shape[1 - axis]
-        start, stop = (filled[0], filled[-1] + 1) if filled.size else (0, length)
-        box.append(slice(max(start - 4, 0), min(stop + 4, length)))
-    return box[0], box[1]
-
-
 def draw_overlay(path: Path, case: Case, prediction: np.ndarray, title: str) -> None:
     """Draw slices of a cached case with its reference above and a prediction below.
 
-    Args:
-        path: of the PNG.
-        case: cached.
-        prediction: label map, (slices, rows, columns), uint8.
-        title: over the picture.
-
-    Raises:
-        OSError: the picture cannot be written.
+    The prediction is a label map, (slices, rows, columns), uint8; raises OSError if the picture
+    cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     hu = case.cached.hu
@@ -106,7 +86,7 @@ def draw_overlay(path: Path, case: Case, prediction: np.ndarray, title: str) -> 
         labelled = np.arange(len(hu))
     shown = labelled[np.linspace(len(labelled) - 1, 0, _OVERLAY_SLICES).round().astype(int)]
     shown = shown[np.sort(np.unique(shown, return_index=True)[1])]  # of few slices each once
-    box = _body(hu[np.sort(shown)])
+    box = body_box(hu[np.sort(shown)])
     _, row_mm, column_mm = case.cached.spacing
     figure = Figure(figsize=(3 * max(len(shown), 3), 6.8), dpi=70, layout="constrained")
     for row, (name, label_map) in zip(
@@ -133,44 +113,3 @@ def draw_overlay(path: Path, case: Case, prediction: np.ndarray, title: str) -> 
     )
     figure.suptitle(title)
     _save(figure, path)
-
-
-def draw_best_median_worst(
-    folder: Path, data_set: str, scored: list[tuple[float, Case, bytes]]
-) -> list[Path]:
-    """Draw three cases of a data set: `DATA_SET-best.png`, `-median.png` and `-worst.png`.
-
-    Args:
-        folder: for the pictures; made if it is not there.
-        data_set: its name.
-        scored: for each case its mean DSC, and its label map as `packed` gave it.
-
-    Returns:
-        The pictures; with fewer than three cases, fewer of them.
-
-    Raises:
-        OSError: a picture cannot be written.
-    """
-    ranked = sorted(scored, key=lambda entry: (-entry[0], entry[1].name))
-    last = len(ranked) - 1
-    chosen = {0: "best", last: "worst"} if last > 0 else {0: "best"} if ranked else {}
-    if last > 1:
-        chosen[last // 2] = "median"
-    paths = []
-    for place, word in sorted(chosen.items()):
-        dsc, case, label_map = ranked[place]
-        path = folder / f"{data_set}-{word}.png"
-        title = f"{data_set}, {word} of {len(ranked)}: {case.name}, mean DSC {dsc:.3f}"
-        draw_overlay(path, case, unpacked(label_map, case.cached.shape), title)
-        paths.append(path)
-    return paths
-
-
-def packed(label_map: np.ndarray) -> bytes:
-    """A label map, uint8, in a hundredth of its memory: the labels of many cases are kept."""
-    return zlib.compress(label_map.tobytes(), 1)
-
-
-def unpacked(content: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    """What `packed` packed."""
-    return np.frombuffer(zlib.decompress(content), np.uint8).reshape(shape)

@@ -189,6 +189,8 @@ def test_patients_come_from_the_cache(tmp_path):
     again = phantom_anatomies(1, tmp_path)
     assert path.stat().st_mtime_ns == written
     assert (drawn[0].structures == again[0].structures).all()
+    path.write_bytes(path.read_bytes()[:-9])
+    assert (phantom_anatomies(1, tmp_path)[0].structures == again[0].structures).all()
 
 
 def test_a_dataset_of_drawn_slices_alone(balls):
@@ -215,7 +217,7 @@ def test_training_on_drawn_slices_scores_every_read_case(tmp_path):
     options = ("--anatomy", tmp_path / "balls.nii.gz", "--recipe", "slim", "--steps", 1)
     options += ("--batch-size", 2)
     numbers = {"synthetic_fraction": 1, "synthetic_phantoms": 0, "slice_size": 64}
-    numbers["supervised_channels"] = 2
+    numbers |= {"supervised_channels": 2, "attention": "relu-sigmoid"}
 
     def run(name: str, *more, **changes) -> tuple[int, Path]:
         folder = tmp_path / name
@@ -236,7 +238,7 @@ def test_training_on_drawn_slices_scores_every_read_case(tmp_path):
     code, wide = run("wide", "--start-from", weights, **wider)
     assert code == 0
     assert export(wide, others) == 0
-    arguments = "AttentionUNet(base_channels=8, attention='none', supervised_channels=3)"
+    arguments = "AttentionUNet(base_channels=8, supervised_channels=3)"
     assert arguments in others.with_suffix(".md").read_text()
     assert run("narrower", "--start-from", others)[0] == 1
 

@@ -71,7 +71,8 @@ def test_left_out_cases_are_scored_by_data_set(tmp_path):
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["data_set"], row["case"], row["name"]) for row in rows] == [("set", "b", "liver")]
-    assert [path.name for path in (tmp_path / "p").iterdir()] == ["set-best.png"]
+    dsc = float(rows[0]["dsc"])
+    assert [path.name for path in (tmp_path / "p").iterdir()] == [f"set-{dsc:.3f}-b.png"]
 
 
 @pytest.fixture
@@ -85,23 +86,6 @@ def case(tmp_path):
     about |= {"total": 0.0, "total_of_squares": 0.0, "remark": "", "shape": hu.shape}
     known = CachedVolume.of(hu, labels, about)
     return Case("set", "a", tmp_path / "a", tmp_path / "b", "a", annotated=(1,), cached=known)
-
-
-def test_best_median_and_worst_are_drawn(tmp_path, case, monkeypatch):
-    drawn = {}
-    monkeypatch.setattr(
-        pictures, "draw_overlay", lambda path, of, found, title: drawn.update({path.name: found})
-    )
-    rng = np.random.default_rng(0)
-    maps = [rng.integers(0, 2, case.cached.shape).astype(np.uint8) for _ in range(5)]
-    dsc = [0.3, 0.9, 0.1, 0.5, 0.7]
-    scored = [(value, case, pictures.packed(one)) for value, one in zip(dsc, maps, strict=True)]
-    for count, names in ((5, "best median worst"), (2, "best worst"), (1, "best"), (0, "")):
-        paths = pictures.draw_best_median_worst(tmp_path, "set", scored[:count])
-        assert [path.name for path in paths] == [f"set-{name}.png" for name in names.split()]
-        if count == 5:
-            for name, value in (("best", 0.9), ("median", 0.5), ("worst", 0.1)):
-                assert np.array_equal(drawn[f"set-{name}.png"], maps[dsc.index(value)])
 
 
 def test_an_overlay_is_cropped_to_the_body_and_names_sides_and_labels(tmp_path, case, monkeypatch):

@@ -96,11 +96,14 @@ def run_alone(
     shutil.rmtree(work, ignore_errors=True)
     folders = Folders(work / "inputs", work / "outputs", log_path)
     try:
+        copy = folders.inputs / case.image.name
         for folder in (folders.inputs, folders.outputs):
             folder.mkdir(parents=True)
-            folder.chmod(0o777)  # as the organisers do: a container may run as any user
-        shutil.copyfile(case.image, folders.inputs / case.image.name)
-        (folders.inputs / case.image.name).chmod(0o644)
+        shutil.copyfile(case.image, copy)
+        # As the organisers do: a container may run as any user. CIFS and its like have no modes.
+        for path, mode in ((folders.inputs, 0o777), (folders.outputs, 0o777), (copy, 0o644)):
+            with contextlib.suppress(OSError):
+                path.chmod(mode)
         sampler = Sampler(how.gpu, how.interval, how.idle.processes)
         outcome, samples, cost = run_case(target, case.name, folders, how.timeout, sampler)
         (work / "collected").mkdir()  # which the container does not see

@@ -1,4 +1,4 @@
-"""The service on a synthetic CT with known truth: what `make demo` runs."""
+"""Segment a synthetic CT with known truth, and write pictures: what `make demo` runs."""
 
 import argparse
 import os
@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from benchmark.scoring.scores import score_case
+from benchmark.text import by
 from inference.labels import LABEL_NAMES, ORGANS
 from synthetic.phantom import draw_phantom, write_nifti
 
@@ -23,54 +24,41 @@ _SPACING = (2.5, 0.8, 0.8)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m benchmark demo`."""
-    parser.add_argument(
-        "--output", type=Path, default=Path("demo"), metavar="DIR",
-        help="folder, made anew (default: %(default)s)",
-    )  # fmt: skip
+    text = "folder, made anew (default: %(default)s)"
+    parser.add_argument("--output", type=Path, default=Path("demo"), metavar="DIR", help=text)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Draw a CT, run `predict.sh` on it, score the label map.
-
-    Returns:
-        The exit code of `predict.sh`.
-    """
+    """Draw a CT, run `predict.sh` on it, score the label map; return the exit code of that."""
     folder = options.output.resolve()
+    images, labels, predictions = (folder / n for n in ("images", "labels", "predictions"))
     shutil.rmtree(folder, ignore_errors=True)
-    for name in ("images", "labels", "predictions"):
-        (folder / name).mkdir(parents=True)
-
+    for made in (images, labels, predictions):
+        made.mkdir(parents=True)
     name = f"phantom_{_SEED}"
-    print(f"Drawing a synthetic abdominal CT, {'x'.join(map(str, _SHAPE))} voxels", flush=True)
+    print(f"Drawing a synthetic abdominal CT, {by(_SHAPE)} voxels", flush=True)
     phantom = draw_phantom(_SHAPE, _SPACING, _SEED)
-    write_nifti(folder / "images" / f"{name}_0000.nii.gz", phantom.volume, _SPACING)
-    write_nifti(folder / "labels" / f"{name}.nii.gz", phantom.label_map, _SPACING)
+    write_nifti(images / f"{name}_0000.nii.gz", phantom.volume, _SPACING)
+    write_nifti(labels / f"{name}.nii.gz", phantom.label_map, _SPACING)
 
     start = time.monotonic()
-    command = ["sh", str(_ROOT / "predict.sh"), "--preview"]
-    command += ["--weights", str(_ROOT / "weights" / "phantom-slim.safetensors")]
-    command += ["--input", str(folder / "images"), "--output", str(folder / "predictions")]
-    exit_code = subprocess.run(
-        command, env={**os.environ, "PYTHON": sys.executable}, check=False
-    ).returncode
+    weights = ["--weights", str(_ROOT / "weights" / "phantom-slim.safetensors")]
+    places = ["--input", str(images), "--output", str(predictions)]
+    command = ["sh", str(_ROOT / "predict.sh"), "--preview", *weights, *places]
+    ended = subprocess.run(command, env=os.environ | {"PYTHON": sys.executable}, check=False)
+    if ended.returncode:
+        return ended.returncode
     seconds = time.monotonic() - start
-    if exit_code:
-        return exit_code
-
-    scores = score_case(
-        folder / "labels" / f"{name}.nii.gz", folder / "predictions" / f"{name}.nii.gz"
-    )
-    print(
-        f"\n{'case':<22}{name}\n{'slices':<22}{_SHAPE[0]}\n{'seconds, from cold':<22}{seconds:.1f}"
-    )
+    scores = score_case(labels / f"{name}.nii.gz", predictions / f"{name}.nii.gz")
+    print(f"\n{name}, {_SHAPE[0]} slices: {seconds:.1f} s from cold")
     print("\nDSC against the known truth (weights trained on synthetic CT, for demonstration)")
-    for label in range(1, len(LABEL_NAMES)):
-        print(f"  {LABEL_NAMES[label]:<20}{scores.dsc[label]:.3f}")
+    for label, organ in enumerate(LABEL_NAMES[1:], start=1):
+        print(f"  {organ:<20}{scores.dsc[label]:.3f}")
     mean = sum(scores.dsc[organ] for organ in ORGANS) / len(ORGANS)
     print(f"  {'mean of the organs':<20}{mean:.3f}")
     print(
         "The tumor is a large one (43 mL), chosen to be seen: over 24 such patients these weights "
         "reach a mean tumor DSC of 0.60 and miss four of the five below 3 mL."
     )
-    print(f"\nLook at {folder / 'predictions' / f'{name}.png'}")
+    print(f"\nThe labels on the CT: {predictions / f'{name}.png'}")
     return 0

@@ -1,8 +1,10 @@
 """Functions called in processes of their own: one that dies or never returns costs its own call."""
 
+import math
 import multiprocessing
 import resource
 import signal
+import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -38,6 +40,7 @@ def in_processes(
     context = multiprocessing.get_context(start)
     waiting = iter(jobs.items())
     running: dict[Connection, tuple[Hashable, multiprocessing.Process]] = {}
+    deadline = time.monotonic() + (seconds or math.inf)
     try:
         while True:
             while len(running) < workers and (job := next(waiting, None)):
@@ -49,7 +52,12 @@ def in_processes(
                 sender.close()
             if not running:
                 return
-            ready = wait(list(running), seconds)
+            # Not for ever: a signal that comes just before the wait does not end it.
+            ready = wait(list(running), 1.0)
+            if ready:
+                deadline = time.monotonic() + (seconds or math.inf)
+            elif time.monotonic() < deadline:
+                continue
             for receiver in ready or list(running):
                 key, process = running[receiver]
                 try:

@@ -1,29 +1,11 @@
 """Text for people: lines on a terminal that may be closed, and Markdown tables."""
 
 import html
-import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TextIO
 
 from inference.files import printable
-
-
-def log(*lines: object, to: TextIO | None = None) -> None:
-    """Print lines, unless the terminal is gone, which must not cost a run.
-
-    Args:
-        lines: each is made `printable`.
-        to: standard output or error; standard error unless named.
-    """
-    stream = to or sys.stderr
-    try:
-        print(*map(printable, lines), sep="\n", file=stream, flush=True)
-    except (OSError, ValueError):
-        # The lines stay in the stream's buffer, and would fail whoever flushes it next.
-        for name in ("stdout", "stderr"):
-            if getattr(sys, name) is stream:
-                setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+from inference.terminal import log
 
 
 def show(text: str) -> None:
@@ -64,6 +46,12 @@ def number_or_dash(value: float | None, form: str) -> str:
 def by(size: Iterable[int]) -> str:
     """Return a volume's size as 512×512×100."""
     return "×".join(map(str, size))
+
+
+def listed(names: Iterable[str], most: int = 20) -> str:
+    """Return names with commas between, and of many how many more."""
+    names = list(names)
+    return ", ".join(names[:most]) + f" and {len(names) - most} more" * (len(names) > most)
 
 
 def plural(number: int, word: str) -> str:

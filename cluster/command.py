@@ -10,9 +10,9 @@ from inference.command import run
 from inference.files import one_line
 from inference.memory import cpu_limit
 from inference.options import make_parser, parse_arguments
-from inference.progress import print_line
 from inference.sources import NiftiFile
 from inference.startup import CANNOT_START, StartError
+from inference.terminal import log
 
 _CPUS = 4
 """Cores for a worker without a GPU, or as many as a node has."""
@@ -47,21 +47,21 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The service's options and the cluster's, with paths that hold wherever a worker runs."""
+    """Return the service's options and the cluster's, paths absolute for every node."""
     parser = make_parser("cluster")
     _add_options(parser)
     options = parse_arguments(arguments, parser)
     for name in ("workers", "cpus"):
         if (number := getattr(options, name)) is not None and number < 1:
-            _refuse(f"--{name} must be at least 1")
+            parser.error(f"--{name} must be at least 1")
     if options.device not in ("auto", "cuda", "cpu"):
-        _refuse(f"--device {options.device}: choose auto, cuda or cpu; which GPU is for Ray to say")
+        parser.error(f"--device {options.device}: choose auto, cuda or cpu; Ray chooses the GPU")
     if options.address is None:
         options.address = os.environ.get("RAY_ADDRESS", "local")
     if not re.fullmatch(r"auto|local|.+:\d+", options.address):
-        _refuse(f"--address {options.address}: give auto or HOST:PORT")
+        parser.error(f"--address {options.address}: give auto or HOST:PORT")
     if not all(isinstance(source, NiftiFile) for source in options.sources):
-        _refuse(
+        parser.error(
             f"--input {options.input}: DICOM series are not spread over a cluster; python -m "
             "inference segments them on one machine"
         )
@@ -69,11 +69,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     options.output = options.output.absolute()
     options.weights = [path.absolute() for path in options.weights]
     return options
-
-
-def _refuse(line: str) -> None:
-    print_line(f"python -m cluster: error: {line}")
-    raise SystemExit(2)
 
 
 def _join(address: str) -> None:
@@ -103,7 +98,7 @@ def _join(address: str) -> None:
         raise StartError("Ray is missing: pip install -r requirements-cluster.txt") from error
     except Exception as error:  # a time-out of Ray's is none of its own kinds
         reason = one_line(error)
-        if isinstance(error, PermissionError) and error.filename:
+        if isinstance(error, OSError) and error.filename:
             reason += f": {error.filename} (RAY_TMPDIR names another folder)"
         raise StartError(f"--address {address}: {reason}") from error
 
@@ -144,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _join(options.address)
     except StartError as error:
-        print_line(f"error: it cannot start: {error}")
+        log(f"error: it cannot start: {error}")
         return CANNOT_START
 
     import ray
@@ -156,10 +151,10 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.quiet:
             cores = options.each["num_cpus"]
             size = "a GPU each" if options.device == "cuda" else f"no GPU, cores for each: {cores}"
-            print_line(f"Ray at {options.address}: {options.workers} workers, {size}")
+            log(f"Ray at {options.address}: {options.workers} workers, {size}")
         return run(options, RayRunner)
     except ValueError as error:
-        print_line(f"error: {one_line(error)}")
+        log(f"error: {one_line(error)}")
         return 2
     finally:
         ray.shutdown()

@@ -13,13 +13,14 @@ from .files import discard_unfinished, one_line
 from .loading import NetworkLoader
 from .options import parse_arguments
 from .phases import LOG_VARIABLE, PhaseTimer
-from .progress import Progress, closing_table, print_line
+from .progress import Progress, closing_table
 from .records.colours import write_colour_tables
 from .records.flags import count_in_words
 from .records.manifest import Records
 from .service import Service
 from .signals import Stopped, signals_raise
 from .startup import CANNOT_START, StartError, why_not_started
+from .terminal import log
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,12 +47,12 @@ def run(options: argparse.Namespace, make_runner: Callable[..., Service]) -> int
     start = time.monotonic()
     startup.share_interpreter()
     startup.silence_libraries()
-    log = os.environ.get(LOG_VARIABLE)
-    warn = lambda text: print_line(f"warning: {text}")  # noqa: E731
-    timer = PhaseTimer(Path(log) if log else None, warn=warn)
+    phases = os.environ.get(LOG_VARIABLE)
+    warn = lambda text: log(f"warning: {text}")  # noqa: E731
+    timer = PhaseTimer(Path(phases) if phases else None, warn=warn)
     if not options.quiet:
         for line in options.skipped:
-            print_line(f"skipped: {line}")
+            log(f"skipped: {line}")
     stopped = None
     try:
         loader = NetworkLoader.of(options, timer)
@@ -73,19 +74,21 @@ def run(options: argparse.Namespace, make_runner: Callable[..., Service]) -> int
             stopped = signalled
             discard_unfinished()
     except (ValueError, OSError) as error:
-        print_line(f"error: {one_line(error)}")
+        log(f"error: {one_line(error)}")
         return 2
     except (StartError, MemoryError) as error:
-        print_line(f"error: it cannot start: {why_not_started(error)}")
+        log(f"error: it cannot start: {why_not_started(error)}")
         return CANNOT_START
     try:
         records.close()
     except ValueError as error:
-        print_line(f"error: {one_line(error)}")
+        log(f"error: {one_line(error)}")
         return 1 if stopped is None else 128 + stopped.number
     if stopped:
-        print_line(f"stopped by {stopped}: the label maps written so far are whole")
+        log(f"stopped by {stopped}: the label maps written so far are whole")
         return 128 + stopped.number
+    if records.incomplete:
+        log(f"error: --manifest {options.manifest}: not every case is in it")
     failed = sum(case.status == "failed" for case in cases)
     if not options.quiet:
         _print_summary(cases, timer, f"{time.monotonic() - start:.1f} s: {options.output}")
@@ -101,8 +104,8 @@ def _write_colour_tables(folder: Path) -> None:
 
 def _print_summary(cases: list[Case], timer: PhaseTimer, end: str) -> None:
     for line in closing_table(cases, timer).splitlines():
-        print_line(line, sys.stdout)
+        log(line, to=sys.stdout)
     well = [case for case in cases if case.status != "failed"]
     if flagged := count_in_words(case.flags for case in well):
-        print_line(flagged, sys.stdout)
-    print_line(f"{len(well)} of {len(cases)} cases in {end}", sys.stdout)
+        log(flagged, to=sys.stdout)
+    log(f"{len(well)} of {len(cases)} cases in {end}", to=sys.stdout)

@@ -23,22 +23,15 @@ def _histogram_percentiles(voxels: np.ndarray, percents: tuple[float, ...]) -> l
         counts = np.roll(counts, counts.size // 2)
     cumulative = np.cumsum(counts)
 
-    def order_statistic(rank: int) -> int:
-        return int(np.searchsorted(cumulative, rank, side="right")) + info.min
-
-    values = []
-    for percent in percents:
-        position = percent / 100 * (voxels.size - 1)
-        rank = int(position)
-        lower = order_statistic(rank)
-        upper = order_statistic(min(rank + 1, voxels.size - 1))
-        # As numpy interpolates: from the nearer end, so that the result is the same to the bit.
-        fraction = position - rank
-        if fraction < 0.5:
-            values.append(lower + (upper - lower) * fraction)
-        else:
-            values.append(upper - (upper - lower) * (1 - fraction))
-    return values
+    positions = np.array(percents) / 100 * (voxels.size - 1)
+    ranks = positions.astype(np.int64)
+    lower, upper = (
+        np.searchsorted(cumulative, np.minimum(found, voxels.size - 1), side="right") + info.min
+        for found in (ranks, ranks + 1)
+    )
+    # As numpy interpolates: from the nearer end, so that the result is the same to the bit.
+    fraction, step = positions - ranks, upper - lower
+    return np.where(fraction < 0.5, lower + step * fraction, upper - step * (1 - fraction)).tolist()
 
 
 def percentiles(voxels: np.ndarray, percents: tuple[float, ...] = (1.0, 99.0)) -> tuple[float, ...]:

@@ -7,7 +7,6 @@ import numpy as np
 from isal import isal_zlib
 
 from .files import write_atomically
-from .labels import LABEL_NAMES
 from .records.provenance import SIGNATURE_BYTES, format_signature, same_signature
 from .volume import (
     GZIP_ERRORS,
@@ -142,34 +141,6 @@ def select_labels(label_map: np.ndarray, labels: tuple[int, ...]) -> np.ndarray:
     table = np.zeros(256, np.uint8)
     table[list(labels)] = labels
     return table[label_map]
-
-
-def organ_mask_path(folder: Path, label: int) -> Path:
-    """Return the path of a label's mask, such as `right_kidney.nii.gz`."""
-    return folder / f"{LABEL_NAMES[label].replace(' ', '_')}.nii.gz"
-
-
-def write_organ_masks(
-    folder: Path,
-    label_map: np.ndarray,
-    volume: Volume,
-    labels: tuple[int, ...],
-    signature: str | None = None,
-) -> None:
-    """Write a mask of 0 and 1 for each label, also for one that is absent.
-
-    Args:
-        folder: for the masks; made if need be.
-        label_map, volume, signature: as in `write_label_map`.
-        labels: of which masks are written.
-
-    Raises:
-        OSError: one cannot be written.
-    """
-    folder.mkdir(exist_ok=True)
-    for label in labels:
-        mask = (label_map == label).view(np.uint8)
-        write_label_map(organ_mask_path(folder, label), mask, volume, signature)
 
 
 def _as_stored(label_map: np.ndarray, volume: Volume) -> np.ndarray:

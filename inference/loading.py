@@ -13,8 +13,8 @@ from .cuda.choices import CudaChoices
 from .memory import slice_bytes
 from .network.weights import common_metadata, default_weights, read_metadata
 from .phases import PhaseTimer
-from .progress import print_line
 from .records.provenance import Provenance
+from .terminal import log
 
 if TYPE_CHECKING:
     import torch
@@ -171,6 +171,6 @@ class NetworkLoader:
             why = ", averaged" if len(self.weights) > 1 else ""
             if not self._named:
                 why = f" ({default_weights(on_cuda=on_cuda)[1]})"
-            print_line(f"{where}, {self.provenance.precision}, {names}{why}")
+            log(f"{where}, {self.provenance.precision}, {names}{why}")
         if predictor.metadata.warning:
-            print_line(f"warning: {names}: {predictor.metadata.warning}")
+            log(f"warning: {names}: {predictor.metadata.warning}")

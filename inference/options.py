@@ -4,11 +4,9 @@
 """
 
 import argparse
-import contextlib
 import os
 import re
 import stat
-import sys
 from pathlib import Path
 
 from . import __version__
@@ -18,13 +16,13 @@ from .files import (
     file_identity,
     find_entries,
     one_line,
-    printable,
     why_not_a_volume,
 )
 from .labels import LABEL_NAMES
 from .phases import LOG_VARIABLE
 from .shards import parse_shard, shard_file, shard_of
 from .sources import NiftiFile, Source
+from .terminal import Parser, log
 
 _IN_TREE = __package__ == "inference"  # not installed as `abdoseg`
 _ROOT = Path(__file__).parents[1] if _IN_TREE else Path()
@@ -33,7 +31,7 @@ _ROOT = Path(__file__).parents[1] if _IN_TREE else Path()
 def make_parser(package: str = "inference") -> argparse.ArgumentParser:
     """Return the parser of `python -m PACKAGE`, or of `abdoseg` where that is installed."""
     program = f"python -m {package}" if _IN_TREE else "abdoseg"
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program,
         description="Segment 13 organs and tumors in abdominal CT volumes.",
         epilog="Exit codes: 0 every case is done, 1 some cases failed and the rest are written, "
@@ -160,7 +158,7 @@ def make_parser(package: str = "inference") -> argparse.ArgumentParser:
 
 
 def _labels(text: str) -> tuple[int, ...]:
-    """The labels of a list of names such as liver,left-kidney, ascending."""
+    """Return the labels of a list of names such as liver,left-kidney, ascending."""
     numbers = {name: number for number, name in enumerate(LABEL_NAMES) if number}
     names = [re.sub("[-_ ]+", " ", name.strip().lower()) for name in text.split(",")]
     unknown = [name for name in names if name not in numbers]
@@ -198,7 +196,7 @@ def parse_arguments(
         check_writable(options.output)
     except OSError as error:
         reason = f"files cannot be written and renamed there ({one_line(error)})"
-        parser.error(printable(f"--output {options.output}: {reason}"))
+        parser.error(f"--output {options.output}: {reason}")
     shard = _parse_shard(options, parser) if options.shard else None
     _protect_inputs(options, parser)  # those of other shards too
     if shard:
@@ -220,11 +218,11 @@ def _check_weights(options: argparse.Namespace, parser: argparse.ArgumentParser)
         named = " ".join(map(str, options.weights))
         common_metadata(several)
     except (WeightsError, OSError) as error:
-        parser.error(printable(f"--weights {named}: {one_line(error)}"))
+        parser.error(f"--weights {named}: {one_line(error)}")
 
 
 def _parse_shard(options: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[int, int]:
-    """Which shard of how many; its table and manifest get names of their own."""
+    """Return which shard of how many; its table and manifest get names of their own."""
     try:
         shard = parse_shard(options.shard, os.environ)
     except ValueError as error:
@@ -241,9 +239,9 @@ def _find_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -
         mode = source.stat().st_mode
         paths = find_entries(source)
     except FileNotFoundError:
-        parser.error(printable(f"--input {source}: no such file or folder"))
+        parser.error(f"--input {source}: no such file or folder")
     except OSError as error:
-        parser.error(printable(f"--input {source}: {error.strerror}"))
+        parser.error(f"--input {source}: {error.strerror}")
     if stat.S_ISDIR(mode):
         reason = "" if paths else "no .nii.gz or .nii file there"
     else:
@@ -254,39 +252,36 @@ def _find_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -
         return [NiftiFile(path) for path in paths]
     of_volume = source.name.lower().endswith(SUFFIXES) and not stat.S_ISDIR(mode)
     if of_volume or not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
-        parser.error(printable(f"--input {source}: {reason}"))
+        parser.error(f"--input {source}: {reason}")
     series = _find_series(options, parser)
     if not series:
-        left_out = "".join(f"; skipped: {line}" for line in options.skipped)
-        parser.error(printable(f"--input {source}: {reason}, and no CT series in DICOM{left_out}"))
+        skipped = "".join(f"; skipped: {line}" for line in options.skipped)
+        parser.error(f"--input {source}: {reason}, and no CT series in DICOM{skipped}")
     return series
 
 
 def _find_series(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Source]:
-    """The DICOM series of the input; what else is there goes to `options.skipped`."""
+    """Return the DICOM series of the input; what else is there goes to `options.skipped`."""
     from .dicom.discovery import find_series  # only for those who have DICOM
 
     if not options.quiet:
-        with contextlib.suppress(OSError, ValueError):
-            print("No NIfTI file there: looking for DICOM series", file=sys.stderr, flush=True)
+        log("No NIfTI file there: looking for DICOM series")
     try:
         series, options.skipped = find_series(options.input, options.names)
     except (OSError, ValueError) as error:
-        parser.error(printable(f"--input {options.input}: {one_line(error)}"))
+        parser.error(f"--input {options.input}: {one_line(error)}")
     return series
 
 
 def _protect_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Refuse a call that would write over what it reads, under whatever name or link."""
+    from .outputs import Outputs
+
+    outputs = Outputs(options.output, options.format, options.organs, per_organ=options.per_organ)
     sources = [source for source in options.sources if not source.refusal]
     inputs = {file_identity(file): file for source in sources for file in source.files}
-    endings = {"nifti": [".nii.gz"], "seg": [".seg.dcm"], "both": [".nii.gz", ".seg.dcm"]}
     written = {
-        "--output": [
-            options.output / f"{source.name}{ending}"
-            for source in sources
-            for ending in endings[options.format]
-        ],
+        "--output": [path for source in sources for path in outputs.files(source.name)],
         "--statistics": [options.statistics] if options.statistics else [],
         "--manifest": [options.manifest] if options.manifest else [],
     }
@@ -294,16 +289,12 @@ def _protect_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser
         for path in paths:
             if (source := inputs.get(file_identity(path))) is not None:
                 parser.error(
-                    printable(
-                        f"{flag} {path} is an input, {source}: it would be written over; name "
-                        "another folder"
-                    )
+                    f"{flag} {path} is an input, {source}: it would be written over; name another "
+                    "folder"
                 )
     of_dicom = not all(isinstance(source, NiftiFile) for source in options.sources)
     if of_dicom and file_identity(options.output) == file_identity(options.input):
         parser.error(
-            printable(
-                f"--output {options.output} is the folder of the DICOM series: label maps in it "
-                "would be taken for volumes by the next run; name another folder"
-            )
+            f"--output {options.output} is the folder of the DICOM series: the next run would take "
+            "label maps in it for volumes; name another folder"
         )

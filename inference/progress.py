@@ -1,8 +1,9 @@
-"""What a run prints as it goes on: lines, a bar, and the closing table."""
+"""What a run reports as it goes on: a bar or lines for each case, and the closing table."""
 
 import contextlib
 import sys
-from typing import TextIO
+import time
+import unicodedata
 
 from .case import Case
 from .files import printable
@@ -10,23 +11,20 @@ from .phases import PhaseTimer
 from .records.flags import in_words
 from .records.manifest import Records
 from .service import STAGES, Observer
+from .terminal import log
 
-
-def print_line(line: str, stream: TextIO | None = None) -> None:
-    """Print a line; a terminal, pipe or disk that is gone or full must not cost a case."""
-    with contextlib.suppress(OSError, ValueError):
-        print(printable(line), file=stream or sys.stderr, flush=True)
+_SILENT_SECONDS = 30.0  # without a bar: so long at most without a line while slices are predicted
 
 
 class Progress(Observer):
-    """Keeps the records of a run and prints how it goes.
+    """Keeps the records of a run and reports how it goes.
 
-    A bar per case when standard error is a terminal, a line per case otherwise.
+    A bar for each case where standard error is a terminal; otherwise lines, also within a case.
 
     Args:
         total: number of cases.
         records: of the run.
-        quiet: print errors and warnings only.
+        quiet: only errors are printed.
     """
 
     def __init__(self, total: int, records: Records, *, quiet: bool) -> None:
@@ -36,37 +34,53 @@ class Progress(Observer):
         self.quiet = quiet
         self.ended = 0
         self.bar = None
+        self._case = ""
+        self._slices = 0
+        self._reported = 0.0
 
     def on_slices(self, case: Case, count: int, total: int) -> None:
-        """Show so many slices more of a case's total."""
-        if self.quiet or not sys.stderr.isatty():
+        """Report so many slices more of a case's total."""
+        if self.quiet:
             return
+        if case.name != self._case:
+            self._case, self._slices, self._reported = case.name, 0, time.monotonic()
+        self._slices += count
+        if sys.stderr.isatty():
+            self._update_bar(case.name, count, total)
+        elif time.monotonic() - self._reported >= _SILENT_SECONDS:
+            self._reported = time.monotonic()
+            log(f"{case.name}: {self._slices} of {total} slices")
+
+    def _update_bar(self, name: str, count: int, total: int) -> None:
         if self.bar is None:
             from tqdm import tqdm
 
-            self.bar = tqdm(total=total, desc=printable(case.name), unit="slice", leave=False)
+            self.bar = tqdm(total=total, desc=printable(name), unit="slice", leave=False)
         with contextlib.suppress(OSError, ValueError):
             self.bar.update(count)
         if self.bar.n >= self.bar.total:
-            self.bar.close()
+            with contextlib.suppress(OSError, ValueError):
+                self.bar.close()
             self.bar = None
 
     def on_case(self, case: Case) -> None:
-        """Record a case that has ended, and print what became of it."""
+        """Record a case that has ended, and report what became of it."""
         self._records.add(case)
         self.ended += 1
-        for warning in case.warnings:
-            print_line(f"warning: {case.source}: {warning}")
+        lines = [] if self.quiet else [f"warning: {case.source}: {text}" for text in case.warnings]
         if case.status == "failed":
-            print_line(f"error: {case.source}: {case.reason}")
+            lines.append(f"error: {case.source}: {case.reason}")
         elif not self.quiet:
-            print_line(f"[{self.ended}/{self.total}] {case.name}: {case.status}")
+            lines.append(f"[{self.ended}/{self.total}] {case.name}: {case.status}")
             if case.flags:
-                print_line(f"check {case.name}: {in_words(case.flags)}")
+                lines.append(f"check {case.name}: {in_words(case.flags)}")
+        bar = self.bar  # another thread may be about to end it
+        with bar.external_write_mode(file=sys.stderr) if bar else contextlib.nullcontext():
+            log(*lines)
 
 
 def closing_table(cases: list[Case], timer: PhaseTimer) -> str:
-    """The closing table: case, shape, seconds per stage, status."""
+    """Return the closing table: case, shape, seconds of each step, status."""
     rows = [("case", "shape", *STAGES, "status")]
     for case in cases:
         seconds = timer.seconds(case.name) if case.status != "kept" else {}
@@ -78,8 +92,19 @@ def closing_table(cases: list[Case], timer: PhaseTimer) -> str:
                 case.status,
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    widths = [max(_width(row[column]) for row in rows) for column in range(len(rows[0]))]
+    numbers = range(1, 2 + len(STAGES))
+    lines = []
+    for row in rows:
+        cells = []
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            space = " " * (width - _width(cell))
+            cells.append(space + cell if column in numbers else cell + space)
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _width(text: str) -> int:
+    """Return the columns that a text takes on a terminal."""
+    marks = sum(unicodedata.combining(character) > 0 for character in text)
+    return len(text) - marks + sum(unicodedata.east_asian_width(c) in "WF" for c in text)

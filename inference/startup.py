@@ -15,8 +15,9 @@ from types import ModuleType
 from typing import NoReturn
 
 from .cuda import driver
-from .files import one_line, printable
+from .files import one_line
 from .signals import STOP_SIGNALS
+from .terminal import log
 
 CANNOT_START = 3
 """Exit code where nothing could be begun, or all broke off: 1 says that the rest is written."""
@@ -52,7 +53,8 @@ def run(load: Callable[[], Callable[[], int]]) -> int:
         load: imports the function that runs it, and returns that.
 
     Returns:
-        Its exit code; `CANNOT_START` if something is missing, or it raises an exception.
+        Its exit code; 2 if it raises an `OSError`, of a file or folder that cannot be used;
+        `CANNOT_START` if something is missing, or it raises another exception.
     """
     open_standard_streams()
     with contextlib.suppress(OSError, ValueError):  # nobody may be there to read
@@ -61,8 +63,11 @@ def run(load: Callable[[], Callable[[], int]]) -> int:
                 main = load()
             return main()
         except (StartError, ImportError, MemoryError) as error:
-            line = printable(why_not_started(error))
-            print(f"error: it cannot start: {line}", file=sys.stderr, flush=True)
+            log(f"error: it cannot start: {why_not_started(error)}")
+        except OSError as error:  # of a file or folder
+            where = f"{error.filename}: " if error.filename else ""
+            log(f"error: {where}{one_line(error)}")
+            return 2
         except Exception:
             traceback.print_exc()
     return CANNOT_START

@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from inference.terminal import Parser
 from training.recipe import Recipe
 
 NUMBERS = {"steps": int, "batch_size": int, "learning_rate": float, "seed": int}
@@ -13,7 +14,7 @@ NUMBERS = {"steps": int, "batch_size": int, "learning_rate": float, "seed": int}
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of every command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m training",
         description="Train the network, and export weights for the container.",
         epilog="Without a command, fit is meant. Exit codes: 0 done, 1 failed, or done in part "

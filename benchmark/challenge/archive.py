@@ -9,9 +9,7 @@ from pathlib import Path
 from isal import igzip, isal_zlib
 
 _GZIP = b"\x1f\x8b"
-
 _MOST_MANIFEST_BYTES = 16 << 20
-
 _CHUNK = 1 << 20
 
 

@@ -9,6 +9,8 @@ stopped; a team whose archive has changed starts anew. The files of the report f
     ranking/           ranking.md, ranking.csv, ranking.json
     teams/TEAM/        the team's run folder, as `efficiency`, `accuracy` and `check` write it
     teams/TEAM/labels/ its label maps
+
+Exit code 0: every team ran, and every case of it is ok; 1: some did not (the page shows which).
 """
 
 import argparse
@@ -16,26 +18,25 @@ from collections import Counter
 from pathlib import Path
 
 from benchmark.challenge.team import DONE, FAILED, Challenge, Fate, run_team, team_name
-from benchmark.containers.efficiency import add_run_options, gpu_of
+from benchmark.containers.efficiency import Settings, add_run_options
 from benchmark.containers.engine import EngineError, engine_version
-from benchmark.containers.measurement import list_cases
-from benchmark.containers.results import read_json, write_json
-from benchmark.judging.rank import cautions, rank_runs, ranking_table, write_ranking
-from benchmark.judging.ranking import RULES
+from benchmark.containers.gpu import gpu_of
+from benchmark.containers.measurement import Conditions, list_cases
+from benchmark.containers.results import TOLERANCES
+from benchmark.containers.runner import Container
+from benchmark.files import read_json, write_json
+from benchmark.judging.rank import cautions, ranking_table, write_ranking
+from benchmark.judging.ranking import RULES, rank_runs
 from benchmark.judging.report import render
 from benchmark.judging.runs import Run, RunError, read_run
 from benchmark.options import UsageError
 from benchmark.scoring.protocol import PROTOCOLS
-from benchmark.text import log, show
+from benchmark.text import listed, log, show
 from inference.files import case_name, find_entries, why_not_a_volume, write_atomically
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command line of `python -m benchmark challenge`."""
-    parser.epilog = (
-        "Exit code 0: every team ran, and every case of it is ok; 1: some did not (the page shows "
-        "which); 2: wrong usage, or an engine that does not work."
-    )
     add = parser.add_argument
     for name, text in (
         ("archives", "folder of TEAM.tar.gz, the teams' `docker save` files"),
@@ -52,28 +53,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run every team.
-
-    Returns:
-        0 if every team ran and every case is ok, 1 if not.
-    """
+    """Run every team; 0 if every team ran and every case is ok, 1 if not."""
     archives = _find_archives(arguments.archives)
     cases, refused = list_cases(arguments.inputs)
-    names = {case.name for case in cases}
-    references = _match_references(names, refused, arguments.reference)
+    references = _match_references({case.name for case in cases}, refused, arguments.reference)
     cases = [case for case in cases if case.name in references]
     for name, reason in refused.items():
         log(f"{name}: left out for every team: {reason}")
     if not engine_version():
         raise EngineError("the container engine does not answer")
-    report = arguments.report
+    report, protocol = arguments.report, arguments.protocol
     with gpu_of(arguments.gpu) as (gpu, gpu_note):
         report.mkdir(parents=True, exist_ok=True)
-        options = ("timeout", "memory_limit", "repeat", "warm_up", "protocol")
-        conditions = {name: getattr(arguments, name) for name in options}
-        _insist_on_conditions(report, conditions | {"gpu": gpu is not None and not gpu.unread})
-        what = (arguments.inputs, report, cases, list(references.values()), gpu, gpu_note)
-        challenge = Challenge(*what, **conditions, check=arguments.check)
+        same = ("timeout", "memory_limit", "repeat", "warm_up", "protocol")
+        conditions = {name: getattr(arguments, name) for name in same}
+        _insist_on_conditions(report, conditions | {"gpu": gpu_note is None})
+        timeout, tolerances = arguments.timeout, TOLERANCES[protocol]
+        how = Conditions(gpu, gpu_note, timeout=timeout, tolerances=tolerances)
+        target = Container("", arguments.memory_limit, gpu and gpu.device)
+        runs = (arguments.repeat, arguments.warm_up, True)
+        settings = Settings(arguments.inputs, report, report, target, "", how, *runs)
+        of_cases = list(references.values())
+        challenge = Challenge(settings, cases, of_cases, protocol, arguments.check)
         fates: dict[str, Fate] = {}
         well = not refused
         for number, archive in enumerate(archives, start=1):
@@ -81,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
             log(f"[{number}/{len(archives)}] {team}")
             fates[team] = fate = run_team(archive, report / "teams" / team, challenge)
             log(f"  {fate.state}" + (f": {fate.reason}" if fate.reason else ""))
-            well &= _write_results(report, fates, refused, arguments.protocol)
+            well &= _write_results(report, fates, refused, protocol)
     show(f"{report / 'challenge.html'} and {report / 'ranking' / 'ranking.md'}")
     return 0 if well else 1
 
@@ -89,21 +90,17 @@ def run(arguments: argparse.Namespace) -> int:
 def _find_archives(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UsageError(f"--archives {folder} is not a folder")
-    archives = sorted(
-        path
-        for path in folder.iterdir()
-        if path.name.lower().endswith((".tar.gz", ".tgz", ".tar")) and not path.name.startswith(".")
-    )
+    kinds = (".tar.gz", ".tgz", ".tar")
+    found = sorted(path for path in folder.iterdir() if path.name.lower().endswith(kinds))
+    archives = [path for path in found if not path.name.startswith(".")]
     if not archives:
         raise UsageError(f"--archives {folder} holds no TEAM.tar.gz")
     teams: dict[str, Path] = {}
     for archive in archives:
         image = team_name(archive).lower()
         if (other := teams.setdefault(image, archive)) != archive:
-            raise UsageError(
-                f"{other.name} and {archive.name} are both the image {image}:latest: rename or "
-                "move one"
-            )
+            both = f"{other.name} and {archive.name}"
+            raise UsageError(f"{both} are both the image {image}:latest: rename or move one")
     return archives
 
 
@@ -113,29 +110,26 @@ def _match_references(names: set[str], refused: dict[str, str], folder: Path) ->
     Raises:
         UsageError: before anything is run, that a case cannot be scored or a CT is missing.
     """
+
+    def any_case(name: str) -> str:
+        return case_name(Path(name[:-7] + name[-7:].lower()))
+
     if not folder.is_dir():
         raise UsageError(f"--reference {folder} is not a folder")
-    references, unusable = {}, set()
+    references = {}
     for path in find_entries(folder):
         if reason := why_not_a_volume(path):
             refused[path.name] = f"reference: {reason}"
-            unusable.add(_name(path))
         else:
             references[case_name(path)] = path
-    unreadable = {_name(Path(name)) for name in refused}
+    known = set(map(any_case, refused))
     for missing, what in (
-        (names - references.keys() - unusable, "no reference for"),
-        (references.keys() - names - unreadable, "no CT for the references"),
+        (names - references.keys() - known, "no reference for"),
+        (references.keys() - names - known, "no CT for the references"),
     ):
         if missing:
-            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-            raise UsageError(f"{what} {', '.join(sorted(missing)[:5])}{more}")
+            raise UsageError(f"{what} {listed(sorted(missing), 5)}")
     return {name: path for name, path in references.items() if name in names}
-
-
-def _name(path: Path) -> str:
-    """Return the case's name of an entry, also of one in upper case."""
-    return case_name(Path(path.name[:-7] + path.name[-7:].lower()))
 
 
 def _insist_on_conditions(report: Path, conditions: dict) -> None:
@@ -156,25 +150,22 @@ def _insist_on_conditions(report: Path, conditions: dict) -> None:
 def _write_results(
     report: Path, fates: dict[str, Fate], refused: dict[str, str], protocol: str
 ) -> bool:
-    """Write the ranking and the page of the teams so far; whether all of them are well."""
+    """Write the ranking and the page of the teams so far; return whether all of them are well."""
     runs: dict[str, Run] = {}
     rows = []
     for team, fate in fates.items():
-        done = "–"
-        reason = fate.reason or ""
+        done, reason = "–", fate.reason or ""
         if fate.state in (DONE, FAILED):
             runs[team] = run = read_run(report / "teams" / team)
             done = f"{sum(not run.failed(case) for case in run.cases)} of {len(fate.cases)}"
             reason = reason or _reasons(run)
         rows.append([team, fate.state, done, fate.check or "–", reason])
     titles = ["Team", "State", "Cases done", "Check", "Reason"]
-    content = {
-        "notes": [f"Caution: {name} left out: {reason}" for name, reason in refused.items()],
-        "ranking": {"columns": ["Rank", "Team"], "rows": []},
-        "fates": {"columns": titles, "rows": rows},
-    }
+    notes = [f"Caution: {name} left out: {reason}" for name, reason in refused.items()]
+    page = {"fates": {"columns": titles, "rows": rows}}
+    page["ranking"] = {"columns": ["Rank", "Team"], "rows": []}
     if waiting := [team for team in fates if team not in runs]:
-        content["notes"].append(
+        notes.append(
             f"Caution: {', '.join(waiting)} not run, through no fault of their own, and not "
             "ranked. The same command again tries them."
         )
@@ -182,15 +173,16 @@ def _write_results(
         try:
             ranking = rank_runs(list(runs.values()), RULES[protocol])
         except RunError as error:
-            content["notes"].append(f"Caution: no ranking: {error}")
+            notes.append(f"Caution: no ranking: {error}")
         else:
             write_ranking(report / "ranking", ranking, RULES[protocol])
-            content["notes"] += [*cautions(ranking), *ranking.notes]
+            notes += [*cautions(ranking), *ranking.notes]
             columns, rows = ranking_table(ranking, RULES[protocol])
-            content["ranking"] = {"columns": columns, "rows": rows}
-        page = render(list(runs.values()), "Challenge", content)
-        write_atomically(report / "challenge.html", page.encode())
-    ok = all((run.shown(c) or {}).get("status") == "ok" for run in runs.values() for c in run.cases)
+            page["ranking"] = {"columns": columns, "rows": rows}
+        text = render(list(runs.values()), "Challenge", page | {"notes": notes})
+        write_atomically(report / "challenge.html", text.encode())
+    shown = [run.shown(case) for run in runs.values() for case in run.cases]
+    ok = all(result is not None and result["status"] == "ok" for result in shown)
     return ok and all(fate.state == DONE for fate in fates.values())
 
 

@@ -9,33 +9,17 @@ import contextlib
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from benchmark.challenge.archive import ArchiveError, inspect_archive
 from benchmark.checking.check import check_image
 from benchmark.checking.pages import headline
+from benchmark.containers import engine, results
 from benchmark.containers.efficiency import EFFICIENCY_SUFFIX, ResumeError, Settings, measure
-from benchmark.containers.engine import (
-    EngineError,
-    archive_image,
-    engine_version,
-    free_image_bytes,
-    image_id,
-    load_archive,
-    remove_image,
-)
-from benchmark.containers.gpu import Gpu, GpuLost
+from benchmark.containers.gpu import GpuLost
 from benchmark.containers.measurement import Case
-from benchmark.containers.results import (
-    NOT_MEASURED,
-    TOLERANCES,
-    efficiency_csv,
-    failed_result,
-    read_json,
-    write_json,
-)
-from benchmark.containers.runner import Container
+from benchmark.files import read_json, write_json
 from benchmark.options import HarnessError
 from benchmark.scoring.accuracy import score_folder
 from benchmark.scoring.protocol import PROTOCOLS
@@ -44,69 +28,45 @@ from inference.files import printable, write_atomically
 
 DONE, FAILED, NOT_RUN, RUNNING = "done", "failed", "not run", "running"
 
-_RESERVE_BYTES = 2 << 30
-"""Free space that stays on every disk, whatever is loaded."""
+_RESERVE_BYTES = 2 << 30  # free space that stays on every disk, whatever is loaded
 
+# What the engine prints when no team's container could start.
 _ORGANISERS_FAULT = re.compile(r"could not select device driver|Cannot connect to the Docker")
-"""What the engine prints when no team's container could start."""
 
 
 @dataclass
 class Fate:
     """What became of a team.
 
-    Attributes:
-        state: DONE (whatever its cases did), FAILED (it could not be run; ranked, every case
-            failed), NOT_RUN (through no fault of its own; not ranked, tried again) or RUNNING.
-        reason: one line; None if done.
-        archive: name, size and time of the file.
-        cases: names of the cases run.
-        images: that were loaded, to be removed.
-        check: what the check found, in a line; None if it was not made.
+    DONE, whatever its cases did; FAILED, as it could not be run (ranked, every case failed);
+    NOT_RUN, through no fault of its own (not ranked, tried again); or RUNNING.
     """
 
     state: str
-    reason: str | None = None
-    archive: dict = field(default_factory=dict)
+    reason: str | None = None  # one line; None if done
+    archive: dict = field(default_factory=dict)  # name, size and time of the file
     cases: list[str] = field(default_factory=list)
-    images: list[str] = field(default_factory=list)
-    check: str | None = None
+    images: list[str] = field(default_factory=list)  # that were loaded, to be removed
+    check: str | None = None  # what the check found, in a line; None if it was not made
 
 
 @dataclass(frozen=True)
 class Challenge:
-    """What is the same for every team.
+    """What is the same for every team."""
 
-    Attributes:
-        inputs, report: folders.
-        cases: the volumes of `inputs`.
-        references: their label maps.
-        gpu, gpu_note: the GPU, and why its memory is not read.
-        timeout, memory_limit, repeat, warm_up: as in `Settings`.
-        protocol: the year's rules.
-        check: whether each image is checked before it is run.
-    """
-
-    inputs: Path
-    report: Path
+    settings: Settings  # but for folders, image and name
     cases: list[Case]
-    references: list[Path]
-    gpu: Gpu | None
-    gpu_note: str | None
-    timeout: float
-    memory_limit: str
-    repeat: int
-    warm_up: bool
-    protocol: str
-    check: bool
+    references: list[Path]  # their label maps
+    protocol: str  # the year's rules
+    check: bool  # whether each image is checked before it is run
 
 
-class _Unusable(Exception):
-    """The team cannot be run, by its own fault; the message is the reason."""
+class _EndedAs(Exception):
+    """A team cannot be run: the state that this leaves it in, and the reason."""
 
-
-class _NotNow(Exception):
-    """The team cannot be run, through no fault of its own; the message is the reason."""
+    def __init__(self, state: str, reason: object) -> None:
+        super().__init__(reason)
+        self.state = state
 
 
 def team_name(archive: Path) -> str:
@@ -130,75 +90,81 @@ def run_team(archive: Path, folder: Path, challenge: Challenge) -> Fate:
         Stopped: a signal came; the team's images are removed, and its finished cases are written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "fate.json"
-    names = [case.name for case in challenge.cases]
-    try:
+    file, names = folder / "fate.json", [case.name for case in challenge.cases]
+    about = {}  # as of a link that leads nowhere
+    if archive.exists():
         found = archive.stat()
-    except OSError as error:
-        fate = Fate(NOT_RUN, f"archive: {error.strerror}", cases=names)
-        write_json(file, asdict(fate))
-        return fate
-    about = {"name": archive.name, "bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
-    earlier = None
-    with contextlib.suppress(TypeError):
+        about = {"name": archive.name, "bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
+    earlier = Fate(RUNNING, archive=about)
+    with contextlib.suppress(TypeError):  # no such file, or a damaged one
         earlier = Fate(**read_json(file))
-    same = earlier is not None and earlier.archive == about
-    if same and earlier.cases == names and earlier.state in (DONE, FAILED):
-        return earlier
-    if earlier is not None and earlier.archive and not same:
+    if earlier.archive != about:
         log(f"{archive.name} has changed: the team starts anew")
         for image in earlier.images:
-            remove_image(image)
+            engine.remove_image(image)
         shutil.rmtree(folder)
         folder.mkdir()
-    fate = Fate(RUNNING, archive=about, cases=names, images=earlier.images if same else [])
+        earlier.images = []
+    elif earlier.cases == names and earlier.state in (DONE, FAILED):
+        return earlier
+    fate = Fate(DONE, archive=about, cases=names, images=earlier.images)
     try:
         _run(archive, folder, challenge, fate)
-        fate.state, fate.reason = DONE, None
-    except _Unusable as error:
-        fate.state, fate.reason = FAILED, printable(error)
-        _write_failure(folder, challenge)
-    except _NotNow as error:
-        fate.state, fate.reason = NOT_RUN, printable(error)
+    except _EndedAs as error:
+        fate.state, fate.reason = error.state, printable(error)
+    if fate.state == FAILED:  # the tables of a team every case of which failed
+        for part in ("labels", "efficiency"):
+            shutil.rmtree(folder / part, ignore_errors=True)
+        how = challenge.settings.how
+        gpu = how.gpu is not None and how.gpu_note is None
+        failed = [results.failed_result(case.image.name, gpu=gpu) for case in challenge.cases]
+        table = results.efficiency_csv({result["file"]: [result] for result in failed})
+        write_atomically(folder / f"{folder.name}{EFFICIENCY_SUFFIX}", table.encode())
+        _score(folder, challenge)
     write_json(file, asdict(fate))
     return fate
 
 
 def _run(archive: Path, folder: Path, challenge: Challenge, fate: Fate) -> None:
     _remove_images(fate, folder)  # what a killed run has left
-    if shutil.disk_usage(challenge.report).free < _RESERVE_BYTES:
-        raise _NotNow(f"disk: less than {_RESERVE_BYTES / 1e9:.1f} GB are free for --report")
-    free = free_image_bytes()
+    if shutil.disk_usage(folder).free < _RESERVE_BYTES:
+        reason = f"disk: less than {_RESERVE_BYTES / 1e9:.1f} GB are free for --report"
+        raise _EndedAs(NOT_RUN, reason)
+    free = engine.free_image_bytes()
     free = None if free is None else max(0, free - _RESERVE_BYTES)
+    if not archive.is_file():
+        raise _EndedAs(NOT_RUN, "archive: no regular file is there")
     try:
         content = inspect_archive(archive, free)
     except ArchiveError as error:
-        raise _Unusable(f"archive: {error}") from error
-    except OSError as error:
-        raise _NotNow(f"archive: {error}") from error
+        raise _EndedAs(FAILED, f"archive: {error}") from error
     if free is not None and content.load_bytes > free:
-        raise _NotNow(
-            f"disk: loading takes more than the {free / 1e9:.1f} GB that may be used; "
-            "free some and call again"
-        )
-    image = archive_image(archive)
+        reason = f"disk: loading takes more than the {free / 1e9:.1f} GB that may be used"
+        raise _EndedAs(NOT_RUN, f"{reason}; free some and call again")
+    image = engine.archive_image(archive)
     if image not in content.images:
         held = ", ".join(content.images) or "no named image"
-        raise _Unusable(f"archive: it holds {held}, but the organisers run {image}")
-    if here := [name for name in content.images if image_id(name) is not None]:
-        raise _NotNow(
-            f"an image {', '.join(here)} is here already and would be replaced: rename or remove "
-            f"it (docker image rm {here[0]}) and call again"
-        )
+        raise _EndedAs(FAILED, f"archive: it holds {held}, but the organisers run {image}")
+    if here := [name for name in content.images if engine.image_id(name) is not None]:
+        reason = f"an image {', '.join(here)} is here already and would be replaced: rename or "
+        raise _EndedAs(NOT_RUN, f"{reason}remove it (docker image rm {here[0]}) and call again")
     fate.images = list(content.images)
-    write_json(folder / "fate.json", asdict(fate))
+    write_json(folder / "fate.json", asdict(fate) | {"state": RUNNING})
     try:
         log(f"  loading {archive.name}")
         with _teams_fault("load"):
-            load_archive(archive)
+            engine.load_archive(archive)
         if challenge.check:
             log("  checking")
-            fate.check = _check(image, folder, challenge)
+            how = replace(challenge.settings.how, timeout=600.0)
+            try:
+                memory = challenge.settings.target.memory_limit
+                fate.check = headline(check_image(folder.name, image, [], folder, memory, how))
+            except (
+                HarnessError,
+                OSError,
+            ) as error:  # it is for the team, which is run all the same
+                fate.check = f"not made: {printable(error)}"
         log("  running")
         with _teams_fault("run"):
             _measure(image, folder, challenge)
@@ -208,42 +174,26 @@ def _run(archive: Path, folder: Path, challenge: Challenge, fate: Fate) -> None:
     _score(folder, challenge)
 
 
-def _check(image: str, folder: Path, challenge: Challenge) -> str:
-    """Return what the check found; whatever it is, the image is run: the check is for the team."""
-    gpu = (challenge.gpu, challenge.gpu_note)
-    try:
-        return headline(check_image(folder.name, image, [], folder, *gpu, challenge.memory_limit))
-    except (HarnessError, OSError) as error:
-        return f"not made: {printable(error)}"
-
-
 def _measure(image: str, folder: Path, challenge: Challenge) -> None:
-    device = challenge.gpu and challenge.gpu.device
-    what = (challenge.inputs, folder / "labels", folder)
-    how = {
-        "timeout": challenge.timeout,
-        "tolerances": TOLERANCES[challenge.protocol],
-        "repeat": challenge.repeat,
-        "warm_up": challenge.warm_up,
-    }
-    target = Container(image, challenge.memory_limit, device)
-    team = (target, folder.name, challenge.gpu, challenge.gpu_note)
+    target = replace(challenge.settings.target, image=image)
+    own = {"outputs": folder / "labels", "report": folder, "target": target, "team": folder.name}
+    settings = replace(challenge.settings, **own)
     try:
-        results = measure(Settings(*what, *team, **how, resume=True), challenge.cases, {})
-    except ResumeError as error:
-        log(f"  measuring anew: {error}")
-        shutil.rmtree(folder / "labels", ignore_errors=True)
-        results = measure(Settings(*what, *team, **how), challenge.cases, {})
+        try:
+            measured = measure(settings, challenge.cases, {})
+        except ResumeError as error:
+            log(f"  measuring anew: {error}")
+            shutil.rmtree(settings.outputs, ignore_errors=True)
+            measured = measure(replace(settings, resume=False), challenge.cases, {})
     except GpuLost as error:
-        raise _NotNow(str(error)) from error
-    missing = {
-        case: next((run["reason"] for run in runs if run["status"] == NOT_MEASURED), "see above")
-        for case, runs in results.items()
-        if len(runs) < challenge.repeat or any(run["status"] == NOT_MEASURED for run in runs)
-    }
-    if missing:
-        reason = next(iter(missing.values()))
-        raise _NotNow(f"{plural(len(missing), 'case')} not measured: {reason}; call again")
+        raise _EndedAs(NOT_RUN, error) from error
+    reasons = []
+    for runs in measured.values():
+        reasons += ["see above"] * (settings.repeat - len(runs))
+        reasons += [run["reason"] for run in runs if run["status"] == results.NOT_MEASURED]
+    if reasons:
+        reason = f"{plural(len(reasons), 'run')} not measured: {reasons[-1]}; call again"
+        raise _EndedAs(NOT_RUN, reason)
 
 
 def _score(folder: Path, challenge: Challenge) -> None:
@@ -252,24 +202,13 @@ def _score(folder: Path, challenge: Challenge) -> None:
     score_folder(challenge.references, labels, folder, PROTOCOLS[challenge.protocol])
 
 
-def _write_failure(folder: Path, challenge: Challenge) -> None:
-    """Write the tables of a team that could not be run: every case failed."""
-    for part in ("labels", "efficiency"):
-        shutil.rmtree(folder / part, ignore_errors=True)
-    gpu = challenge.gpu is not None and challenge.gpu.unread is None
-    results = {case.name: [failed_result(case.image.name, gpu=gpu)] for case in challenge.cases}
-    table = efficiency_csv(results)
-    write_atomically(folder / f"{folder.name}{EFFICIENCY_SUFFIX}", table.encode())
-    _score(folder, challenge)
-
-
 def _remove_images(fate: Fate, folder: Path) -> None:
     """Remove the images that a team's archive brought, and report what cannot be removed."""
-    reasons = {image: remove_image(image) for image in fate.images}
+    reasons = {image: engine.remove_image(image) for image in fate.images}
     fate.images = [image for image, reason in reasons.items() if reason]
     for image in fate.images:
         log(f"  {image} is still here: {reasons[image]}")
-    write_json(folder / "fate.json", asdict(fate))
+    write_json(folder / "fate.json", asdict(fate) | {"state": RUNNING})
 
 
 @contextlib.contextmanager
@@ -277,9 +216,8 @@ def _teams_fault(stage: str) -> Iterator[None]:
     """Take what the engine refuses as the team's own failure, if the engine itself is well."""
     try:
         yield
-    except EngineError as error:
-        if not engine_version():
+    except engine.EngineError as error:
+        if not engine.engine_version():
             raise
-        if _ORGANISERS_FAULT.search(str(error)):
-            raise _NotNow(f"{stage}: {error}") from error
-        raise _Unusable(f"{stage}: {error}") from error
+        state = NOT_RUN if _ORGANISERS_FAULT.search(str(error)) else FAILED
+        raise _EndedAs(state, f"{stage}: {error}") from error

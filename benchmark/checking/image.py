@@ -4,15 +4,8 @@ import json
 import math
 from pathlib import Path
 
-from benchmark.checking.findings import FAILED, PASSED, WARNED, Finding
-from benchmark.containers.engine import (
-    EngineError,
-    archive_image,
-    docker,
-    find_image,
-    image_id,
-    load_images,
-)
+from benchmark.checking.findings import FAILED, PASSED, WARNED, Finding, finding
+from benchmark.containers import engine
 from benchmark.containers.results import OFFICIAL_INTERVAL
 from benchmark.containers.runner import Container, Folders, run_case
 from benchmark.containers.sampler import Sampler
@@ -22,9 +15,7 @@ _WARN_GB = {"archive's size": 10.0, "image's size": 20.0}
 of the challenge."""
 
 _QUESTION_SECONDS = 60.0
-
 _MOST_ANSWER_BYTES = 1 << 16
-
 _ASK_WEIGHTS = """
 import json
 from inference.network.weights import default_weights
@@ -43,33 +34,28 @@ def load(archive: Path) -> tuple[str | None, list[Finding]]:
     Raises:
         UsageError: there is no such file.
     """
-    lost = "every case: the organisers' `docker load` and `docker run` find nothing"
-    wanted, stem = archive_image(archive), archive.name.partition(".")[0]
-    save = f"docker save {wanted} | gzip > {archive.name}"
-    check = "archive loads"
-    loaded, failure = [], None
+    wanted = engine.archive_image(archive)
+    loaded = []
     try:
-        loaded = load_images(archive)
-        failure = Finding(PASSED, check, f"it holds {', '.join(loaded) or 'no image'}")
-    except EngineError as error:
-        image_id(wanted)  # raises where it is the engine that is at fault
-        act = f"{save}, and compare its size after copying"
-        failure = Finding(FAILED, check, str(error), lost, act)
-    if archive.name == f"{stem}.tar.gz" and stem:
-        name = Finding(PASSED, "archive's name", archive.name)
-    else:
-        found, act = f"{archive.name} is not TEAM.tar.gz", f"name it {stem or 'team'}.tar.gz"
-        cost = "every case, if it is not found: the image's name is the file's up to its first dot"
-        name = Finding(WARNED, "archive's name", found, cost, act)
-    findings = [name, _judge_size("archive's size", archive.stat().st_size), failure]
-    if failure.level == FAILED:
+        loaded = engine.load_images(archive)
+        held = ", ".join(loaded) or "no image"
+        loads = finding(PASSED, "archive loads", f"it holds {held}")
+    except engine.EngineError as error:
+        engine.image_id(wanted)  # raises where it is the engine that is at fault
+        loads = finding(FAILED, "archive loads", str(error))
+    named = archive.name == archive.name.partition(".")[0] + ".tar.gz" != ".tar.gz"
+    findings = [
+        finding(PASSED if named else WARNED, "archive's name", archive.name),
+        _judge_size("archive's size", archive.stat().st_size),
+        loads,
+    ]
+    if loads.level == FAILED:
         return None, findings
     check = "image's name"
     if wanted in loaded:
-        return wanted, [*findings, Finding(PASSED, check, wanted)]
-    found = f"the organisers run {wanted}, the archive holds {', '.join(loaded) or 'no image'}"
-    findings.append(Finding(FAILED, check, found, lost, f"docker tag YOURS {wanted}, {save}"))
-    return next(iter(loaded), None), findings
+        return wanted, [*findings, finding(PASSED, check, wanted)]
+    found = f"the organisers run {wanted}, the archive holds {held}"
+    return next(iter(loaded), None), [*findings, finding(FAILED, check, found)]
 
 
 def find(image: str) -> tuple[str, list[Finding]]:
@@ -78,15 +64,13 @@ def find(image: str) -> tuple[str, list[Finding]]:
     Raises:
         UsageError: there is none.
     """
-    name = find_image(image)
+    name = engine.find_image(image)
     team, _, tag = name.rpartition("/")[2].partition(":")
-    check = "image's name"
-    if "/" not in name and tag == "latest" and "." not in team:
-        return name, [Finding(PASSED, check, f"{name}: save it as {team}.tar.gz")]
-    plain = team.partition(".")[0]
+    plain, check = team.partition(".")[0], "image's name"
+    if "/" not in name and tag == "latest" and team == plain:
+        return name, [finding(PASSED, check, f"{name}: save it as {team}.tar.gz")]
     found = f"{name}; the organisers run {plain}:latest from {plain}.tar.gz"
-    act = f"docker tag {name} {plain}:latest, docker save {plain}:latest | gzip > {plain}.tar.gz"
-    return name, [Finding(WARNED, check, found, "every case, if it is saved under this name", act)]
+    return name, [finding(WARNED, check, found)]
 
 
 def judge_image(image: str) -> list[Finding]:
@@ -95,21 +79,18 @@ def judge_image(image: str) -> list[Finding]:
     Raises:
         EngineError: the engine does not answer.
     """
-    answer = docker("image", "inspect", "--format", "{{json .}}", image)
+    answer = engine.docker("image", "inspect", "--format", "{{json .}}", image)
     if answer.returncode != 0:
-        raise EngineError(f"the container engine does not answer: {answer.stderr.strip()}")
+        raise engine.EngineError(f"the container engine does not answer: {answer.stderr.strip()}")
     details = json.loads(answer.stdout)
-    findings = [_judge_size("image's size", details.get("VirtualSize") or details.get("Size") or 0)]
-    built_for, check = f"{details.get('Os')}/{details.get('Architecture')}", "built for linux/amd64"
-    if built_for == "linux/amd64":
-        findings.append(Finding(PASSED, check, built_for))
-    else:
-        act = "docker build --platform linux/amd64"
-        findings.append(Finding(FAILED, check, built_for, "every case: it does not start", act))
+    built_for = f"{details.get('Os')}/{details.get('Architecture')}"
+    level = PASSED if built_for == "linux/amd64" else FAILED
+    findings = [
+        _judge_size("image's size", details.get("VirtualSize") or details.get("Size") or 0),
+        finding(level, "built for linux/amd64", built_for),
+    ]
     if entry := (details.get("Config") or {}).get("Entrypoint"):
-        cost = 'every case, unless it passes /bin/bash -c "sh predict.sh" on'
-        found, act = f"ENTRYPOINT {json.dumps(entry)}", "ENTRYPOINT [] in the Dockerfile"
-        findings.append(Finding(WARNED, "no entry point", found, cost, act))
+        findings.append(finding(WARNED, "no entry point", f"ENTRYPOINT {json.dumps(entry)}"))
     return findings
 
 
@@ -134,14 +115,10 @@ def judge_weights(image: str, memory_limit: str, log: Path) -> list[Finding]:
         shown = "; ".join(f"on {on} {chosen[on][0]} ({chosen[on][1]})" for on in ("CPU", "CUDA"))
     except (ValueError, KeyError, TypeError, IndexError):
         return []
-    return [Finding(PASSED, "weights", shown)]
+    return [finding(PASSED, "weights", shown)]
 
 
 def _judge_size(check: str, size: int) -> Finding:
     limit = _WARN_GB[check]
     shown = f"{math.ceil(size / 1e7) / 100:g} GB, warned of above {limit:g} GB"
-    if size <= limit * 1e9:
-        return Finding(PASSED, check, shown)
-    cost = "nothing by the rules; uploads break off, and disks fill"
-    act = "a slim base, pip --no-cache-dir, a .dockerignore, and no data sets or training code"
-    return Finding(WARNED, check, shown, cost, act)
+    return finding(PASSED if size <= limit * 1e9 else WARNED, check, shown)

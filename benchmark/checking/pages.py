@@ -1,17 +1,12 @@
-"""A check as a list in the terminal, as `check.md`, and as a section of the report page."""
+"""A check as a list in the terminal and as `check.md`."""
 
-import html
-import json
 from collections import Counter
-from pathlib import Path
 
 from benchmark.checking.findings import FAILED, PASSED, WARNED
 from benchmark.text import bullets, by, cell, number_or_dash, table
 
 CHECK_JSON = "check.json"
-
 _COLUMNS = ("", "Check", "Found", "Costs in the challenge", "What to do")
-
 _KEYS = ("check", "found", "cost", "advice")
 
 
@@ -52,7 +47,7 @@ def markdown_page(check: dict) -> str:
     runs = [
         [
             *(run["volume"], run["mode"], by(run["image_size"]), f"{run['seconds']:.2f}"),
-            *(f"{run['max_ram_mb']:,.0f}", number_or_dash(run["peak_gpu_mb"], ",.0f")),
+            *(number_or_dash(run[key], ",.0f") for key in ("max_ram_mb", "peak_gpu_mb")),
             *(run["status"], "; ".join(run["output"]["problems"]) or "valid"),
         ]
         for run in check["runs"]
@@ -74,35 +69,3 @@ def markdown_page(check: dict) -> str:
         bullets(notes),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def html_section(folder: Path, team: str) -> str:
-    """Return one run's section of the report page; "" where the run was not checked.
-
-    Args:
-        folder: the run's.
-        team: its name on the page.
-    """
-    try:
-        check = json.loads((folder / CHECK_JSON).read_text(encoding="utf-8"))
-        head = "".join(
-            f'<th class="text" style="padding:9px 10px">{word}</th>'  # the page's have buttons
-            for word in _COLUMNS
-        )
-        rows = "".join(f"<tr>{_html_cells(finding)}</tr>" for finding in check["findings"])
-        title = html.escape(f"Check of {team}: {headline(check)}")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return ""
-    return (
-        f'<section class="check"><h2>{title}</h2><div class="card scroll"><table><thead><tr>{head}'
-        f"</tr></thead><tbody>{rows}</tbody></table></div></section>"
-    )
-
-
-def _html_cells(finding: dict) -> str:
-    kinds = {"level": "failed" * (finding["level"] == FAILED), "check": ""}
-    kinds |= dict.fromkeys(("found", "cost", "advice"), "wrap")
-    return "".join(
-        f'<td class="text {kind}">{html.escape(str(finding[key]))}</td>'
-        for key, kind in kinds.items()
-    )

@@ -4,15 +4,13 @@ import filecmp
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmark.checking.volumes import Subject
-from benchmark.containers.gpu import Gpu, Idle
-from benchmark.containers.measurement import run_alone
-from benchmark.containers.outputs import OutputCheck, log_tail
-from benchmark.containers.results import OFFICIAL_INTERVAL, TOLERANCES, peaks_and_areas
-from benchmark.containers.runner import Container, Outcome
+from benchmark.containers.measurement import Conditions, run_alone
+from benchmark.containers.outputs import log_tail
+from benchmark.containers.runner import Container
 from inference.files import printable
 from inference.volume import read_volume
 
@@ -21,16 +19,15 @@ NO_NETWORK = "no network"
 HARDENED = "read-only and hardened"
 SMALL_SHARED_MEMORY = "64 MB of shared memory"
 
+_RIGHTS = (
+    *("--user", "1000:1000", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
+    *("--network", "none", "--read-only", "--tmpfs", "/tmp"),
+)
+
 MODES: dict[str, dict] = {
     ORGANISERS: {},
     NO_NETWORK: {"extra": ("--network", "none")},
-    HARDENED: {
-        "extra": (
-            *("--user", "1000:1000", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
-            *("--network", "none", "--read-only", "--tmpfs", "/tmp"),
-        ),
-        "read_only_inputs": True,
-    },
+    HARDENED: {"extra": _RIGHTS, "read_only_inputs": True},
     SMALL_SHARED_MEMORY: {"shared_memory": False},  # the engine's own default, as in 2021 and 2022
 }
 """What each way changes in the organisers' command line, as fields of `Container`."""
@@ -40,128 +37,71 @@ _MOST_LEFT = 1000  # files left behind that are counted
 
 @dataclass(frozen=True)
 class Trial:
-    """What one run did.
+    """What one run did."""
 
-    Attributes:
-        label: of the volume.
-        mode: the way it was run.
-        image_size: of the volume, as stored.
-        outcome: how the run ended.
-        output: what is wrong with the label map.
-        figures: its peaks and areas, as `peaks_and_areas` returns them.
-        label_map: a copy of it, None if there was none.
-        digest: SHA-256 of its bytes.
-        empty: whether it has no label but background; None if it cannot be read.
-        left: what else is in the outputs folder, kinds in brackets.
-        inputs_touched: whether the inputs folder is not as it was.
-        printed: the last of what the container printed.
-        gpu_error: why reading the GPU stopped, if it did.
-    """
+    label: str  # of the volume
+    mode: str  # the way it was run
+    result: dict  # as `run_alone` yields it
+    label_map: Path | None = None  # a copy of it
+    digest: str | None = None  # SHA-256 of its bytes
+    empty: bool | None = None  # whether it has no label but background; None if unreadable
+    left: list[str] = field(default_factory=list)  # what else is in the outputs folder
+    inputs_touched: bool = False  # whether the inputs folder is not as it was
+    printed: str = ""  # the last of what the container printed
 
-    label: str
-    mode: str
-    image_size: tuple[int, ...]
-    outcome: Outcome
-    output: OutputCheck
-    figures: dict = field(default_factory=dict)
-    label_map: Path | None = None
-    digest: str | None = None
-    empty: bool | None = None
-    left: list[str] = field(default_factory=list)
-    inputs_touched: bool = False
-    printed: str = ""
-    gpu_error: str | None = None
+    @property
+    def ended(self) -> bool:
+        """Return whether it ended by itself with exit code 0."""
+        return self.result["exit_code"] == 0
 
     @property
     def ran(self) -> bool:
-        """It ended by itself with exit code 0 and left a label map."""
-        return self.outcome.status == "ok" and self.output.found
-
-    @property
-    def max_ram_mb(self) -> float:
-        """The most memory that was read; 0 if the run ended before a reading."""
-        return self.figures.get("max_ram_mb") or 0.0
-
-    @property
-    def peak_gpu_mb(self) -> float | None:
-        """The most GPU memory; None where it was not read."""
-        return self.figures.get("peak_gpu_mb")
+        """Return whether it ended by itself with exit code 0 and left a label map."""
+        return self.ended and self.result["output"]["found"]
 
     def as_json(self) -> dict:
         """Return the run's entry of `check.json`."""
-        keys = ("peak_gpu_mb", "auc_flare_mb_s", "auc_flare_tolerated_mb_s")
-        return {
-            "volume": self.label,
-            "mode": self.mode,
-            "image_size": list(self.image_size),
-            **asdict(self.outcome),
-            "max_ram_mb": self.max_ram_mb,
-            **{key: self.figures.get(key) for key in keys},
-            "output": asdict(self.output),
-            "sha256": self.digest,
-            "empty": self.empty,
-            "left": self.left,
-            "inputs_touched": self.inputs_touched,
-        }
+        result = {k: v for k, v in self.result.items() if k not in ("samples", "sampler", "phases")}
+        names = {"volume": self.label, "mode": self.mode, "sha256": self.digest}
+        more = {"empty": self.empty, "left": self.left, "inputs_touched": self.inputs_touched}
+        return names | result | more
 
 
-@dataclass(frozen=True)
-class Bench:
-    """Where and how the runs of one check are made.
+def run_trial(
+    subject: Subject, image: str, memory: str, mode: str, number: int, work: Path, logs: Path,
+    how: Conditions,
+) -> Trial:  # fmt: skip
+    """Run one volume in folders of its own.
 
-    Attributes:
-        image, memory_limit: as in `Container`.
-        logs: folder for what the containers print.
-        work: a folder for volumes and label maps, removed at the end of the check.
-        gpu, idle: the GPU, and how it was before.
-        timeout: seconds after which a run is ended.
+    Args:
+        subject: the volume.
+        image, memory: of the container.
+        mode: the way to run it.
+        number: of the run, for names.
+        work: a folder for label maps.
+        logs: a folder for what the containers print.
+        how: it is run and measured.
+
+    Raises:
+        EngineError: the engine did not start the container.
+        OSError: the folders cannot be made or written.
     """
-
-    image: str
-    memory_limit: str
-    logs: Path
-    work: Path
-    gpu: Gpu | None
-    idle: Idle
-    timeout: float
-
-    def run(self, subject: Subject, mode: str, number: int) -> Trial:
-        """Run one volume in folders of its own; `number` is for names.
-
-        Raises:
-            EngineError: the engine did not start the container.
-            OSError: the folders cannot be made or written.
-        """
-        case = subject.case
-        device = self.gpu and self.gpu.device
-        target = Container(self.image, self.memory_limit, device, **MODES[mode])
-        words = printable(f"{number:02d}-{subject.label}-{mode}")
-        log = self.logs / ("".join(c if c.isalnum() else "-" for c in words) + ".log")
-        how = (self.gpu, self.idle, OFFICIAL_INTERVAL, self.timeout)
-        with run_alone(case, target, self.work / f"run-{number}", log, *how) as run:
-            digest = empty = label_map = None
-            if run.output.found:
-                label_map = run.label_map.rename(self.work / f"{number}.nii.gz")
-                with label_map.open("rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if run.output.scorable:
-                empty = not read_volume(label_map).voxels.any()
-            limits = (OFFICIAL_INTERVAL, TOLERANCES["flare23"])
-            return Trial(
-                label=subject.label,
-                mode=mode,
-                image_size=case.size,
-                outcome=run.outcome,
-                output=run.output,
-                figures=peaks_and_areas(run.samples, run.outcome.seconds, *limits),
-                label_map=label_map,
-                digest=digest,
-                empty=empty,
-                left=list(_left_behind(run.folders.outputs, f"{case.name}.nii.gz")),
-                inputs_touched=_touched(run.folders.inputs, case.image),
-                printed=log_tail(log),
-                gpu_error=run.cost.gpu_error,
-            )
+    case = subject.case
+    target = Container(image, memory, how.gpu and how.gpu.device, **MODES[mode])
+    words = printable(f"{number:02d}-{subject.label}-{mode}")
+    log = logs / ("".join(c if c.isalnum() else "-" for c in words) + ".log")
+    with run_alone(case, target, work / f"run-{number}", log, how) as (result, folders, found):
+        digest = empty = label_map = None
+        if result["output"]["found"]:
+            label_map = found.rename(work / f"{number}.nii.gz")
+            with label_map.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if result["output"]["scorable"]:
+            empty = not read_volume(label_map).voxels.any()
+        left = list(_left_behind(folders.outputs, f"{case.name}.nii.gz"))
+        touched = _touched(folders.inputs, case.image)
+        made = (label_map, digest, empty, left, touched, log_tail(log))
+        return Trial(subject.label, mode, result, *made)
 
 
 def _left_behind(outputs: Path, label_map: str) -> Iterator[str]:
@@ -176,17 +116,16 @@ def _left_behind(outputs: Path, label_map: str) -> Iterator[str]:
             if (found := found + 1) > _MOST_LEFT:
                 yield "and more"
                 return
+            kind = " (neither file nor folder)"
             if path.is_symlink():
                 kind = " (a link)"
-            elif path.is_dir():
-                kind = " (a folder)"
-            else:
-                kind = "" if path.is_file() else " (neither file nor folder)"
+            elif path.is_dir() or path.is_file():
+                kind = " (a folder)" * path.is_dir()
             yield printable(shown) + kind
 
 
 def _touched(inputs: Path, image: Path) -> bool:
-    """Whether the container changed its inputs folder."""
+    """Return whether the container changed its inputs folder."""
     copy = inputs / image.name
     if [path.name for path in inputs.iterdir()] != [image.name]:
         return True

@@ -1,6 +1,5 @@
 """The volumes of a check: phantoms as unlike each other as the challenge's CTs, or a team's own."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,16 +9,14 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from benchmark.containers.measurement import Case, list_cases
 from benchmark.options import UsageError
-from benchmark.text import by
+from benchmark.text import by, log
 from synthetic.phantom import draw_phantom, write_nifti
 
 LARGE_SLICES = 852
 """Slices of the very large phantom: 95 % of the challenge's CTs have fewer, the largest 2,651."""
 
 _SEED = 2023
-
 _COARSER = 2  # rows and columns are drawn so much coarser, and repeated: a quarter of the time
-
 _TURNED = ("S", "L", "A")  # where the turned file's axes point; most files have L, P, S or R, A, S
 
 
@@ -39,13 +36,12 @@ _PHANTOMS = {
 """Shape and spacing (slices, rows, columns; mm) of the phantoms but the very large one."""
 
 
-def draw_subjects(folder: Path, large_slices: int, log: Callable[[str], None]) -> list[Subject]:
+def draw_subjects(folder: Path, large_slices: int) -> list[Subject]:
     """Draw the phantoms.
 
     Args:
         folder: that gets the files, `FLARE23Ts_0001_0000.nii.gz` and so on.
         large_slices: of the very large one; 0 leaves it out.
-        log: called with a line before each is drawn.
 
     Returns:
         The typical one first, the very large one last.

@@ -1,6 +1,6 @@
 """A case's GPU memory, RAM and CPU against time, as one image."""
 
-import io
+from typing import Any
 
 from benchmark.containers.results import ram_measures
 from benchmark.text import by
@@ -18,51 +18,45 @@ _PHASES = {
 }
 
 
-def draw_curves(result: dict, gpu_note: str | None, runs: int = 1) -> bytes:
-    """Draw one case.
+def draw_curves(result: dict, gpu_note: str | None, runs: int = 1) -> Any:  # noqa: ANN401
+    """Return a figure of one case: GPU memory, RAM and CPU over one time axis, phases shaded.
 
     Args:
         result: the content of its `CASE.json`.
         gpu_note: why there is no curve of GPU memory, if there is none.
         runs: how many the case has.
-
-    Returns:
-        A PNG file: a panel each of GPU memory, where it was measured, RAM and CPU over one time
-        axis, with the phases shaded.
     """
-    from matplotlib.figure import Figure  # here, for the harness runs where it cannot be imported
+    from matplotlib.figure import Figure  # here: the harness runs where it cannot be imported
 
-    samples = result["samples"]
+    samples, area = result["samples"], ""
     times, gpu = samples["time_s"], samples["gpu_used_mb"]
-    panels = [("RAM (MB)", [(samples["ram_mb"], _BLUE, "-", None)])]
-    panels += [("CPU (%)", [(samples["cpu_percent"], _GREEN, "-", None)])]
-    area = ""
+    panels = {
+        "RAM (MB)": [(samples["ram_mb"], _BLUE, "-", None)],
+        "CPU (%)": [(samples["cpu_percent"], _GREEN, "-", None)],
+    }
     if gpu:
         lines = [(gpu, _INK, "-", "total − free (challenge)")]
         lines += [(own, _RED, "--", "own processes")] if (own := samples["gpu_process_mb"]) else []
         lines += [([result["idle_gpu_mb"]] * len(times), "gray", ":", "before the run")]
-        panels.insert(0, ("GPU memory (MB)", lines))
+        panels = {"GPU memory (MB)": lines} | panels
         area = f", {result['auc_flare_mb_s']:,.0f} MB·s, peak {result['peak_gpu_mb']:,.0f} MB"
-    heights = [1.8 if "GPU" in title else 1.0 for title, _ in panels]
-    figure = Figure(figsize=(9, 1.0 + 1.7 * sum(heights)), layout="constrained")
-    axes = figure.subplots(len(panels), 1, sharex=True, height_ratios=heights)
-    for panel, (title, lines) in zip(axes, panels, strict=True):
+    figure = Figure(figsize=(9, 1.5 + 2 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), 1, sharex=True)
+    for panel, (title, lines) in zip(axes, panels.items(), strict=True):
         for values, color, style, label in lines:
             panel.plot(times, values, color=color, linestyle=style, label=label)
         if len(lines) > 1:
             panel.legend(loc="best", fontsize=8)
-        panel.set_ylabel(title)
-        panel.set_ylim(bottom=0)
+        panel.set(ylabel=title, ylim=(0, None))
         panel.grid(alpha=0.3)
         for phase in result["phases"]:
             color, hatch = _PHASES.get(phase["phase"], ("#F0E442", "--"))
-            panel.axvspan(
-                *(phase["start_s"], phase["end_s"]), facecolor=color, edgecolor=color, hatch=hatch,
-                alpha=0.25, linewidth=0, label=phase["phase"],
-            )  # fmt: skip
+            look = {"facecolor": color, "edgecolor": color, "hatch": hatch, "alpha": 0.25}
+            ends = (phase["start_s"], phase["end_s"])
+            panel.axvspan(*ends, linewidth=0, label=phase["phase"], **look)
     source = "".join(f" · RAM and CPU: {measure}" for measure in ram_measures([result]))
-    axes[-1].set_xlabel(f"time since the container's start (s){source}")
-    axes[-1].set_xlim(0, max(result["seconds"], times[-1]))
+    end = max(result["seconds"], times[-1])
+    axes[-1].set(xlabel=f"time since the container's start (s){source}", xlim=(0, end))
     status = "" if result["status"] == "ok" else f" [{result['status']}]"
     which = f", run {result['repeat'] + 1} of {runs}" if runs > 1 else ""
     title = f"{result['case']} ({by(result['image_size'])}{which}): {result['seconds']:.2f} s"
@@ -71,9 +65,7 @@ def draw_curves(result: dict, gpu_note: str | None, runs: int = 1) -> bytes:
         note = f"GPU memory not measured: {result['sampler']['gpu_error'] or gpu_note}"
         figure.suptitle(note, fontsize=8, color="0.35", x=0.01, ha="left", wrap=True)
     if result["phases"]:
-        named = {n: h for h, n in zip(*axes[-1].get_legend_handles_labels(), strict=True)}
-        place = {"loc": "outside lower center", "ncols": min(6, len(named)), "fontsize": 8}
-        figure.legend(named.values(), named.keys(), **place)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    return content.getvalue()
+        handles, names = axes[-1].get_legend_handles_labels()
+        named = dict(zip(names, handles, strict=True))
+        figure.legend(named.values(), named, loc="outside lower center", ncols=6, fontsize=8)
+    return figure

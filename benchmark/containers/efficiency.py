@@ -8,51 +8,28 @@ One container start per case, alone in its inputs folder. The files of a run fol
     efficiency/CASE.json   every sample and every number of a case (CASE.repeatN.json: repetitions)
     efficiency/CASE.png    GPU memory, RAM and CPU against time, of the run that the tables show
     efficiency/CASE.log    what the container printed
+
+Exit code 0: every case ran and wrote a valid label map; 1: some did not.
 """
 
 import argparse
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmark.containers import engine, results
 from benchmark.containers.curves import draw_curves
-from benchmark.containers.engine import (
-    engine_version,
-    find_image,
-    image_id,
-    load_archive,
-    remove_abandoned,
-    team_of,
-)
 from benchmark.containers.environment import describe_machine
-from benchmark.containers.gpu import Gpu, open_gpu, read_idle
-from benchmark.containers.measurement import Case, list_cases, result_of, run_alone
-from benchmark.containers.results import (
-    NOT_MEASURED,
-    OFFICIAL_INTERVAL,
-    PENALTY,
-    TOLERANCES,
-    Tolerances,
-    efficiency_csv,
-    median_run,
-    peaks_and_areas,
-    read_json,
-    write_json,
-)
+from benchmark.containers.gpu import gpu_of, read_idle
+from benchmark.containers.measurement import Case, Conditions, list_cases, run_alone
+from benchmark.containers.results import NOT_MEASURED
 from benchmark.containers.runner import Command, Container
 from benchmark.containers.sampler import Samples
 from benchmark.containers.tables import efficiency_table, markdown_page
-from benchmark.options import (
-    UsageError,
-    memory_size,
-    not_negative,
-    odd_count,
-    positive,
-)
+from benchmark.files import read_json, write_json, write_plot
+from benchmark.options import UsageError, memory_size, not_negative, odd_count, positive
 from benchmark.text import by, log, show
 from inference.files import whole_file, write_atomically
 from inference.startup import use_for_temporary_files
@@ -82,50 +59,21 @@ class ResumeError(UsageError):
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured and how; the defaults are the organisers' of 2023."""
+    """What is measured, how, and where it goes."""
 
     inputs: Path
     outputs: Path
     report: Path
     target: Container | Command
     team: str
-    gpu: Gpu | None
-    gpu_note: str | None
-    interval: float = OFFICIAL_INTERVAL
-    timeout: float = PENALTY["seconds"]
-    tolerances: Tolerances = TOLERANCES["flare23"]
+    how: Conditions
     repeat: int = 1
     warm_up: bool = False
     resume: bool = False
 
-    def describe(self) -> dict:
-        """Return the content of `environment.json` but the idle GPU.
-
-        Raises:
-            EngineError: the engine does not answer.
-        """
-        image = self.target.image if isinstance(self.target, Container) else None
-        return describe_machine(self.gpu, self.gpu_note) | {
-            "image": image,
-            "image_digest": image and image_id(image),
-            "docker": engine_version() if image else None,
-            "command": self.target.shown_command if image else self.target.template,
-            "team": self.team,
-            "interval_s": self.interval,
-            "memory_limit": self.target.memory_limit,
-            "timeout_s": self.timeout,
-            "phases": self.target.phases,
-            "repeat": self.repeat,
-            "warm_up": self.warm_up,
-            "tolerances": self.tolerances._asdict(),
-        }
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command line of `python -m benchmark efficiency`."""
-    parser.epilog = (
-        "Exit code 0: every case ran and wrote a valid label map; 1: some did not; 2: wrong usage."
-    )
     add = parser.add_argument
     folder = {"type": Path, "required": True, "metavar": "DIR"}
     add("--inputs", **folder, help="folder of NAME_0000.nii.gz")
@@ -139,9 +87,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     target("--command", dest="shell_command", metavar="'COMMAND'", help=text)
     add("--team", help="name in the tables (default: the image's; 'command')")
     add_run_options(parser)
-    seconds, mb = TOLERANCES["flare23"]
+    defaults = Conditions()
     text = "seconds between samples (default and official: 0.1)"
-    add("--interval", type=positive, default=OFFICIAL_INTERVAL, metavar="S", help=text)
+    add("--interval", type=positive, default=defaults.interval, metavar="S", help=text)
+    seconds, mb = defaults.tolerances
     text = "seconds that cost nothing (default: %(default)g, as in 2023; 2022: 0)"
     add("--time-tolerance", type=not_negative, default=seconds, metavar="S", help=text)
     text = "GPU memory that costs nothing (default: %(default)g, as in 2023; 2022: 2048)"
@@ -153,13 +102,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of how cases are run, which `challenge` has as well."""
+    add_container_options(parser, results.PENALTY["seconds"])
     add = parser.add_argument
-    text = "GPU by NVML's number (default: the first of CUDA_VISIBLE_DEVICES, or else 0)"
-    add("--gpu", type=int, metavar="N", help=text)
-    text = "end a case after this time (default: %(default)g)"
-    add("--timeout", type=positive, default=PENALTY["seconds"], metavar="S", help=text)
-    text = "RAM and shared memory of a case (default and official: 28g)"
-    add("--memory-limit", type=memory_size, default="28g", metavar="SIZE", help=text)
     text = "run every case K times, an odd number; the run of median time counts (default: 1)"
     add("--repeat", type=odd_count, default=1, metavar="K", help=text)
     text = (
@@ -169,56 +113,47 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--warm-up", action="store_true", help=text)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Measure every case and write the run folder.
+def add_container_options(parser: argparse.ArgumentParser, seconds: float) -> None:
+    """Add the options of one container start, which `check` has as well."""
+    add = parser.add_argument
+    text = "GPU by NVML's number (default: the first of CUDA_VISIBLE_DEVICES, or else 0)"
+    add("--gpu", type=int, metavar="N", help=text)
+    text = "end a run after this time (default: %(default)g; the challenge waits for 3600)"
+    add("--timeout", type=positive, default=seconds, metavar="S", help=text)
+    text = "RAM and shared memory of a run (default and official: 28g)"
+    add("--memory-limit", type=memory_size, default="28g", metavar="SIZE", help=text)
 
-    Returns:
-        0 if every case is ok, 1 if some are not.
-    """
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure every case and write the run folder; 0 if every case is ok, 1 if some are not."""
     cases, refused = list_cases(arguments.inputs)
-    if arguments.outputs.resolve() == arguments.inputs.resolve():
+    folders = (arguments.inputs, arguments.outputs, arguments.report)
+    if folders[0].resolve() == folders[1].resolve():
         raise UsageError("--outputs must be another folder than --inputs")
     with gpu_of(arguments.gpu) as (gpu, gpu_note):
         more = (arguments.memory_limit, gpu and gpu.device, arguments.phases)
         if command := arguments.shell_command:
-            missing = [name for name in ("{inputs}", "{outputs}") if name not in command]
-            if missing:
+            if missing := [name for name in ("{inputs}", "{outputs}") if name not in command]:
                 names = " and ".join(missing)
                 raise UsageError(f"--command needs {names} where the folder is to stand")
             target, team = Command(command, *more), "command"
         else:
-            remove_abandoned()
+            engine.remove_abandoned()
             archive = arguments.archive
-            image = load_archive(archive) if archive else find_image(arguments.image)
-            target, team = Container(image, *more), team_of(image)
+            image = engine.load_archive(archive) if archive else engine.find_image(arguments.image)
+            target, team = Container(image, *more), engine.team_of(image)
         team = arguments.team or team
         if re.search(r"[/\0]", team) or team.startswith("."):
             raise UsageError(f"--team {team}: a name that can start a file's name is needed")
-        settings = Settings(
-            arguments.inputs, arguments.outputs, arguments.report, target, team, gpu, gpu_note,
-            interval=arguments.interval,
-            timeout=arguments.timeout,
-            tolerances=Tolerances(arguments.time_tolerance, arguments.memory_tolerance),
-            repeat=arguments.repeat,
-            warm_up=arguments.warm_up,
-            resume=arguments.resume,
-        )  # fmt: skip
-        results = measure(settings, cases, refused)
-    show(efficiency_table(results))
-    runs = [run for case in cases for run in results[case.name]]
-    whole = len(runs) == len(cases) * settings.repeat and not refused
+        tolerances = results.Tolerances(arguments.time_tolerance, arguments.memory_tolerance)
+        times = {"interval": arguments.interval, "timeout": arguments.timeout}
+        how = Conditions(gpu, gpu_note, **times, tolerances=tolerances)
+        repeats = (arguments.repeat, arguments.warm_up, arguments.resume)
+        measured = measure(Settings(*folders, target, team, how, *repeats), cases, refused)
+    show(efficiency_table(measured))
+    runs = [run for runs in measured.values() for run in runs]
+    whole = len(runs) == len(cases) * arguments.repeat and not refused
     return 0 if whole and all(run["status"] == "ok" for run in runs) else 1
-
-
-@contextmanager
-def gpu_of(wanted: int | None) -> Iterator[tuple[Gpu | None, str | None]]:
-    """Open the GPU to measure for a while; see `open_gpu`."""
-    gpu, note = open_gpu(wanted)
-    try:
-        yield gpu, note
-    finally:
-        if gpu:
-            gpu.close()
 
 
 def measure(
@@ -238,11 +173,28 @@ def measure(
         ResumeError: the run to resume is another one.
         HarnessError, OSError: nothing could be measured, or no more; finished cases are written.
     """
-    report, outputs = settings.report, settings.outputs
+    report, outputs, target, how = settings.report, settings.outputs, settings.target, settings.how
     folder = report / "efficiency"
-    environment = settings.describe() | {"not_measured": dict(refused)}
-    idle = read_idle(settings.gpu, settings.interval)
-    environment |= {"idle_gpu_mb": idle.gpu_mb, "idle_gpu_processes": list(idle.processes)}
+    idle = read_idle(how.gpu, how.interval)
+    how = replace(how, idle=idle)
+    image = target.image if isinstance(target, Container) else None
+    environment = describe_machine(how.gpu, how.gpu_note) | {
+        "image": image,
+        "image_digest": image and engine.image_id(image),
+        "docker": engine.engine_version() if image else None,
+        "command": target.shown_command,
+        "team": settings.team,
+        "interval_s": how.interval,
+        "memory_limit": target.memory_limit,
+        "timeout_s": how.timeout,
+        "phases": target.phases,
+        "repeat": settings.repeat,
+        "warm_up": settings.warm_up,
+        "tolerances": how.tolerances._asdict(),
+        "idle_gpu_mb": idle.gpu_mb,
+        "idle_gpu_processes": list(idle.processes),
+        "not_measured": dict(refused),
+    }
     folder.mkdir(parents=True, exist_ok=True)
     outputs.mkdir(parents=True, exist_ok=True)
     use_for_temporary_files(report)
@@ -251,37 +203,33 @@ def measure(
     for name, reason in refused.items():
         log(f"{name}: not measured: {reason}")
 
-    def run_once(case: Case, repeat: int, *, first: bool) -> dict:
+    def run_once(case: Case, repeat: int, *, first: bool, discard: bool = False) -> dict:
         log_path = folder / f"{_stem(case.name, repeat)}.log"
-        how = (settings.gpu, idle, settings.interval, settings.timeout)
-        work = report / f".work-{case.name}"
-        with run_alone(case, settings.target, work, log_path, *how) as run:
-            result = result_of(case, run, settings.gpu, settings.interval, settings.tolerances)
+        with run_alone(case, target, report / f".work-{case.name}", log_path, how) as run:
+            result, _, label_map = run
             counts = result["status"] in ("ok", "invalid output") and repeat == 0
-            if counts and run.output.found and not discarded:
-                target = outputs / run.label_map.name
-                with run.label_map.open("rb") as source, whole_file(target) as copy:
-                    shutil.copyfileobj(source, copy)
-        more = {"team": settings.team, "repeat": repeat, "first": first}
-        return result | more | {"idle_gpu_mb": idle.gpu_mb}
+            if counts and label_map.exists() and not discard:
+                copy = whole_file(outputs / label_map.name)
+                with label_map.open("rb") as source, copy as target_file:
+                    shutil.copyfileobj(source, target_file)
+        return result | {"team": settings.team, "repeat": repeat, "first": first}
 
-    results: dict[str, list[dict]] = {case.name: [] for case in cases}
-    first, discarded = True, False
+    measured: dict[str, list[dict]] = {case.name: [] for case in cases}
+    first = True
     rounds = [(repeat, case) for repeat in range(settings.repeat) for case in cases]
     for number, (repeat, case) in enumerate(rounds, start=1):
         result = done.get((case.name, repeat))
         earlier = result is not None
-        if earlier:
-            samples = Samples(**result["samples"])
-            how = (result["seconds"], result["interval_s"], settings.tolerances)
-            result |= peaks_and_areas(samples, *how)
         try:
-            if first and settings.warm_up and not earlier:
-                log("warming up: a run that is discarded")
-                discarded = True
-                run_once(case, repeat, first=True)
-                first = discarded = False
-            if not earlier:
+            if earlier:
+                times = (result["seconds"], result["interval_s"])
+                samples = Samples(**result["samples"])
+                result |= results.peaks_and_areas(samples, *times, how.tolerances)
+            else:
+                if first and settings.warm_up:
+                    log("warming up: a run that is discarded")
+                    run_once(case, repeat, first=True, discard=True)
+                    first = False
                 result = run_once(case, repeat, first=first)
                 first = False
         except OSError as error:
@@ -291,21 +239,19 @@ def measure(
         if result["status"] == NOT_MEASURED:
             environment["not_measured"][case.name] = result["reason"]
         write_json(folder / f"{_stem(case.name, repeat)}.json", result)
-        runs = results[case.name]
+        runs = measured[case.name]
         runs.append(result)
-        image = folder / f"{case.name}.png"
-        if not earlier or not image.exists():
-            try:
-                write_atomically(image, draw_curves(median_run(runs), settings.gpu_note, len(runs)))
-            except Exception as error:  # whatever a name or a number does to the plotting library
-                log(f"{image.name}: not drawn: {error}")
-        table = efficiency_csv(results)
+        plot = folder / f"{case.name}.png"
+        if not earlier or not plot.exists():
+            shown = results.median_run(runs)
+            write_plot(plot, draw_curves, shown, how.gpu_note, len(runs))
+        table = results.efficiency_csv(measured)
         write_atomically(report / f"{settings.team}{EFFICIENCY_SUFFIX}", table.encode())
-        page = markdown_page(results, environment)
+        page = markdown_page(measured, environment)
         write_atomically(report / "efficiency.md", page.encode())
         log(_progress_line(number, len(rounds), result, earlier))
     write_json(report / "environment.json", environment)
-    return results
+    return measured
 
 
 def _progress_line(number: int, count: int, run: dict, earlier: bool) -> str:
@@ -336,7 +282,7 @@ def _earlier_results(
     report, outputs = settings.report, settings.outputs
     folder = report / "efficiency"
     described = read_json(report / "environment.json") or {}
-    earlier = {path.stem: _read_result(path) for path in folder.glob("*.json")}
+    earlier = {path.stem: read_json(path) for path in folder.glob("*.json")}
     before = {"warm_up": False} | described  # which older reports do not have
     differences = [name for name in _SAME if before.get(name) != environment[name]]
     usable = {}
@@ -347,27 +293,24 @@ def _earlier_results(
             f"--resume: the run in {report} has another {', '.join(differences)}: name another "
             "--report, or leave --resume out to replace it"
         )
-    elif settings.resume:
-        for case, repeat in ((case, n) for case in cases for n in range(settings.repeat)):
-            result = earlier.get(_stem(case.name, repeat))
-            written = (outputs / f"{case.name}.nii.gz").is_file()
-            scored = result and result["status"] in ("ok", "invalid output") and repeat == 0
-            if result and result["status"] != NOT_MEASURED and (written or not scored):
+    for case in cases if settings.resume else ():
+        written = (outputs / f"{case.name}.nii.gz").is_file()
+        for repeat in range(settings.repeat):
+            result = earlier.get(_stem(case.name, repeat)) or {}
+            whole = set(result) >= _RESULT_KEYS and isinstance(result.get("samples"), dict)
+            scored = result.get("status") in ("ok", "invalid output") and repeat == 0
+            if whole and result["status"] != NOT_MEASURED and (written or not scored):
                 usable[case.name, repeat] = result
-    in_the_way = [
-        output
-        for case in cases
-        if (case.name, 0) not in usable
-        and os.path.lexists(output := outputs / f"{case.name}.nii.gz")
-    ]
-    for output in in_the_way:
-        if output.name.removesuffix(".nii.gz") not in earlier:
+    fresh = [case.name for case in cases if (case.name, 0) not in usable]
+    in_the_way = [name for name in fresh if os.path.lexists(outputs / f"{name}.nii.gz")]
+    for name in in_the_way:
+        if name not in earlier:
             raise UsageError(
-                f"{output} is in the way: empty {outputs}, or continue the run that wrote it with "
-                "--resume and its --report"
+                f"{outputs / name}.nii.gz is in the way: empty {outputs}, or continue the run that "
+                "wrote it with --resume and its --report"
             )
-    for output in in_the_way:
-        output.unlink()
+    for name in in_the_way:
+        (outputs / f"{name}.nii.gz").unlink()
     stems = {_stem(*key) for key in usable}
     for path in folder.iterdir():
         if path.suffix in (".json", ".png", ".log") and path.stem not in stems:
@@ -377,11 +320,3 @@ def _earlier_results(
             if Path(name).name == name:  # a name that was read, not one that may lead elsewhere
                 (report / name).unlink(missing_ok=True)
     return usable
-
-
-def _read_result(path: Path) -> dict | None:
-    """Return a case's earlier result; None where it is damaged, so that it is measured again."""
-    result = read_json(path)
-    if result is None or not isinstance(result.get("samples"), dict):
-        return None
-    return result if set(result) >= _RESULT_KEYS else None

@@ -1,5 +1,6 @@
 """The container engine, through its command line: images, archives, containers to remove."""
 
+import contextlib
 import platform
 import re
 import secrets
@@ -14,7 +15,6 @@ from benchmark.options import HarnessError, UsageError
 from benchmark.text import log
 
 _LABEL = "abdoseg.benchmark"
-
 _ENGINE_SECONDS = 60.0  # for the engine's answer to a question
 
 
@@ -55,13 +55,10 @@ def container_name(image: str, case: str) -> str:
     return re.sub(r"[^a-zA-Z0-9_.-]", "_", f"{team_of(image)}-{case}-{secrets.token_hex(4)}")
 
 
-def owner_label() -> str:
-    """Return a label for `docker run --label` that names the process that starts a container."""
-    return f"{_LABEL}={_owner(psutil.Process())}"
-
-
-def _owner(process: psutil.Process) -> str:
-    return f"{platform.node()}/{process.pid}/{process.create_time():.2f}"
+def owner_label(process: psutil.Process | None = None) -> str:
+    """Return the label of a process's containers, for `docker run --label`; this one's if None."""
+    process = process or psutil.Process()
+    return f"{_LABEL}={platform.node()}/{process.pid}/{process.create_time():.2f}"
 
 
 def remove_abandoned() -> None:
@@ -70,18 +67,14 @@ def remove_abandoned() -> None:
     Raises:
         EngineError: there is no `docker` command, or no answer.
     """
-    shape = '{{.Names}}\t{{.Label "' + _LABEL + '"}}'
+    shape = f'{{{{.Names}}}}\t{_LABEL}={{{{.Label "{_LABEL}"}}}}'
     listed = docker("container", "ls", "-a", "--filter", f"label={_LABEL}", "--format", shape)
     for line in listed.stdout.splitlines():
-        name, _, owner = line.partition("\t")
-        machine, _, process = owner.partition("/")
-        pid = process.partition("/")[0]
-        if machine != platform.node() or not pid.isdecimal():
-            continue
-        try:
-            alive = _owner(psutil.Process(int(pid))) == owner
-        except psutil.Error:
-            alive = False
+        name, _, label = line.partition("\t")
+        owner = re.fullmatch(rf"{_LABEL}={re.escape(platform.node())}/(\d+)/.*", label)
+        alive = False
+        with contextlib.suppress(psutil.Error):
+            alive = owner is None or owner_label(psutil.Process(int(owner[1]))) == label
         if not alive:
             log(f"removing {name}, left by a run that was killed")
             remove_container(name)
@@ -110,11 +103,7 @@ def team_of(image: str) -> str:
 
 
 def image_id(image: str) -> str | None:
-    """Return the digest of an image's content, None where the engine has no such image.
-
-    Raises:
-        EngineError: the engine does not answer.
-    """
+    """Return the digest of an image's content, None where the engine (EngineError) has none."""
     answer = docker("image", "inspect", "--format", "{{.Id}}", image)
     if answer.returncode == 0:
         return answer.stdout.strip()
@@ -127,8 +116,7 @@ def find_image(name: str) -> str:
     """Return NAME:TAG of an image that is here.
 
     Raises:
-        UsageError: there is none.
-        EngineError: the engine does not answer.
+        UsageError, EngineError: there is none; the engine does not answer.
     """
     image = name if ":" in name.rpartition("/")[2] else f"{name}:latest"
     if image_id(image) is None:
@@ -145,8 +133,7 @@ def load_images(archive: Path) -> list[str]:
     """Load a `docker save` file and return the names of its images, or ids where they have none.
 
     Raises:
-        UsageError: there is no such file.
-        EngineError: it does not load.
+        UsageError, EngineError: there is no such file; it does not load.
     """
     if not archive.is_file():
         raise UsageError(f"--archive {archive} is not a file")
@@ -157,13 +144,12 @@ def load_images(archive: Path) -> list[str]:
 
 
 def load_archive(archive: Path) -> str:
-    """Load a team's `docker save` file and return the image that the organisers run.
+    """Load a `docker save` file and return the image that the organisers run.
 
     Raises:
-        UsageError, EngineError: the file does not load, or holds no image of that name.
+        UsageError, EngineError: as `load_images`; it holds no image of that name.
     """
-    loaded = load_images(archive)
-    image = archive_image(archive)
+    loaded, image = load_images(archive), archive_image(archive)
     if image not in loaded:  # an image of that name may be here from before
         raise EngineError(
             f"{archive.name} holds {', '.join(loaded) or 'no image'}, but the organisers run "

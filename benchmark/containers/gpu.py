@@ -3,16 +3,17 @@
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import pynvml
+from pynvml import NVMLError
 
 from benchmark.options import HarnessError, UsageError
 from benchmark.text import log
 
 BYTES_PER_MB = 2**20
-
 _NO_DRIVER = (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
 
 _LOST = (
@@ -21,7 +22,6 @@ _LOST = (
 )
 
 _IDLE_SAMPLES = 10
-
 _BUSY_MB = 256.0  # idle memory beside the driver's own, above which the GPU is taken to be in use
 
 
@@ -58,24 +58,16 @@ class Gpu:
         self._tells_reserved = True
         try:
             pynvml.nvmlInit()
-        except pynvml.NVMLError as error:
-            if error.value in _NO_DRIVER:
-                raise GpuUnavailable(f"no NVIDIA driver on this machine ({error})") from error
-            self.unread = str(error)
-            return
-        try:
             self._handle = self._find()
             self.driver = _answer(pynvml.nvmlSystemGetDriverVersion)
             self.name = _answer(pynvml.nvmlDeviceGetName, self._handle) or self.name
             self.total_mb = self._memory_info().total / BYTES_PER_MB
-        except pynvml.NVMLError as error:
+        except NVMLError as error:
             self.unread = str(error)
+            if error.value in _NO_DRIVER:
+                raise GpuUnavailable(f"no NVIDIA driver on this machine ({error})") from error
             if error.value in _LOST:
-                self.close()
                 raise GpuLost(f"GPU {self.device} no longer answers ({error})") from error
-        except GpuUnavailable:
-            self.close()
-            raise
 
     def _find(self) -> Any:  # noqa: ANN401
         if self.device.startswith("MIG-"):
@@ -83,21 +75,19 @@ class Gpu:
         found = pynvml.nvmlDeviceGetCount()
         if found == 0:
             raise GpuUnavailable("NVML finds no device on this machine")
-        if self.device.startswith("GPU-"):
-            for number in range(found):
-                handle = pynvml.nvmlDeviceGetHandleByIndex(number)
-                if pynvml.nvmlDeviceGetUUID(handle).startswith(self.device):
-                    self.device = str(number)
+        for number in range(found) if self.device.startswith("GPU-") else ():
+            handle = pynvml.nvmlDeviceGetHandleByIndex(number)
+            if pynvml.nvmlDeviceGetUUID(handle).startswith(self.device):
+                self.device = str(number)
         if not self.device.isdecimal() or int(self.device) >= found:
             raise GpuUnavailable(f"no GPU {self.device}: NVML finds {found}, numbered from 0")
         return pynvml.nvmlDeviceGetHandleByIndex(int(self.device))
 
     def _memory_info(self) -> pynvml.c_nvmlMemory_t | pynvml.c_nvmlMemory_v2_t:
         if self._tells_reserved:
-            try:
+            with suppress(NVMLError):  # old drivers, new boards, WSL, MIG: the first call may do
                 return pynvml.nvmlDeviceGetMemoryInfo(self._handle, version=pynvml.nvmlMemory_v2)
-            except pynvml.NVMLError:  # old drivers, new boards, WSL, MIG: the first call may do
-                self._tells_reserved = False
+            self._tells_reserved = False
         return pynvml.nvmlDeviceGetMemoryInfo(self._handle)
 
     def memory_mb(self) -> tuple[float, float | None]:
@@ -123,10 +113,19 @@ class Gpu:
 
 
 def _answer(question: Callable, *arguments: object) -> Any:  # noqa: ANN401
-    try:
+    with suppress(NVMLError):
         return question(*arguments)
-    except pynvml.NVMLError:
-        return None
+
+
+@contextmanager
+def gpu_of(wanted: int | None) -> Iterator[tuple[Gpu | None, str | None]]:
+    """Open the GPU to measure for a while; see `open_gpu`."""
+    gpu, note = open_gpu(wanted)
+    try:
+        yield gpu, note
+    finally:
+        if gpu:
+            gpu.close()
 
 
 def open_gpu(wanted: int | None) -> tuple[Gpu | None, str | None]:
@@ -144,12 +143,13 @@ def open_gpu(wanted: int | None) -> tuple[Gpu | None, str | None]:
         GpuLost: a GPU is there and no longer answers.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    device = (visible or "0").split(",")[0].strip() if wanted is None else str(wanted)
-    if wanted is not None and visible is not None and visible.split(",")[0].strip() != device:
+    first = (visible or "").split(",")[0].strip()
+    device = first or "0" if wanted is None else str(wanted)
+    if wanted is not None and visible is not None and first != device:
         log(f"warning: GPU {device} is used, as --gpu says, not CUDA_VISIBLE_DEVICES={visible}")
     gpu, note = None, None
     try:
-        if wanted is None and visible is not None and (not visible.strip() or device[:1] == "-"):
+        if wanted is None and visible is not None and first in ("", "-1"):
             raise GpuUnavailable(f"CUDA_VISIBLE_DEVICES={visible} hides every GPU")
         gpu = Gpu(device)
         if gpu.unread:
@@ -172,6 +172,9 @@ class Idle(NamedTuple):
     processes: tuple[int, ...] = ()
 
 
+NOT_READ = Idle()
+
+
 def read_idle(gpu: Gpu | None, interval: float) -> Idle:
     """Sample the GPU before the first case, and warn where it is in use.
 
@@ -179,13 +182,13 @@ def read_idle(gpu: Gpu | None, interval: float) -> Idle:
         GpuLost: it no longer answers.
     """
     if gpu is None or gpu.unread:
-        return Idle()
+        return NOT_READ
     readings = []
     try:
         for _ in range(_IDLE_SAMPLES):
             readings.append(gpu.memory_mb())
             time.sleep(interval)
-    except pynvml.NVMLError as error:
+    except NVMLError as error:
         raise GpuLost(f"GPU {gpu.device} no longer answers ({error})") from error
     idle_mb = statistics.fmean(used for used, _ in readings)
     processes = gpu.processes_mb() or {}

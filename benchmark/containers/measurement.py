@@ -8,11 +8,18 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmark.containers.gpu import Gpu, Idle
-from benchmark.containers.outputs import OutputCheck, RefusedError, open_left_file, take_output
-from benchmark.containers.results import NOT_MEASURED, PENALTY, Tolerances, peaks_and_areas
-from benchmark.containers.runner import PHASE_LOG, Command, Container, Folders, Outcome, run_case
-from benchmark.containers.sampler import Sampler, SamplerCost, Samples
+from benchmark.containers.gpu import NOT_READ, Gpu, Idle
+from benchmark.containers.outputs import RefusedError, open_left_file, take_output
+from benchmark.containers.results import (
+    NOT_MEASURED,
+    OFFICIAL_INTERVAL,
+    PENALTY,
+    TOLERANCES,
+    Tolerances,
+    peaks_and_areas,
+)
+from benchmark.containers.runner import PHASE_LOG, Command, Container, Folders, run_case
+from benchmark.containers.sampler import Sampler
 from benchmark.options import UsageError
 from benchmark.text import log
 from inference.files import case_name, find_entries, output_key, why_not_a_volume
@@ -44,16 +51,14 @@ def list_cases(inputs: Path) -> tuple[list[Case], dict[str, str]]:
     refused: dict[str, str] = {}
     for image in find_entries(inputs):
         reason = why_not_a_volume(image)
-        if not reason:
-            try:
+        try:
+            if not reason:
                 case = Case(case_name(image), image, tuple(read_header(image).get_data_shape()))
-            except (VolumeError, OSError) as error:
-                reason = f"not a NIfTI file: {error}"
+        except (VolumeError, OSError) as error:
+            reason = f"not a NIfTI file: {error}"
         if reason:
             refused[image.name] = reason
-            continue
-        other = cases.setdefault(output_key(case.name), case)
-        if other is not case:
+        elif (other := cases.setdefault(output_key(case.name), case)) is not case:
             raise UsageError(f"{other.image.name} and {image.name} are both case {case.name}")
     if not cases:
         seen = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
@@ -62,30 +67,26 @@ def list_cases(inputs: Path) -> tuple[list[Case], dict[str, str]]:
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run of a case, as it ended; its folders are removed at the end of `run_alone`."""
+class Conditions:
+    """Conditions of runs and measurements; the defaults are the organisers' of 2023."""
 
-    folders: Folders
-    outcome: Outcome
-    samples: Samples
-    cost: SamplerCost
-    output: OutputCheck
-    label_map: Path  # a copy out of the container's reach, if the output was found
-    phases: list[dict]  # of the phase log: phase, case, start_s and end_s from the case's start
+    gpu: Gpu | None = None
+    gpu_note: str | None = None  # why its memory is not read
+    idle: Idle = NOT_READ
+    interval: float = OFFICIAL_INTERVAL  # seconds between samples
+    timeout: float = PENALTY["seconds"]  # after which a run is ended
+    tolerances: Tolerances = TOLERANCES["flare23"]
 
 
 @contextlib.contextmanager
 def run_alone(
-    case: Case,
-    target: Container | Command,
-    work: Path,
-    log_path: Path,
-    gpu: Gpu | None,
-    idle: Idle,
-    interval: float,
-    timeout: float,
-) -> Iterator[Run]:
+    case: Case, target: Container | Command, work: Path, log_path: Path, how: Conditions
+) -> Iterator[tuple[dict, Folders, Path]]:
     """Run a case in folders of its own, below `work`, which is removed at the end of the block.
+
+    Yields:
+        Its result, its folders, and a copy of its label map, if there is one, out of the
+        container's reach.
 
     Raises:
         EngineError: the engine did not start the container.
@@ -100,51 +101,43 @@ def run_alone(
             folder.chmod(0o777)  # as the organisers do: a container may run as any user
         shutil.copyfile(case.image, folders.inputs / case.image.name)
         (folders.inputs / case.image.name).chmod(0o644)
-        sampler = Sampler(gpu, interval, idle.processes)
-        outcome, samples, cost = run_case(target, case.name, folders, timeout, sampler)
+        sampler = Sampler(how.gpu, how.interval, how.idle.processes)
+        outcome, samples, cost = run_case(target, case.name, folders, how.timeout, sampler)
         (work / "collected").mkdir()  # which the container does not see
         label_map = work / "collected" / f"{case.name}.nii.gz"
         output = take_output(folders.outputs, label_map, case.image, case.size)
-        phases = _read_phases(folders.outputs, sampler.started)
-        yield Run(folders, outcome, samples, cost, output, label_map, phases)
+        result = {
+            "case": case.name,
+            "file": case.image.name,
+            **asdict(outcome),
+            "penalty": None,
+            "seconds": round(outcome.seconds, 4),
+            "image_size": list(case.size),
+            "interval_s": how.interval,
+            "idle_gpu_mb": how.idle.gpu_mb,
+            "sampler": asdict(cost),
+            "samples": asdict(samples),
+            "phases": _read_phases(folders.outputs, sampler.started),
+            "output": asdict(output),
+            **peaks_and_areas(samples, outcome.seconds, how.interval, how.tolerances),
+        }
+        if cost.gpu_error:
+            reason = f"GPU {how.gpu.device} stopped answering ({cost.gpu_error})"
+            result |= {"status": NOT_MEASURED, "reason": reason}
+        elif outcome.status != "ok" or not output.scorable:
+            read = samples.gpu_used_mb  # without a GPU there is no penalty for its memory
+            result["penalty"] = {k: v for k, v in PENALTY.items() if k != "auc_gpu_mb_s" or read}
+            result["reason"] = (
+                f"{outcome.reason}{' (a valid label map was written)' * output.valid}"
+            )
+        if outcome.status == "ok" and not output.valid and not cost.gpu_error:
+            result["status"] = "invalid output" if output.found else "no output"
+            result["reason"] = "; ".join(output.problems)
+        yield result, folders, label_map
     finally:
         shutil.rmtree(work, ignore_errors=True)
         if work.exists():
             log(f"{work} cannot be removed: its files belong to another user")
-
-
-def result_of(
-    case: Case, run: Run, gpu: Gpu | None, interval: float, tolerances: Tolerances
-) -> dict:
-    """Return the result of a run: how it ended and every number of it."""
-    output, seconds = run.output, round(run.outcome.seconds, 4)
-    problems = "; ".join(output.problems)
-    status, reason, penalty = run.outcome.status, run.outcome.reason, None
-    if run.cost.gpu_error:
-        status, reason = NOT_MEASURED, f"GPU {gpu.device} stopped answering ({run.cost.gpu_error})"
-    elif status != "ok" or not output.scorable:
-        gpu_read = run.samples.gpu_used_mb
-        penalty = {key: v for key, v in PENALTY.items() if key != "auc_gpu_mb_s" or gpu_read}
-    if status == "ok" and not output.valid:
-        status, reason = "invalid output" if output.found else "no output", problems
-    elif penalty and output.valid:
-        reason += " (a valid label map was written)"
-    return {
-        "case": case.name,
-        "file": case.image.name,
-        "status": status,
-        "reason": reason,
-        "penalty": penalty,
-        "exit_code": run.outcome.exit_code,
-        "seconds": seconds,
-        "image_size": list(case.size),
-        "interval_s": interval,
-        "sampler": asdict(run.cost),
-        "samples": asdict(run.samples),
-        "phases": run.phases,
-        "output": {"found": output.found, "valid": output.valid, "problems": output.problems},
-        **peaks_and_areas(run.samples, seconds, interval, tolerances),
-    }
 
 
 def _read_phases(outputs: Path, started: float) -> list[dict]:

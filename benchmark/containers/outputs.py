@@ -30,18 +30,14 @@ LOG_BYTES = 16 << 20
 """The most of what a container prints that is stored."""
 
 _LOG_TAIL_BYTES = 16384
-
 _HEADER_BYTES = 16 << 20  # of a label map beside its voxels
-
 _MOST_ENTRIES = 1000  # of a folder, to report what is there instead
-
 _AFFINE_TOLERANCE = 1e-3  # mm; what float32 headers and quaternions lose in copying is below
 
 # Limits of the process that reads a label map: for the libraries and small volumes, and for each
 # voxel as complex128 and half as much again; 20 times as many voxels a second are usual.
 _BASE_BYTES, _BYTES_PER_VOXEL = 1 << 30, 24
 _BASE_SECONDS, _VOXELS_PER_SECOND = 60.0, 2e6
-
 _START = "forkserver"  # a fork of this process would take its threads' locks with it
 
 
@@ -51,24 +47,16 @@ class RefusedError(ValueError):
 
 @dataclass
 class OutputCheck:
-    """What is wrong with a case's output.
+    """What is wrong with a case's output, one line for each problem."""
 
-    Attributes:
-        found: the file is there under its name.
-        scorable: the official script can score it: readable and of the input's shape.
-        problems: what differs from what the challenge asks for, one line each.
-        aspects: what each problem is about: "name", "file", "shape", "affine", "type" or "labels".
-    """
-
-    found: bool
-    scorable: bool
+    found: bool  # the file is there under its name
+    scorable: bool  # the official script can score it: readable and of the input's shape
     problems: list[str] = field(default_factory=list)
-    aspects: list[str] = field(default_factory=list)
+    aspects: list[str] = field(default_factory=list)  # "name", "file", "shape", "affine", "type" …
+    valid: bool = field(init=False)  # found, and nothing is wrong with it
 
-    @property
-    def valid(self) -> bool:
-        """Found, and nothing is wrong with it."""
-        return self.found and not self.problems
+    def __post_init__(self) -> None:
+        self.valid = self.found and not self.problems
 
 
 def _unusable(problem: str, aspect: str = "file", *, found: bool = True) -> OutputCheck:

@@ -8,17 +8,13 @@ hold, it is the faster of the two in the middle. A case whose GPU stopped answer
 it counts nothing until it is measured again.
 """
 
-import csv
-import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from benchmark.containers.sampler import Samples
-from inference.files import write_atomically
+from benchmark.files import csv_text
 
 OFFICIAL_INTERVAL = 0.1
 """Seconds between the organisers' samples, and the width by which their sums become areas."""
@@ -37,8 +33,7 @@ PENALTY_SENTENCE = (
 _PENALISED = (
     dict.fromkeys(("seconds", "seconds_tolerated"), "seconds")
     | {f"auc_{rule}_mb_s": "auc_gpu_mb_s" for rule in ("flare", "true")}
-    | {f"auc_{rule}_tolerated_mb_s": "auc_gpu_mb_s" for rule in ("flare", "true")}
-    | {"auc_cpu_percent_s": "auc_cpu_percent_s"}
+    | {"auc_flare_tolerated_mb_s": "auc_gpu_mb_s", "auc_cpu_percent_s": "auc_cpu_percent_s"}
 )
 """Of each figure of a result, the penalty that stands for it where the run failed."""
 
@@ -129,7 +124,6 @@ def peaks_and_areas(
         "auc_flare_mb_s": flare_area(gpu, interval) if gpu else None,
         "auc_true_mb_s": true_area(times, gpu) if gpu else None,
         "auc_flare_tolerated_mb_s": flare_area(gpu, interval, allowed) if gpu else None,
-        "auc_true_tolerated_mb_s": true_area(times, gpu, allowed) if gpu else None,
         "seconds_tolerated": max(0.0, seconds - tolerances.seconds),
         "tolerances": tolerances._asdict(),
         "max_cpu_percent": max(cpu) if seen else None,
@@ -181,13 +175,6 @@ def ram_measures(runs: Iterable[dict]) -> list[str]:
     return sorted({"cgroup" if source.startswith("cgroup") else source for source in sources})
 
 
-def csv_text(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """Return a comma-separated table."""
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([columns, *rows])
-    return table.getvalue()
-
-
 def efficiency_csv(results: Mapping[str, Sequence[dict]]) -> str:
     """Return the organisers' `TEAM_Efficiency.csv`, rounded as they round; empty if not measured.
 
@@ -196,13 +183,11 @@ def efficiency_csv(results: Mapping[str, Sequence[dict]]) -> str:
     """
     rows = []
     for result in (median_run(runs) for runs in results.values() if runs):
-        values = [(figure(result, column.key), column.digits) for column in FIGURES.values()]
-        rows.append(
-            [
-                result["file"],
-                *(v if v is None or digits is None else round(v, digits) for v, digits in values),
-            ]
-        )
+        row = [result["file"]]
+        for key, _, digits in FIGURES.values():
+            value = figure(result, key)
+            row.append(value if value is None or digits is None else round(value, digits))
+        rows.append(row)
     return csv_text(["Name", *FIGURES], rows)
 
 
@@ -214,17 +199,3 @@ def failed_result(file: str, *, gpu: bool) -> dict:
         gpu: whether the other teams' GPU memory is measured.
     """
     return {"file": file, "penalty": PENALTY, "peak_gpu_mb": 0.0 if gpu else None}
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write a file that is one JSON value, whole or not at all."""
-    write_atomically(path, (json.dumps(content) + "\n").encode())
-
-
-def read_json(path: Path) -> dict | None:
-    """Return the JSON object in a file; None where there is none or it is damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None

@@ -19,35 +19,25 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import psutil
 
-from benchmark.containers.engine import (
-    EngineError,
-    container_name,
-    docker,
-    owner_label,
-    remove_container,
-)
+from benchmark.containers import engine
+from benchmark.containers.engine import EngineError, docker
 from benchmark.containers.meters import Cgroup, ProcessTree, find_cgroup
 from benchmark.containers.outputs import LogWriter, log_tail
 from benchmark.containers.sampler import Sampler, SamplerCost, Samples
 from benchmark.options import size_mb
-from benchmark.signals import interrupts_held
 from inference.files import printable
+from inference.signals import handling_stop_signals
 
 PHASE_LOG = ".abdoseg_phases.jsonl"
 """Name of the phase log in a case's outputs folder."""
 
 ORGANISERS_COMMAND = ("/bin/bash", "-c", "sh predict.sh")
-
 _POLL_SECONDS = 0.1
-
 _GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
-
 _LOG_SECONDS = 2.0  # for the last of what it printed; a process that got away may hold the pipe
-
 _ENGINE_FAILED = 125  # `docker run`'s exit code when the engine, not the container, is at fault
 
 _OUT_OF_MEMORY_WORDS = re.compile(
@@ -67,27 +57,16 @@ class Folders:
 
 @dataclass(frozen=True)
 class Container:
-    """A team's image, run with the organisers' command line.
+    """A team's image, run with the organisers' command line."""
 
-    Attributes:
-        image: NAME:TAG.
-        memory_limit: of RAM and of shared memory, as "28g".
-        gpu: as `docker --gpus device=` takes it; None leaves the option out.
-        phases: whether to ask for a phase log, which adds one `-e` to the command line.
-        extra: more words for `docker container run`.
-        shared_memory: whether to give as much shared memory as RAM, or else the engine's default.
-        read_only_inputs: whether the inputs folder is mounted read-only.
-        command: what runs in it; the organisers' with the two folders, another without them.
-    """
-
-    image: str
-    memory_limit: str
-    gpu: str | None = None
-    phases: bool = False
-    extra: tuple[str, ...] = ()
-    shared_memory: bool = True
+    image: str  # NAME:TAG
+    memory_limit: str  # of RAM and of shared memory, as "28g"
+    gpu: str | None = None  # as `docker --gpus device=` takes it
+    phases: bool = False  # whether to ask for a phase log, which adds one `-e`
+    extra: tuple[str, ...] = ()  # more words for `docker container run`
+    shared_memory: bool = True  # as much as RAM, or else the engine's default
     read_only_inputs: bool = False
-    command: tuple[str, ...] = ORGANISERS_COMMAND
+    command: tuple[str, ...] = ORGANISERS_COMMAND  # another gets no folders
 
     def command_line(self, name: str, folders: Folders, *labels: str) -> list[str]:
         """Return the organisers' `docker container run`, for a container called `name`."""
@@ -111,13 +90,8 @@ class Container:
     @property
     def shown_command(self) -> str:
         """The command line for a report, with names for what differs from case to case."""
-        return shlex.join(
-            self.command_line("NAME", Folders(Path("INPUTS"), Path("OUTPUTS"), Path()))
-        )
-
-    def environment(self, folders: Folders) -> dict[str, str]:
-        """Return the Docker client's environment: this process's own."""
-        return dict(os.environ)
+        folders = Folders(Path("INPUTS"), Path("OUTPUTS"), Path())
+        return shlex.join(self.command_line("NAME", folders))
 
     def find_meter(self, name: str) -> Cgroup | ProcessTree | None:
         """Return the cgroup of the container `name`, else its process tree; None before it runs."""
@@ -126,38 +100,32 @@ class Container:
         number = answer.stdout.strip() if answer.returncode == 0 else ""
         if not number.isdecimal() or int(number) == 0:
             return None
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             return find_cgroup(int(number)) or ProcessTree(int(number))
-        except psutil.NoSuchProcess:
-            return None
+        return None
 
     def had_event(self, event: str, name: str, since: float) -> bool:
-        """Whether the engine has an event ("start", "oom") of the container `name`."""
-        answer = docker(
-            *("events", "--since", f"{since:.6f}", "--until", f"{time.time():.6f}"),
-            *("--filter", f"container={name}", "--filter", f"event={event}"),
-            *("--format", "{{.Action}}"),
-        )
-        return answer.stdout.strip() != ""
+        """Return whether the engine has an event ("start", "oom") of the container `name`."""
+        period = ("--since", f"{since:.6f}", "--until", f"{time.time():.6f}")
+        which = ("--filter", f"container={name}", "--filter", f"event={event}")
+        return docker("events", *period, *which, "--format", "{{.Action}}").stdout.strip() != ""
 
 
 @dataclass(frozen=True)
 class Command:
-    """A local command, measured as a container would be, for machines without Docker.
+    """A local command, measured as a container would be, for machines without Docker."""
 
-    Attributes:
-        template: for bash; `{inputs}` and `{outputs}` stand for the case's own folders.
-        memory_limit: of the process tree's memory, read every 0.1 s, as "28g".
-        gpu: the one device that the command is to see; None changes nothing.
-        phases: whether to ask for a phase log.
-    """
-
-    template: str
-    memory_limit: str
-    gpu: str | None = None
+    template: str  # for bash; `{inputs}` and `{outputs}` stand for the case's own folders
+    memory_limit: str  # of the process tree's memory, as "28g"
+    gpu: str | None = None  # the one device that it is to see; None changes nothing
     phases: bool = False
 
-    def command_line(self, name: str, folders: Folders, *labels: str) -> list[str]:
+    @property
+    def shown_command(self) -> str:
+        """The command for a report."""
+        return self.template
+
+    def command_line(self, _name: str, folders: Folders, *_labels: str) -> list[str]:
         """Return the command with the case's folders in it."""
         text = self.template.replace("{inputs}", shlex.quote(str(folders.inputs)))
         return ["/bin/bash", "-c", text.replace("{outputs}", shlex.quote(str(folders.outputs)))]
@@ -175,20 +143,12 @@ class Command:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """The end of a run."""
 
-    Attributes:
-        status: "ok" (exit code 0), "crashed", "timeout" or "out of memory".
-        reason: one line; None if ok.
-        exit_code: of the container or command, negative where a signal ended a command; None at the
-            time limit.
-        seconds: wall clock from just before the start to the end.
-    """
-
-    status: str
-    reason: str | None
-    exit_code: int | None
-    seconds: float
+    status: str  # "ok" (exit code 0), "crashed", "timeout" or "out of memory"
+    reason: str | None  # one line; None if ok
+    exit_code: int | None  # negative where a signal ended a command; None at the time limit
+    seconds: float  # wall clock from just before the start to the end
 
 
 def run_case(
@@ -203,16 +163,13 @@ def run_case(
         timeout: seconds after which the run is ended.
         sampler: a fresh one; runs as long as the case does.
 
-    Returns:
-        How it ended, the samples, and what sampling cost.
-
     Raises:
         EngineError: the engine did not start the container.
         KeyboardInterrupt: it was interrupted; nothing is left running.
     """
     in_container = isinstance(target, Container)
-    name = container_name(target.image, case) if in_container else case
-    labels = (owner_label(),) if in_container else ()  # for `remove_abandoned`
+    name = engine.container_name(target.image, case) if in_container else case
+    labels = (engine.owner_label(),) if in_container else ()  # for `remove_abandoned`
     process = None
     since = time.time()
     read_end, write_end = os.pipe()
@@ -220,12 +177,12 @@ def run_case(
     log.start()
     with contextlib.nullcontext() if in_container else _orphans_ended():
         try:
-            with interrupts_held():  # so that no process starts without being known here
+            with _interrupts_held():  # so that no process starts without being known here
                 sampler.start()
                 try:
                     process = subprocess.Popen(
                         target.command_line(name, folders, *labels),
-                        env=target.environment(folders),
+                        env=None if in_container else target.environment(folders),
                         stdin=subprocess.DEVNULL,
                         stdout=write_end,
                         stderr=subprocess.STDOUT,
@@ -233,18 +190,21 @@ def run_case(
                     )
                 finally:
                     os.close(write_end)
+            limit = float("inf")
             if in_container:
-                _find_meter_meanwhile(target, name, sampler, process)
-                end = _wait(process, sampler.started + timeout, lambda: False)
+                # In a thread: a slow engine is not to add to the case's time.
+                arguments = (target, name, sampler, process)
+                threading.Thread(target=_find_meter, args=arguments, daemon=True).start()
             else:
                 sampler.meter = ProcessTree(process.pid)
                 limit = size_mb(target.memory_limit)
-                end = _wait(process, sampler.started + timeout, lambda: sampler.ram_mb > limit)
+            deadline = sampler.started + timeout
+            end = _wait(process, deadline, lambda: sampler.ram_mb > limit)
             seconds = time.monotonic() - sampler.started
         except FileNotFoundError as error:
             raise EngineError(f"{error.filename} is not installed") from error
         finally:
-            with interrupts_held():
+            with _interrupts_held():
                 try:
                     samples, cost = sampler.stop()
                 finally:
@@ -257,9 +217,11 @@ def run_case(
     last_line = printable(last_line)[:200]
     exit_code = process.returncode if end == "exit" else None
     if exit_code == _ENGINE_FAILED and in_container and not target.had_event("start", name, since):
-        # The engine may warn of other things before it says what is wrong.
+        # The engine may print warnings before its error.
         lines = [line for line in text.splitlines() if line.startswith("docker:")]
         raise EngineError(f"the container was not started: {printable((lines or [text])[0])}")
+    status = "crashed"
+    reason = f"exit code {exit_code}" + (f": {last_line}" if last_line else "")
     if exit_code == 0:
         status, reason = "ok", None
     elif end == "deadline":
@@ -268,33 +230,18 @@ def run_case(
         status, reason = "out of memory", f"over the limit of {target.memory_limit}"
     elif _OUT_OF_MEMORY_WORDS.search(text):
         status, reason = "out of memory", last_line
-    else:
-        status = "crashed"
-        reason = f"exit code {exit_code}" + (f": {last_line}" if last_line else "")
     return Outcome(status, reason, exit_code, seconds), samples, cost
 
 
-def _find_meter_meanwhile(
-    target: Container, name: str, sampler: Sampler, process: subprocess.Popen
-) -> None:
-    """Ask for the container's meter in a thread: a slow engine is not to add to the case's time."""
-
-    def find() -> None:
-        with contextlib.suppress(EngineError):
-            while sampler.meter is None and process.poll() is None:
-                sampler.meter = target.find_meter(name)
-                time.sleep(_POLL_SECONDS)
-
-    threading.Thread(target=find, daemon=True).start()
+def _find_meter(target: Container, name: str, sampler: Sampler, process: subprocess.Popen) -> None:
+    with contextlib.suppress(EngineError):
+        while sampler.meter is None and process.poll() is None:
+            sampler.meter = target.find_meter(name)
+            time.sleep(_POLL_SECONDS)
 
 
-def _wait(
-    process: subprocess.Popen, deadline: float, over_limit: Callable[[], bool]
-) -> Literal["exit", "deadline", "over limit"]:
-    """Wait for the process's end, noticed at once, a deadline by the monotonic clock, or a limit.
-
-    `over_limit` is asked every 0.1 s.
-    """
+def _wait(process: subprocess.Popen, deadline: float, over_limit: Callable[[], bool]) -> str:
+    """Wait for "exit", noticed at once, "deadline" (monotonic clock) or "over limit"."""
     handle = os.pidfd_open(process.pid)
     try:
         poll = select.poll()
@@ -316,12 +263,11 @@ def _end(process: subprocess.Popen, meter: object, container: str | None) -> Non
         if process.poll() is None:
             # The client first: it must not start what is about to be removed.
             _end_group(process, signal.SIGKILL)
-            remove_container(container)
+            engine.remove_container(container)
         return
     _end_group(process, signal.SIGTERM, signal.SIGKILL)
     for survivor in meter.refresh() if isinstance(meter, ProcessTree) else ():
-        with contextlib.suppress(psutil.Error):
-            survivor.kill()
+        _kill(survivor)
 
 
 def _end_group(process: subprocess.Popen, *signals: signal.Signals) -> None:
@@ -331,6 +277,23 @@ def _end_group(process: subprocess.Popen, *signals: signal.Signals) -> None:
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_GRACE_SECONDS)
+
+
+def _kill(process: psutil.Process) -> None:
+    with contextlib.suppress(psutil.Error):
+        process.kill()
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Let Ctrl-C and its like take effect only at the end of the block."""
+    held: list[int] = []
+    try:
+        with handling_stop_signals(lambda number, _: held.append(number)):
+            yield
+    finally:
+        if held:
+            signal.raise_signal(held[0])
 
 
 @contextlib.contextmanager
@@ -352,9 +315,9 @@ def _orphans_ended() -> Iterator[None]:
             left = [child for child in own.children() if child not in before]
             for child in left:
                 with contextlib.suppress(psutil.Error):
-                    for member in [*child.children(recursive=True), child]:
-                        with contextlib.suppress(psutil.Error):
-                            member.kill()
+                    for member in child.children(recursive=True):
+                        _kill(member)
+                _kill(child)
             psutil.wait_procs(left, 2.0)
             if not left:
                 break

@@ -10,33 +10,25 @@ and of a command are read in two ways, and are not compared with one another.
 
 import argparse
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from benchmark.containers.results import FIGURES, PENALTY_SENTENCE
+from benchmark.containers.results import FIGURES
 from benchmark.judging.ranking import SCORES
-from benchmark.judging.runs import FEW_CASES, Run, RunError, read_runs
+from benchmark.judging.runs import FEW_CASES, Run, RunError, read_runs, remarks
 from benchmark.text import bullets, cell, plural, show, table
 from inference.labels import TUMOR
 
 
-@dataclass(frozen=True)
-class Spread:
-    """A paired comparison over cases.
+class Spread(NamedTuple):
+    """A paired comparison over cases."""
 
-    Attributes:
-        count: pairs.
-        mean: of differences; the geometric mean of ratios.
-        interval: 95 % interval of the mean by Student's t; None below two pairs.
-        median, low, high: middle, least and greatest.
-    """
-
-    count: int
-    mean: float
-    interval: tuple[float, float] | None
+    count: int  # of pairs
+    mean: float  # of differences; the geometric mean of ratios
+    interval: tuple[float, float] | None  # 95 % of the mean, Student's t; None below two pairs
     median: float
     low: float
     high: float
@@ -52,15 +44,13 @@ def spread(pairs: np.ndarray, *, ratios: bool) -> Spread:
     ours, theirs = pairs.T
     values = np.log(ours / theirs) if ratios else ours - theirs
     back = np.exp if ratios else np.asarray
-    interval = None
+    ends = values[:2]  # without any spread, of which scipy has no interval
     if np.ptp(values):
-        found = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-        interval = tuple(back([found.low, found.high]).tolist())
-    elif len(values) > 1:  # no spread: scipy has no interval of it
-        interval = tuple(back(values[:2]).tolist())
+        ends = list(stats.ttest_1samp(values, 0).confidence_interval(0.95))
+    interval = tuple(back(ends).tolist()) if len(values) > 1 else None
     middle = [values.mean(), np.median(values), values.min(), values.max()]
-    mean, median, low, high = back(middle).tolist()
-    return Spread(len(values), mean, interval, median, low, high)
+    mean, *others = back(middle).tolist()
+    return Spread(len(values), mean, interval, *others)
 
 
 def compare(
@@ -89,20 +79,17 @@ def markdown(first: Run, second: Run) -> str:
     runs = (first, second)
     common = [case for case in first.cases if case in second.cases]
     finished = [case for case in common if not (first.failed(case) or second.failed(case))]
-    ratios, differences, times = [], [], {}
+    one_ram = len(first.ram_measures | second.ram_measures) <= 1
+    ratios, differences, times = [], [], []
     for column, figure in FIGURES.items():
-        if (
-            column.endswith(("RAM", "RAM_Time"))
-            and len(first.ram_measures | second.ram_measures) > 1
-        ):
-            continue
         for cases, apart in ((common, ""), (finished, ", both finished")):
-            if apart and (not figure.penalty or len(finished) == len(common)):
+            if (apart and not (figure.penalty and len(finished) < len(common))) or (
+                "RAM" in column and not one_ram
+            ):
                 continue
             if found := compare(cases, runs, Run.measured, column, ratios=True):
                 ratios.append(_row(figure.title + apart, found, ".3f"))
-                if column == "Time":
-                    times[apart] = found
+                times += [found] if column == "Time" else []
     for key, metric in SCORES.items():
         title = metric.title
         if key.startswith("tumor") and (n := first.with_structure(TUMOR)) is not None:
@@ -111,27 +98,27 @@ def markdown(first: Run, second: Run) -> str:
             differences.append(_row(title, found, "+.4f"))
     parts = [f"# {cell(first.team)} (A) against {cell(second.team)} (B)"]
     if times:
-        parts.append(_headline(runs, common, times[""], times.get(", both finished")))
-    titles = ["Cases", "Geometric mean", "95 % interval", "Median", "Least", "Greatest"]
-    if ratios:
-        parts.append(table(["Ratio A / B", *titles], "lrrrrrr", ratios))
-    if differences:
-        titles[1] = "Mean"
-        parts.append(table(["Difference A − B", *titles], "lrrrrrr", differences))
+        parts.append(_headline(runs, common, *times))
+    for kind, mean, rows in (
+        ("Ratio A / B", "Geometric mean", ratios),
+        ("Difference A − B", "Mean", differences),
+    ):
+        titles = [kind, "Cases", mean, "95 % interval", "Median", "Least", "Greatest"]
+        parts += [table(titles, "lrrrrrr", rows)] if rows else []
     if not ratios and not differences:
         parts.append("No case has the same figure in both runs.")
-    parts.append(bullets(map(cell, remarks(first, second))))
+    parts.append(bullets(map(cell, remarks(runs) + _unlike(first, second))))
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _row(title: str, found: Spread, form: str) -> list[str]:
-    numbers = [format(value, form) for value in (found.mean, found.median, found.low, found.high)]
+    numbers = [format(value, form) for value in (found.mean, *found[3:])]
     ends = " to ".join(format(bound, form) for bound in found.interval or ()) or "–"
     return [title, str(found.count), numbers[0], ends, *numbers[1:]]
 
 
 def _headline(
-    runs: tuple[Run, Run], common: list[str], times: Spread, finished: Spread | None
+    runs: tuple[Run, Run], common: list[str], times: Spread, finished: Spread | None = None
 ) -> str:
     """Return what the times show, failures first."""
     failures = [sum(map(run.failed, common)) for run in runs]
@@ -165,47 +152,19 @@ def _basis(found: Spread) -> str:
     return text + (", which holds 1" if low <= 1 else "")
 
 
-def remarks(first: Run, second: Run) -> list[str]:
-    """Return what to know: cases without a pair, failures, unlike measures, few cases."""
+def _unlike(first: Run, second: Run) -> list[str]:
+    """Return what only a pair can tell: cases without a partner, other machines, few cases."""
     found = []
-    runs = ((first, second), (second, first))
-    for run, other in runs:
+    for run, other in ((first, second), (second, first)):
         if alone := [case for case in run.cases if case not in other.cases]:
             found.append(f"only in {run.team}: {', '.join(alone)}")
-        if failed := [case for case in run.cases if run.failed(case)]:
-            found.append(f"failed in {run.team}: {', '.join(failed)}")
-        if run.unmeasured:
-            found.append(f"**not measured in {run.team}**: {', '.join(run.unmeasured)}")
-    if any(run.failed(case) for run, _ in runs for case in run.cases):
-        found.append(PENALTY_SENTENCE)
-    for run, _ in runs:
-        if not run.scores:
-            found.append(
-                f"{run.team} has no scores, so none are compared: python -m benchmark accuracy "
-                f"--reference LABELS --prediction OUTPUTS --report {run.folder} makes them"
-            )
-        if not run.results:
-            found.append(
-                f"{run.team} has no times, so none are compared: python -m benchmark efficiency "
-                f"--report {run.folder} … measures them"
-            )
-    if partial := [run.team for run, _ in runs if run.partial]:
-        names = " and ".join(partial)
-        found.append(f"scores of {names} are of annotated labels only, not the official rule")
-    measures = [" and ".join(sorted(run.ram_measures)) or "unknown" for run, _ in runs]
-    if len(first.ram_measures | second.ram_measures) > 1:
-        found.append(
-            f"**RAM is not compared**: A's is {measures[0]}, B's is {measures[1]}, and these are "
-            "not the same measure"
-        )
-    elif first.results and second.results and "unknown" in measures:
-        found.append("how RAM was read is not known of both: its ratios may compare two measures")
-    warm = [bool(run.environment.get("warm_up")) for run, _ in runs]
-    if warm[0] != warm[1]:
-        found.append(
-            f"**{'A' if warm[0] else 'B'} was warmed up, {'B' if warm[0] else 'A'} was not**: "
-            "the first run of one may have read from the disk what the other found in memory"
-        )
+        for what, has, command in (
+            ("scores", run.scores, "accuracy --reference LABELS --prediction OUTPUTS"),
+            ("times", run.results, "efficiency …"),
+        ):
+            if not has:
+                made = f"python -m benchmark {command} --report {run.folder}"
+                found.append(f"{run.team} has no {what}, so none are compared: {made} makes them")
     for key in ("gpu", "cpu", "cores"):
         machines = first.environment.get(key), second.environment.get(key)
         if machines[0] != machines[1] and first.environment and second.environment:
@@ -213,10 +172,10 @@ def remarks(first: Run, second: Run) -> list[str]:
                 f"**other {key}**: A on {machines[0]}, B on {machines[1]}; "
                 "the ratios compare the machines as well"
             )
-    common = set(first.cases) & set(second.cases)
-    if 1 < len(common) < FEW_CASES:
+    common = len(set(first.cases) & set(second.cases))
+    if 1 < common < FEW_CASES:
         found.append(
-            f"{len(common)} cases are few: the intervals take the cases for a fair sample of all, "
+            f"{common} cases are few: the intervals take the cases for a fair sample of all, "
             "which few cannot show"
         )
     return found

@@ -18,27 +18,18 @@ cases, where it is a count of these cases.
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from benchmark.containers.results import PENALTY_SENTENCE, Tolerances, csv_text
-from benchmark.judging.ranking import (
-    METRICS,
-    RESAMPLINGS,
-    RULES,
-    Ranking,
-    Rules,
-    fewest_cases,
-    gather,
-    rank_teams,
-)
-from benchmark.judging.runs import FEW_CASES, Run, read_runs
+from benchmark.containers.results import PENALTY_SENTENCE, Tolerances
+from benchmark.files import csv_text
+from benchmark.judging import ranking as ranks
+from benchmark.judging.ranking import METRICS, RULES, Ranking, Rules
+from benchmark.judging.runs import FEW_CASES, read_runs
 from benchmark.options import not_negative
 from benchmark.text import bullets, cell, number_or_dash, plural, show, table
 from inference.files import write_atomically
-from inference.labels import TUMOR
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _weight(text: str) -> tuple[str, float]:
     metric, _, weight = text.partition("=")
     if metric not in METRICS:
-        raise argparse.ArgumentTypeError(f"{metric!r} is none of {', '.join(METRICS)}")
+        raise argparse.ArgumentTypeError(f"{metric!r} is not one of {', '.join(METRICS)}")
     return metric, not_negative(weight)
 
 
@@ -69,55 +60,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Rank, write and print; 0 done."""
     preset = RULES[arguments.protocol]
     given = (arguments.time_tolerance, arguments.memory_tolerance)
-    tolerances = (
-        default if value is None else value
-        for value, default in zip(given, preset.tolerances, strict=True)
-    )
-    rules = Rules(preset.weights | dict(arguments.weight), Tolerances(*tolerances))
-    ranking = rank_runs(read_runs(arguments.runs), rules)
+    both = zip(given, preset.tolerances, strict=True)
+    tolerances = Tolerances(*(usual if value is None else value for value, usual in both))
+    rules = Rules(preset.weights | dict(arguments.weight), tolerances)
+    ranking = ranks.rank_runs(read_runs(arguments.runs), rules)
     write_ranking(arguments.report, ranking, rules)
     show(markdown(ranking, rules))
     return 0
-
-
-def rank_runs(runs: list[Run], rules: Rules) -> Ranking:
-    """Rank runs that were read.
-
-    Raises:
-        RunError: they cannot be ranked together.
-    """
-    cases, values, notes = gather(runs, rules)
-    notes += _unlike(runs, values)
-    ranking = rank_teams([run.team for run in runs], cases, values, rules.weights)
-    return replace(ranking, notes=tuple(notes))
-
-
-def _unlike(runs: list[Run], values: dict[str, np.ndarray]) -> list[str]:
-    """Return where the teams were not measured or scored alike, and how many cases have a tumor."""
-    notes = []
-    measures = {run.team: " and ".join(sorted(run.ram_measures)) for run in runs if run.results}
-    if len(set(measures.values()) - {""}) > 1:
-        each = "; ".join(f"{team}: {measure or 'unknown'}" for team, measure in measures.items())
-        notes.append(
-            f"**CPU and RAM were not read in the same way** ({each}): do not compare their RAM, "
-            "and their times only if a container's start is in all or in none"
-        )
-    if len({bool(run.environment.get("warm_up")) for run in runs if run.environment}) > 1:
-        warm = ", ".join(run.team for run in runs if run.environment.get("warm_up"))
-        notes.append(f"**only some teams were warmed up before they were timed** ({warm})")
-    if len({run.partial for run in runs if run.scores}) > 1:
-        names = ", ".join(run.team for run in runs if run.partial)
-        notes.append(f"**only some scores are of annotated labels alone** ({names})")
-    counts = [(n, len(run.in_reference)) for run in runs if (n := run.with_structure(TUMOR))]
-    if "tumor-dsc" in values or "tumor-nsd" in values:
-        if counts:
-            notes.append("tumor scores: {} of {} references have a tumor".format(*max(counts)))
-        elif any(run.in_reference for run in runs):
-            notes.append(
-                "tumor scores: no reference has a tumor; they are 1 where none was predicted, "
-                "else 0, by the challenge's rule (--weight tumor-dsc=0 leaves them out)"
-            )
-    return notes
 
 
 def cautions(ranking: Ranking) -> list[str]:
@@ -131,11 +80,8 @@ def cautions(ranking: Ranking) -> list[str]:
             f"Caution: {plural(cases, 'case')}. With fewer than {FEW_CASES} the ranking may well "
             "be another with other cases, and no probability of being first is given."
         )
-    if teams > 1 and cases < fewest_cases(teams):
-        found[-1] += (
-            f" With {plural(teams, 'team')}, fewer than {fewest_cases(teams)} cases cannot "
-            "separate any two."
-        )
+    if teams > 1 and cases < (least := ranks.fewest_cases(teams)):
+        found[-1] += f" Fewer than {least} cannot separate any two of {plural(teams, 'team')}."
     return found
 
 
@@ -181,38 +127,32 @@ def ranking_table(ranking: Ranking, rules: Rules) -> tuple[list[str], list[list[
 def markdown(ranking: Ranking, rules: Rules) -> str:
     """Return the ranking as a Markdown page."""
     titles, rows = ranking_table(ranking, rules)
-    notes = "\n## Remarks\n\n" + bullets(map(cell, ranking.notes)) + "\n" if ranking.notes else ""
-    return "\n".join(
-        [
-            "# Ranking",
-            "",
-            *(f"**{caution}**\n" for caution in cautions(ranking)),
-            f"{plural(len(ranking.teams), 'team')}, {plural(len(ranking.cases), 'case')}. Score: "
-            "mean of the ranks over cases and metrics with the weights shown; ties share the "
-            f"better rank. Time above {rules.tolerances.seconds:g} s and GPU memory above "
-            f"{rules.tolerances.mb:g} MB count. The interval holds the ranks that sign-flip tests "
-            "over the cases do not rule out (95 %); P(first) is the share of first places over "
-            f"{RESAMPLINGS} resamplings of the cases. Metric columns: mean rank (mean value). "
-            + PENALTY_SENTENCE,
-            "",
-            table(titles, "rl" + "r" * (len(titles) - 2), rows),
-            notes,
-        ]
-    )
+    seconds, mb = rules.tolerances
+    parts = [
+        "# Ranking",
+        *(f"**{caution}**" for caution in cautions(ranking)),
+        f"{plural(len(ranking.teams), 'team')}, {plural(len(ranking.cases), 'case')}. Score: mean "
+        "of the ranks over cases and metrics with the weights shown; ties share the better rank. "
+        f"Time above {seconds:g} s and GPU memory above {mb:g} MB count. The interval holds the "
+        "ranks that sign-flip tests over the cases do not rule out (95 %); P(first) is the share "
+        f"of first places over {ranks.RESAMPLINGS} resamplings of the cases. Metric columns: mean "
+        f"rank (mean value). {PENALTY_SENTENCE}",
+        table(titles, "rl" + "r" * (len(titles) - 2), rows),
+    ]
+    if ranking.notes:
+        parts += ["## Remarks", bullets(map(cell, ranking.notes))]
+    return "\n\n".join(parts) + "\n"
 
 
 def write_ranking(folder: Path, ranking: Ranking, rules: Rules) -> None:
     """Write ranking.md, ranking.csv and ranking.json (with every case's values and ranks)."""
     rows = summary_rows(ranking)
+    seconds, mb = rules.tolerances
+    tolerances = {"time_tolerance_s": seconds, "memory_tolerance_mb": mb}
     content = {
-        "rules": {
-            "weights": ranking.weights,
-            "time_tolerance_s": rules.tolerances.seconds,
-            "memory_tolerance_mb": rules.tolerances.mb,
-            "ties": "min",
-        },
+        "rules": {"weights": ranking.weights, **tolerances, "ties": "min"},
         "cautions": cautions(ranking),
-        "resamplings": RESAMPLINGS,
+        "resamplings": ranks.RESAMPLINGS,
         "ranking": rows,
         "remarks": ranking.notes,
         "teams": ranking.teams,

@@ -2,21 +2,26 @@
 
 from dataclasses import dataclass
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import rankdata
 
 from benchmark.containers.results import FIGURES, TOLERANCES, Tolerances, flare_area
-from benchmark.judging.runs import Run, RunError
+from benchmark.judging.runs import Run, RunError, remarks
+from inference.labels import TUMOR
+
+RESAMPLINGS = 10_000
+"""Of the cases for P(first), and sign flips of more than `_ALL_FLIPS` cases for the intervals."""
+
+_ALL_FLIPS = 12  # cases up to which all 2**cases sign flips are gone through
+_LEVEL = 0.95  # of the intervals
 
 
-@dataclass(frozen=True)
-class Metric:
-    """Something that teams are ranked by.
+class Metric(NamedTuple):
+    """What teams are ranked by: its title, and its column in TEAM_Efficiency.csv or no column.
 
-    Attributes:
-        title: for tables.
-        column: in TEAM_Efficiency.csv; None for a score, of which more is better.
+    Without one it is a score, of which more is better.
     """
 
     title: str
@@ -49,8 +54,7 @@ METRICS = SCORES | {
 }
 
 
-@dataclass(frozen=True)
-class Rules:
+class Rules(NamedTuple):
     """A year's ranking: metric to weight, where 0 leaves it out, and what costs nothing."""
 
     weights: dict[str, float]
@@ -60,46 +64,46 @@ class Rules:
 RULES = {
     "flare23": Rules({**dict.fromkeys(METRICS, 1.0), "cpu": 0.0}, TOLERANCES["flare23"]),
     "flare22": Rules(
-        {"dsc": 1.0, "nsd": 1.0, "tumor-dsc": 0.0, "tumor-nsd": 0.0}
-        | {"time": 1.0, "gpu": 0.5, "cpu": 0.5},
-        TOLERANCES["flare22"],
+        dict(zip(METRICS, (1.0, 1.0, 0.0, 0.0, 1.0, 0.5, 0.5), strict=True)), TOLERANCES["flare22"]
     ),
 }
-
-RESAMPLINGS = 10_000
-"""Of the cases for P(first), and sign flips of more than `_ALL_FLIPS` cases for the intervals."""
-
-_ALL_FLIPS = 12  # cases up to which all 2**cases sign flips are gone through
-
-_LEVEL = 0.95  # of the intervals
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The result; all arrays have the teams along their first axis.
-
-    Attributes:
-        teams, cases: names of the teams, and of the cases that they are ranked by.
-        values: metric to (teams, cases), tolerances subtracted; NaN where no team has the case.
-        ranks: metric to (teams, cases), 1 is best.
-        weights: metric to weight.
-        scores: (teams,) weighted mean of all ranks.
-        final: (teams,) rank of the scores.
-        interval: (teams, 2) the ranks that the cases do not rule out, by `rank_intervals`.
-        first: (teams,) share of resamplings in which the team is first, alone or shared.
-        notes: what to know about it.
-    """
+    """The result; all arrays have the teams along their first axis."""
 
     teams: list[str]
     cases: list[str]
-    values: dict[str, np.ndarray]
-    ranks: dict[str, np.ndarray]
-    weights: dict[str, float]
-    scores: np.ndarray
-    final: np.ndarray
-    interval: np.ndarray
-    first: np.ndarray
+    values: dict[str, np.ndarray]  # metric to (teams, cases), tolerances subtracted; NaN: no team
+    ranks: dict[str, np.ndarray]  # metric to (teams, cases), 1 is best
+    weights: dict[str, float]  # of the metrics
+    scores: np.ndarray  # (teams,) weighted mean of all ranks
+    final: np.ndarray  # (teams,) rank of the scores
+    interval: np.ndarray  # (teams, 2) the ranks that the cases do not rule out
+    first: np.ndarray  # (teams,) share of resamplings in which it is first, alone or shared
     notes: tuple[str, ...] = ()
+
+
+def rank_runs(runs: list[Run], rules: Rules) -> Ranking:
+    """Rank runs that were read.
+
+    Raises:
+        RunError: they cannot be ranked together.
+    """
+    cases, values, notes = gather(runs, rules)
+    if {"tumor-dsc", "tumor-nsd"} & values.keys():
+        counts = [(run.with_structure(TUMOR), len(run.in_reference)) for run in runs]
+        present, total = max((n for n in counts if n[1]), default=(None, 0))
+        if present:
+            notes.append(f"tumor scores: {present} of {total} references have a tumor")
+        elif total:
+            notes.append(
+                "tumor scores: no reference has a tumor; they are 1 where none was predicted, "
+                "else 0, by the challenge's rule (--weight tumor-dsc=0 leaves them out)"
+            )
+    notes = (*notes, *remarks(runs))
+    return rank_teams([run.team for run in runs], cases, values, rules.weights, notes)
 
 
 def metric_values(run: Run, metric: str, cases: list[str], tolerances: Tolerances) -> np.ndarray:
@@ -147,14 +151,12 @@ def gather(runs: list[Run], rules: Rules) -> tuple[list[str], dict[str, np.ndarr
         RunError: two teams have no case in common, only some teams that did any case have a metric
             at all, or no metric is left.
     """
-    notes = [
-        f"**{run.team}: {case} was not measured, for the GPU was not read; it is left out for "
-        "every team (`efficiency --resume` measures it again)**"
-        for run in runs
-        for case in run.unmeasured
-    ]
+    notes = []
     unmeasured = {case for run in runs for case in run.unmeasured}
     cases = sorted({case for run in runs for case in run.cases} - unmeasured)
+    if unmeasured:
+        names = ", ".join(sorted(unmeasured))
+        notes.append(f"Caution: left out for every team, as one's GPU was not read: {names}")
     for one, other in combinations(runs, 2):
         if not set(one.cases) & set(other.cases) - unmeasured:
             raise RunError(f"{one.team} and {other.team} have no case in common")
@@ -167,12 +169,8 @@ def gather(runs: list[Run], rules: Rules) -> tuple[list[str], dict[str, np.ndarr
         if absent.all():
             notes.append(f"{metric.title}: no team has it, so it is left out")
             continue
-        without = [
-            run.team
-            for run, row in zip(runs, absent, strict=True)
-            if row.all() and not run.failed_everywhere
-        ]
-        if without:
+        each = list(zip(runs, absent, strict=True))
+        if without := [run.team for run, row in each if row.all() and not run.failed_everywhere]:
             raise RunError(
                 f"{', '.join(without)}: no {metric.title} at all, which others have; "
                 f"measure it, or leave it out with --weight {key}=0"
@@ -180,9 +178,8 @@ def gather(runs: list[Run], rules: Rules) -> tuple[list[str], dict[str, np.ndarr
         measured = ~absent.all(axis=0)
         if not measured.all():
             notes.append(f"{metric.title}: no team has {(~measured).sum()} of {len(cases)} cases")
-        for run, row in zip(runs, absent & measured, strict=True):
-            if row.any():
-                names = ", ".join(np.array(cases)[row])
+        for run, row in each:
+            if names := ", ".join(np.array(cases)[row & measured]):
                 notes.append(f"{run.team}, {metric.title}: counted as failed in {names}")
         values[key] = np.where(absent & measured, metric.failure, table)
     if not values:
@@ -191,7 +188,11 @@ def gather(runs: list[Run], rules: Rules) -> tuple[list[str], dict[str, np.ndarr
 
 
 def rank_teams(
-    teams: list[str], cases: list[str], values: dict[str, np.ndarray], weights: dict[str, float]
+    teams: list[str],
+    cases: list[str],
+    values: dict[str, np.ndarray],
+    weights: dict[str, float],
+    notes: tuple[str, ...] = (),
 ) -> Ranking:
     """Rank per case and metric, then average.
 
@@ -199,6 +200,7 @@ def rank_teams(
         teams, cases: names.
         values: metric to (teams, cases); a case that is NaN for all is left out of the metric.
         weights: metric to weight.
+        notes: for the ranking.
     """
     ranks = {}
     total = np.zeros((len(teams), len(cases)))  # of each case's weighted ranks
@@ -213,17 +215,11 @@ def rank_teams(
     drawn = weight[chosen].sum(axis=1)
     resampled = np.stack([row[chosen].sum(axis=1) for row in total]) / np.where(drawn, drawn, 1)
     scores = total.sum(axis=1) / weight.sum()
-    return Ranking(
-        teams=teams,
-        cases=cases,
-        values=values,
-        ranks=ranks,
-        weights={key: weights[key] for key in values},
-        scores=scores,
-        final=_rank_scores(scores),
-        interval=rank_intervals(total, random),
-        first=(_rank_scores(resampled) == 1).mean(axis=1),
-    )
+    used = {key: weights[key] for key in values}
+    interval = rank_intervals(total, random)
+    first = (_rank_scores(resampled) == 1).mean(axis=1)
+    final = _rank_scores(scores)
+    return Ranking(teams, cases, values, ranks, used, scores, final, interval, first, notes)
 
 
 def rank_intervals(totals: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -245,18 +241,16 @@ def rank_intervals(totals: np.ndarray, random: np.random.Generator) -> np.ndarra
         team's comparisons (Bonferroni).
     """
     teams, cases = totals.shape
-    if cases <= _ALL_FLIPS:
-        signs = 1 - 2 * ((np.arange(2**cases)[:, None] >> np.arange(cases)) & 1)
-        drawn = 0  # all of them: the observed one is among them
-    else:
+    every = cases <= _ALL_FLIPS  # the observed one is among them
+    signs = 1 - 2 * ((np.arange(2**cases * every)[:, None] >> np.arange(cases)) & 1)
+    if not every:
         signs = random.choice([-1, 1], size=(RESAMPLINGS, cases))
-        drawn = 1
     intervals = np.tile([1, teams], (teams, 1))
     for ours in range(teams - 1):
         differences = totals[ours] - totals[ours + 1 :]  # (other teams, cases)
         observed = differences.sum(axis=1)
         as_far = np.abs(signs @ differences.T) >= np.abs(observed) - 1e-9
-        p = (as_far.sum(axis=0) + drawn) / (len(signs) + drawn)
+        p = (as_far.sum(axis=0) + (not every)) / (len(signs) + (not every))
         for theirs in np.flatnonzero(p <= (1 - _LEVEL) / (teams - 1)):
             better, worse = ours, ours + 1 + theirs
             if observed[theirs] > 0:

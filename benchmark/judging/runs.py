@@ -15,18 +15,13 @@ from math import inf, isfinite
 from pathlib import Path
 
 from benchmark.checking.pages import CHECK_JSON
+from benchmark.containers import results as rules
 from benchmark.containers.efficiency import EFFICIENCY_SUFFIX
-from benchmark.containers.results import (
-    FIGURES,
-    NOT_MEASURED,
-    PENALTY,
-    figure,
-    median_run,
-    ram_measures,
-)
+from benchmark.containers.results import FIGURES, NOT_MEASURED
 from benchmark.options import HarnessError
 from benchmark.scoring.protocol import COLUMNS
 from benchmark.scoring.tables import PER_CASE_CSV
+from benchmark.text import listed
 from inference.files import SUFFIXES
 from inference.labels import ORGANS, TUMOR
 
@@ -42,28 +37,16 @@ class RunError(HarnessError):
 
 @dataclass(frozen=True)
 class Run:
-    """One team's results.
+    """One team's results."""
 
-    Attributes:
-        team: the part of the CSV's name before `_Efficiency.csv`, or else the folder's name.
-        folder: where it was read.
-        results: case to its runs, as `containers/results.py` has them.
-        scores: case to official column (`Liver_DSC`) to score, None where it was not scored.
-        environment: the content of `environment.json`; empty where there is none.
-        has_gpu: whether GPU memory was measured; a failed case's penalty is no measurement.
-        in_reference: case to the official names of the structures that its reference has; empty
-            where the scores do not hold it, as the organisers' own do not.
-        partial: whether only annotated labels were scored.
-    """
-
-    team: str
+    team: str  # the CSV's name before `_Efficiency.csv`, or else the folder's
     folder: Path
-    results: dict[str, list[dict]]
-    scores: dict[str, dict[str, float | None]]
-    environment: dict
-    has_gpu: bool = False
-    in_reference: dict[str, list[str]] = field(default_factory=dict)
-    partial: bool = False
+    results: dict[str, list[dict]]  # case to its runs, as `containers/results.py` has them
+    scores: dict[str, dict[str, float | None]]  # case to official column (`Liver_DSC`) to score
+    environment: dict  # the content of `environment.json`; empty where there is none
+    has_gpu: bool = False  # GPU memory was measured; a failed case's penalty is no measurement
+    in_reference: dict[str, list[str]] = field(default_factory=dict)  # official names; {} unknown
+    partial: bool = False  # only annotated labels were scored
 
     @property
     def cases(self) -> list[str]:
@@ -72,31 +55,32 @@ class Run:
 
     def shown(self, case: str) -> dict | None:
         """Return the result that counts; None where the case was not run."""
-        return median_run(self.results[case]) if case in self.results else None
+        return rules.median_run(self.results[case]) if case in self.results else None
 
     def failed(self, case: str) -> bool:
-        """Whether the case counts as failed."""
+        """Return whether the case counts as failed."""
         return bool((self.shown(case) or {}).get("penalty"))
 
     @property
     def failed_everywhere(self) -> bool:
-        """Whether no case that was run was done."""
+        """Return whether no case that was run was done."""
         return bool(self.results) and all(map(self.failed, self.results))
 
     @property
     def unmeasured(self) -> list[str]:
-        """The cases whose GPU stopped answering."""
+        """The cases whose GPU was not read."""
         return [case for case in self.results if self.shown(case).get("status") == NOT_MEASURED]
 
     def measured(self, case: str, column: str) -> float | None:
         """Return an official column's figure, failures with penalties; None if not measured."""
         shown = self.shown(case)
-        return None if shown is None else figure(shown, FIGURES[column].key)
+        return None if shown is None else rules.figure(shown, FIGURES[column].key)
 
     @property
     def ram_measures(self) -> set[str]:
-        """How RAM was read, keys of `RAM_MEASURES`; empty where nothing tells."""
-        found = set(ram_measures(result for runs in self.results.values() for result in runs))
+        """Return how RAM was read, keys of `RAM_MEASURES`; empty where nothing tells."""
+        every = [result for runs in self.results.values() for result in runs]
+        found = set(rules.ram_measures(every))
         if found or "image" not in self.environment:
             return found
         # A table without its samples: a container's cgroup is read wherever it can be seen.
@@ -109,14 +93,12 @@ class Run:
         return sum(COLUMNS[label - 1] in names for names in self.in_reference.values())
 
     def score(self, case: str, metric: str) -> float | None:
-        """Return DSC or NSD of a case: of tumor, or the mean of the organs (if partial, of some).
+        """Return a score of a case, 0 to 1; None where the run has none.
 
         Args:
             case: its name.
-            metric: "dsc", "nsd", "tumor-dsc" or "tumor-nsd".
-
-        Returns:
-            0 to 1; None where the run has no such score.
+            metric: "dsc", "nsd" (mean of the 13 organs; if partial, of those scored), "tumor-dsc"
+                or "tumor-nsd".
         """
         kind = metric.removeprefix("tumor-").upper()
         labels = [TUMOR] if metric.startswith("tumor-") else ORGANS
@@ -125,6 +107,34 @@ class Run:
         if self.partial:
             scores = [score for score in scores if score is not None]
         return None if None in scores or not scores else sum(scores) / len(scores)
+
+
+def remarks(runs: Sequence[Run]) -> list[str]:
+    """Return what to know of the runs' figures, on every page that compares them."""
+    found = []
+    for run in runs:
+        reasons = dict.fromkeys(run.unmeasured, "the GPU was not read")
+        reasons |= run.environment.get("not_measured", {})
+        if each := [f"{name} ({reason})" for name, reason in reasons.items()]:
+            found.append(f"Caution: not measured of {run.team}: {listed(each)}")
+        if failed := list(filter(run.failed, run.cases)):
+            found.append(f"failed of {run.team}: {listed(failed)}")
+    if any(run.failed(case) for run in runs for case in run.cases):
+        found.append(rules.PENALTY_SENTENCE)
+    measures = {run.team: " and ".join(sorted(run.ram_measures)) for run in runs if run.results}
+    if len(set(measures.values()) - {""}) > 1:
+        each = "; ".join(f"{team}: {measure or 'unknown'}" for team, measure in measures.items())
+        found.append(
+            f"Caution: RAM was not read in the same way ({each}): do not compare it, and times "
+            "only if a container's start is in all or in none"
+        )
+    warm = [run.team for run in runs if run.environment.get("warm_up")]
+    if 0 < len(warm) < len(runs):
+        found.append(f"Caution: only {', '.join(warm)} had a warm-up run before being timed")
+    if partial := [run.team for run in runs if run.partial]:
+        names = ", ".join(partial)
+        found.append(f"scores of {names} are of annotated labels only, not the official rule")
+    return found
 
 
 def case_of(name: str, *, is_input: bool) -> str:
@@ -160,27 +170,26 @@ def read_run(folder: Path) -> Run:
             rows = _read_csv(table, team, FIGURES, inf, is_input=True)
         if (table := folder / PER_CASE_CSV).is_file():
             columns = [f"{name}_{kind}" for kind in ("DSC", "NSD") for name in COLUMNS]
-            found = _read_csv(table, team, columns, 1.0, is_input=False)
-            scores = {case: rows_of_case[-1] for case, rows_of_case in found.items()}
+            every = _read_csv(table, team, columns, 1.0, is_input=False)
+            scores = {case: repeats[-1] for case, repeats in every.items()}
+        results = {case: list(map(_result_of_row, repeats)) for case, repeats in rows.items()}
+        results |= _read_measurements(folder / "efficiency")
+        every = [result for repeats in results.values() for result in repeats]
         has_gpu = bool(environment.get("gpu")) and not environment.get("gpu_note")
-        has_gpu |= any(
-            row["MaxGPU_Mem"] is not None and not _row_failed(row)
-            for rows_of_case in rows.values()
-            for row in rows_of_case
-        )
-        results = {
-            case: [_result_of_row(row, has_gpu) for row in rows_of_case]
-            for case, rows_of_case in rows.items()
-        }
-        results |= _read_measurements(folder / "efficiency", has_gpu)
+        has_gpu |= any(r["peak_gpu_mb"] is not None for r in every if not r["penalty"])
+        for result in every:
+            unread = has_gpu and result["peak_gpu_mb"] is None
+            broken = (result.get("sampler") or {}).get("gpu_error")
+            if broken or result["seconds"] is None or (unread and not result["penalty"]):
+                result |= {"status": NOT_MEASURED, "penalty": None}
+            elif unread:
+                result["peak_gpu_mb"] = 0.0  # so that the area's penalty counts
         scoring = _read_object(folder / "accuracy.json")
         in_reference = {
             case_of(case["name"], is_input=False): case["in_reference"]
             for case in scoring.get("cases", [])
             if "in_reference" in case
         }
-    except RunError:
-        raise
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise RunError(f"{folder}: a table or JSON cannot be read ({error!r})") from error
     partial = bool(scoring.get("annotated_only"))
@@ -216,10 +225,10 @@ def _read_csv(
     except (UnicodeDecodeError, csv.Error) as error:
         raise RunError(f"{path}: not comma-separated text in UTF-8 ({error})") from error
     header, rows = table[0] if table else [], {}
-    needed = ["Name", *columns] if is_input else ["Name"]
-    if missing := [name for name in needed if name not in header]:
-        found = ",".join(header)[:60]
-        raise RunError(f"{path}: no column {missing[0]!r}, separated by commas, in {found!r}")
+    for name in ["Name", *columns] if is_input else ["Name"]:
+        if name not in header:
+            found = ",".join(header)[:60]
+            raise RunError(f"{path}: no column {name!r}, separated by commas, in {found!r}")
     for cells in filter(None, table[1:]):
         row = dict(zip(header, cells, strict=False))
         name = row["Name"]
@@ -242,36 +251,25 @@ def _read_csv(
     return rows
 
 
-def _row_failed(row: dict[str, float | None]) -> bool:
-    return (row["Time"] or 0.0) >= PENALTY["seconds"]
+def _result_of_row(row: dict[str, float | None]) -> dict:
+    if (row["Time"] or 0.0) >= rules.PENALTY["seconds"]:
+        failed = {"status": "failed", "penalty": rules.PENALTY}
+        return failed | {"seconds": row["Time"], "peak_gpu_mb": None}
+    result = {figure.key: row[name] for name, figure in FIGURES.items()}
+    return result | {"status": "ok", "penalty": None}
 
 
-def _result_of_row(row: dict[str, float | None], has_gpu: bool) -> dict:
-    result = {column.key: row[name] for name, column in FIGURES.items()}
-    if _row_failed(row):
-        return {"status": "failed", "penalty": PENALTY, "peak_gpu_mb": 0.0 if has_gpu else None}
-    result |= {"status": "ok", "penalty": None}
-    return result | {"status": NOT_MEASURED} if _is_unread(result, has_gpu) else result
-
-
-def _is_unread(result: dict, has_gpu: bool) -> bool:
-    missing = result["seconds"] is None or (has_gpu and result["peak_gpu_mb"] is None)
-    return missing and not result["penalty"]
-
-
-def _read_measurements(folder: Path, has_gpu: bool) -> dict[str, list[dict]]:
+def _read_measurements(folder: Path) -> dict[str, list[dict]]:
     measurements = {}
+    keys = {figure.key for figure in FIGURES.values()}
     for path in sorted(folder.glob("*.json")):
         content = _read_object(path)
         series = [values for values in content["samples"].values() if values]
         numbers = [content["seconds"], *(number for values in series for number in values)]
         if not all(isinstance(number, int | float) for number in numbers):
             raise ValueError(f"{content['case']} has samples that are no numbers")
-        keys = {column.key for column in FIGURES.values()}
         if len({len(values) for values in series}) > 1 or not keys <= set(content):
             raise ValueError(f"{content['case']} is incomplete")
-        if content.get("sampler", {}).get("gpu_error") or _is_unread(content, has_gpu):
-            content["status"] = NOT_MEASURED
         measurements.setdefault(content["case"], []).append(content)
     return measurements
 

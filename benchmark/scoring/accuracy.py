@@ -1,8 +1,8 @@
 """Score predicted label maps against references: DSC and NSD of 13 organs and tumor.
 
 Every number agrees with the challenge's own script (FLARE23_DSC_NSD_Eval.py, and
-FLARE22_DSC_NSD_Eval.py with --protocol flare22) to its 4 decimals. Where that script stops or says
-nothing, this one goes on and warns:
+FLARE22_DSC_NSD_Eval.py with --protocol flare22) to its 4 decimals. Where that script stops or
+prints nothing, this one goes on and warns:
 
   prediction missing, unreadable,  DSC 0 and NSD 0 for every structure; exit code 1
   or of another shape
@@ -14,11 +14,11 @@ nothing, this one goes on and warns:
   what is no regular file          not scored; exit code 1
 
 With --cases or --labels only what was annotated is scored, which is not the official rule; the
-report says so. Every structure says in how many references it is.
+report marks it so. Every structure is beside the number of references that have it.
 """
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,14 +26,9 @@ import numpy as np
 
 from benchmark.options import UsageError, count
 from benchmark.processes import WorkerDiedError, in_processes
+from benchmark.scoring import protocol as rules
 from benchmark.scoring.label_map import LabelMapError
-from benchmark.scoring.protocol import (
-    PROTOCOLS,
-    Annotated,
-    Protocol,
-    parse_labels,
-    read_cases_file,
-)
+from benchmark.scoring.protocol import PROTOCOLS, Annotated, Protocol
 from benchmark.scoring.scores import CaseScores, failed_case, score_case
 from benchmark.scoring.tables import PER_CASE_CSV, Scoring, write_report
 from benchmark.text import plural, show
@@ -59,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--nsd-floor", type=float, metavar="DSC", help=text)
     partly = parser.add_mutually_exclusive_group().add_argument
     text = "for partly labelled references: score these labels alone (1 is liver)"
-    partly("--labels", type=parse_labels, metavar="1,4", help=text)
+    partly("--labels", type=rules.parse_labels, metavar="1,4", help=text)
     text = "the same, the labels of each case as its annotated_labels"
     partly("--cases", type=Path, metavar="cases.json", help=text)
     text = "cases scored at once (default: the cores that this process may use, %(default)s)"
@@ -67,11 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Score a folder and write the report.
-
-    Returns:
-        0 all cases scored; 1 some failed, and the rest is written.
-    """
+    """Score a folder and write the report; 0 all scored, 1 some failed and the rest is written."""
     for folder in (arguments.reference, arguments.prediction):
         if not folder.is_dir():
             raise UsageError(f"there is no folder {folder}")
@@ -80,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         protocol = replace(protocol, nsd_floor=arguments.nsd_floor)
     annotated = Annotated(arguments.labels, {}) if arguments.labels else None
     if arguments.cases:
-        annotated = read_cases_file(arguments.cases)
+        annotated = rules.read_cases_file(arguments.cases)
     references = find_entries(arguments.reference)
     if not references:
         raise UsageError(f"no .nii.gz or .nii in {arguments.reference}")
@@ -90,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def score_folder(
-    references: Iterable[Path],
+    references: Sequence[Path],
     prediction: Path,
     report: Path,
     protocol: Protocol,
@@ -108,39 +99,39 @@ def score_folder(
         report: folder that gets the report.
         protocol: the rules.
         annotated: which labels count; None is the official rule, all of them.
-        workers: processes at once.
+        workers: processes at once; None is as many as there are cores for this one.
 
     Returns:
         Whether all of them were scored.
     """
-    rules: dict[Path, Protocol] = {}
+    pairs = {path: prediction_of(path, prediction) for path in references}
+    jobs: dict[Path, tuple[Path, Path, Protocol]] = {}
     unscored: dict[str, str] = {}
-    for path in references:
+    for path, predicted in pairs.items():
         reason = why_not_a_volume(path)
         try:
             if not reason:
-                rules[path] = annotated.rules(path, protocol) if annotated else protocol
+                scored_by = annotated.rules(path, protocol) if annotated else protocol
+                jobs[path] = (path, predicted, scored_by)
         except ValueError as error:
             reason = str(error)
         if reason:
             unscored[path.name] = reason
             show(f"{path.name}: not scored: {reason}")
-    pairs = {path: prediction_of(path, prediction) for path in references}
     report.mkdir(parents=True, exist_ok=True)
     use_for_temporary_files(report)
     scored: dict[Path, CaseScores] = {}
-    jobs = {path: (path, pairs[path], of_case) for path, of_case in rules.items()}
-    how_many = workers or cpu_limit()
-    for done, (path, result) in enumerate(in_processes(score_case, jobs, how_many), 1):
+    results = in_processes(score_case, jobs, workers or cpu_limit())
+    for done, (path, result) in enumerate(results, start=1):
         if isinstance(result, LabelMapError):
             unscored[path.name] = f"reference: {result}"
             show(f"[{done}/{len(jobs)}] {path.name}: not scored, reference: {result}")
             continue
         if isinstance(result, Exception):
-            advice = "; with little memory, lower --workers"
-            died = isinstance(result, WorkerDiedError)
-            reason = f"{result}{advice}" if died else f"{type(result).__name__}: {result}"
-            result = failed_case(path.name, rules[path], reason)
+            reason = f"{type(result).__name__}: {result}"
+            if isinstance(result, WorkerDiedError):
+                reason = f"{result}; with little memory, lower --workers"
+            result = failed_case(path.name, jobs[path][2], reason)
         if annotated and case_name(path) in annotated.stacks:
             result.warnings.append("a stack of slices that do not touch: its NSD means little")
         scored[path] = result
@@ -151,14 +142,13 @@ def score_folder(
         show("no reference could be used")
         return False
 
-    unmatched = {}
+    unmatched, irregular = {}, False
     for path in find_entries(prediction):
         reason = why_not_a_volume(path)
         if reason or path not in pairs.values():
             unmatched[path.name] = reason or "a prediction without a reference, not scored"
             show(f"  warning: {path.name}: {unmatched[path.name]}")
-            if reason:
-                unscored.setdefault(path.name, f"prediction: {reason}")
+            irregular |= bool(reason)
     scoring = Scoring(cases, protocol, annotated, unscored, unmatched)
     write_report(report, scoring)
     summary = scoring.summary()
@@ -169,7 +159,7 @@ def score_folder(
     if annotated:
         show(f"not the official rule: {annotated.sentence()}")
     show(f"report: {report / 'accuracy.md'}")
-    return not unscored and not any(case.failure for case in cases)
+    return not (irregular or unscored or any(case.failure for case in cases))
 
 
 def prediction_of(reference: Path, folder: Path) -> Path:

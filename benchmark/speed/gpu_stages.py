@@ -20,8 +20,8 @@ from torch.nn.functional import conv2d
 
 from benchmark.speed.gpu_sweep import FULL_SIZE, PAPER_SIZE, STAGES
 from benchmark.speed.network_speed import median_seconds, tflop_a_slice
+from inference.cuda import runtime as cuda
 from inference.cuda.choices import CudaChoices
-from inference.cuda.runtime import runtime as cuda
 from inference.device import choose_device
 from inference.intensity import percentiles
 from inference.labels import LABEL_NAMES

@@ -22,6 +22,7 @@ from inference.labels import ORGANS
 from inference.network.model import DOWNSAMPLING, AttentionUNet
 from inference.network.weights import WeightsMetadata, load_weights
 from inference.phases import LOG_VARIABLE, PhaseTimer
+from inference.terminal import existing
 from inference.volume import ORIENTATION
 
 
@@ -114,9 +115,9 @@ def segment(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m benchmark plain-pipeline`."""
-    parser.add_argument("--input", type=Path, required=True, metavar="DIR|FILE")
+    parser.add_argument("--input", type=existing, required=True, metavar="DIR|FILE")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--weights", type=Path, required=True, metavar="FILE.safetensors")
+    parser.add_argument("--weights", type=existing, required=True, metavar="FILE.safetensors")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -4,7 +4,8 @@ DOCKER_STUB names a folder. An image is a folder `images/NAME` with a `predict.s
 is a tar file with a `manifest.json` and the `predict.sh`, or the text of an image's name; a
 container is a process group with that script's copy beside links to the mounted folders. Every
 order is written to `orders`, one JSON list a line. A container finds the options that it was
-started with in CONTAINER_OPTIONS.
+started with in CONTAINER_OPTIONS. With DOCKER_STUB_SLOW it takes that many seconds to find a
+container's process.
 """
 
 import json
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from pathlib import Path
 
 stub = Path(os.environ["DOCKER_STUB"])
@@ -106,6 +108,7 @@ match arguments:
     case ["container", "run", *_]:
         sys.exit(run_container())
     case ["container", "inspect", *_, name]:
+        time.sleep(float(os.environ.get("DOCKER_STUB_SLOW", "0")))
         pid_file = stub / f"{name}.pid"
         if not pid_file.exists():
             sys.exit("Error: No such container: " + name)
@@ -113,10 +116,10 @@ match arguments:
     case ["container", "rm", "-f", _]:
         sys.exit(remove_container())
     case ["container", "ls", *_]:
-        labelled = any(word.startswith("label=") for word in arguments)
+        labelled = [word.partition("=")[2] for word in arguments if word.startswith("label=")]
         for pid_file in stub.glob("*.pid"):
             label = pid_file.with_suffix(".label")
-            print(pid_file.stem, label.read_text() if labelled else "", sep="\t")
+            print(pid_file.stem, *(f"{key}={label.read_text()}" for key in labelled), sep="\t")
     case ["events", *_] if "event=start" in arguments:
         name = next(word for word in arguments if word.startswith("container=")).split("=")[1]
         if (stub / f"{name}.started").exists():

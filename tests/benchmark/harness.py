@@ -7,9 +7,9 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import NamedTuple
 from unittest import mock
 
 import nibabel
@@ -21,6 +21,9 @@ from benchmark.__main__ import main
 ROOT = Path(__file__).parents[2]
 
 AFFINE = np.diag([-0.8, -0.8, 2.5, 1.0])
+
+COPY = 'cp {inputs}/* {outputs}/"$(basename {inputs}/* _0000.nii.gz)".nii.gz'
+"""A command that writes a valid label map of its input."""
 
 
 def save(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
@@ -35,13 +38,12 @@ def make_inputs(folder: Path, *names: str) -> Path:
     return folder
 
 
-@dataclass(frozen=True)
-class Done:
+class Done(NamedTuple):
     """What a run of the command line left behind."""
 
-    returncode: int
-    stdout: str
-    stderr: str
+    code: int
+    out: str
+    err: str
 
 
 def run_benchmark(*arguments: object, **environment: str) -> Done:
@@ -59,29 +61,42 @@ def run_benchmark(*arguments: object, **environment: str) -> Done:
     return Done(code, output.getvalue(), errors.getvalue())
 
 
-def run_efficiency(*arguments: object, **environment: str) -> Done:
-    """`python -m benchmark efficiency` in this process."""
-    return run_benchmark("efficiency", *arguments, **environment)
+def places(folder: Path, *names: str) -> list[object]:
+    """Words of `efficiency` for cases in folder/in, label maps to folder/out, folder/run."""
+    inputs = make_inputs(folder / "in", *names)
+    return ["--inputs", inputs, "--outputs", folder / "out", "--report", folder / "run"]
 
 
-def start_efficiency(*arguments: object, **environment: str) -> subprocess.Popen:
-    """The same in a process of its own, to be interrupted."""
+def measure(folder: Path, names: str, *options: object, command: str | None = COPY, **env) -> Done:
+    """`python -m benchmark efficiency` over cases, by default of a local command."""
+    what = () if command is None else ("--command", command)
+    return run_benchmark("efficiency", *places(folder, *names.split()), *what, *options, **env)
+
+
+def start(*arguments: object, **environment: str) -> subprocess.Popen:
+    """`python -m benchmark` in a process of its own, to be interrupted."""
     return subprocess.Popen(
-        [sys.executable, "-m", "benchmark", "efficiency", *map(str, arguments)],
+        [sys.executable, "-m", "benchmark", *map(str, arguments)],
         cwd=ROOT,
         env=os.environ | environment,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
-def read_case(report: Path, name: str) -> dict:
-    return json.loads((report / f"efficiency/{name}.json").read_text())
+def read_case(folder: Path, name: str) -> dict:
+    return json.loads((folder / f"run/efficiency/{name}.json").read_text())
 
 
-def read_table(report: Path, team: str = "command") -> dict[str, dict[str, str]]:
-    with (report / f"{team}_Efficiency.csv").open() as file:
-        return {row["Name"]: row for row in csv.DictReader(file)}
+def read_table(folder: Path, team: str = "command") -> dict[str, dict[str, str]]:
+    with (folder / f"run/{team}_Efficiency.csv").open() as file:
+        return {row["Name"].removesuffix("_0000.nii.gz"): row for row in csv.DictReader(file)}
+
+
+def page_data(page: Path) -> dict:
+    """The data of a report page."""
+    return json.loads(page.read_text(encoding="utf-8").split('id="data">')[1].split("</script>")[0])
 
 
 def running(marker: str) -> list[psutil.Process]:
@@ -108,10 +123,11 @@ class StandInEngine:
         self.folder = folder
         binaries = folder / "bin"
         binaries.mkdir(parents=True)
-        script = binaries / "docker"
+        self.script = binaries / "docker"
         stub = Path(__file__).with_name("docker_stub.py")
-        script.write_text(f'#!/bin/sh\nexec {sys.executable} {stub} "$@"\n')
-        script.chmod(0o755)
+        # Without site-packages, which take most of an interpreter's start.
+        self.script.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {stub} "$@"\n')
+        self.script.chmod(0o755)
         path = f"{binaries}{os.pathsep}{os.environ['PATH']}"
         self.environment = {"PATH": path, "DOCKER_STUB": str(folder)}
 
@@ -121,6 +137,11 @@ class StandInEngine:
 
     def containers(self, name: str) -> list[str]:
         return [path.stem for path in self.folder.glob(f"{name}-*.pid")]
+
+    def orders(self, *start: str) -> list[list[str]]:
+        """Everything that was asked of it, or what starts with some words."""
+        lines = (self.folder / "orders").read_text().splitlines()
+        return [order for line in lines if (order := json.loads(line))[: len(start)] == [*start]]
 
     def close(self) -> None:
         pass

@@ -1,23 +1,27 @@
 /* A stand-in for libnvidia-ml.so.1 that plays a known curve of device memory.
  *
  * It exports what nvidia-ml-py calls. Structures and symbols are those of NVIDIA's nvml.h.
- *   NVML_STUB_CURVE=steps   reading n (from 0) has 200 + 3 n MB in use, 150 of them the driver's
- *   NVML_STUB_CURVE=ramp    1000 MB, and 500 MB more each second since the first reading
- *   NVML_STUB_DEVICES=N     how many devices there are (1)
- *   NVML_STUB_OLD=1         the driver is too old to tell its own part
+ *   NVML_STUB_CURVE=ramp    1000 MB, and 500 MB more each second since the first reading; otherwise
+ *                           reading n (from 0) has 200 + 3 n MB in use, 150 of them the driver's
+ *   NVML_STUB_DEVICES=N     how many devices there are (1), with UUIDs GPU-stub-0, GPU-stub-1 …
+ *   NVML_STUB_INIT=CODE     the error that initialisation gives
+ *   NVML_STUB_V1=CODE       the error that the first memory call gives, V2 the second's
+ *   NVML_STUB_LOST=FILE     once FILE is there, the GPU is lost
  *   NVML_STUB_LOG=FILE      gets one line a reading: MB in use
  * A process 4242 holds 50 MB all the time; another, 777, holds 300 MB after the second time of asking.
  */
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #define MB 1048576ULL
 #define TOTAL (11264 * MB)
 #define RESERVED (150 * MB)
 
-enum { SUCCESS = 0, INVALID_ARGUMENT = 2, INSUFFICIENT_SIZE = 7, FUNCTION_NOT_FOUND = 13 };
+enum { SUCCESS = 0, INVALID_ARGUMENT = 2, INSUFFICIENT_SIZE = 7, GPU_IS_LOST = 15 };
 
 typedef struct { unsigned long long total, free, used; } memory_t;
 typedef struct { unsigned version; unsigned long long total, reserved, free, used; } memory_v2_t;
@@ -27,9 +31,14 @@ typedef struct {
     unsigned gpuInstanceId, computeInstanceId;
 } process_t;
 
-static unsigned devices(void) {
-    const char *text = getenv("NVML_STUB_DEVICES");
-    return text ? (unsigned)atoi(text) : 1;
+static int number(const char *name, int otherwise) {
+    const char *text = getenv(name);
+    return text ? atoi(text) : otherwise;
+}
+
+static int failure(const char *name) {
+    const char *lost = getenv("NVML_STUB_LOST");
+    return lost && access(lost, F_OK) == 0 ? GPU_IS_LOST : number(name, SUCCESS);
 }
 
 static unsigned long long in_use(void) {
@@ -39,32 +48,42 @@ static unsigned long long in_use(void) {
     clock_gettime(CLOCK_MONOTONIC, &now);
     double seconds = now.tv_sec + 1e-9 * now.tv_nsec;
     if (first < 0) first = seconds;
-    unsigned long long bytes = !strcmp(getenv("NVML_STUB_CURVE"), "ramp")
+    const char *curve = getenv("NVML_STUB_CURVE"), *path = getenv("NVML_STUB_LOG");
+    unsigned long long bytes = curve && !strcmp(curve, "ramp")
         ? (unsigned long long)((1000 + 500 * (seconds - first)) * MB)
         : (200 + 3 * readings) * MB;
     readings++;
-    FILE *log = fopen(getenv("NVML_STUB_LOG"), "a");
-    fprintf(log, "%.6f\n", (double)bytes / MB);
-    fclose(log);
+    FILE *log = path ? fopen(path, "a") : NULL;
+    if (log) {
+        fprintf(log, "%.6f\n", (double)bytes / MB);
+        fclose(log);
+    }
     return bytes;
 }
 
-int nvmlInitWithFlags(unsigned flags) { (void)flags; return SUCCESS; }
-int nvmlInit_v2(void) { return SUCCESS; }
+int nvmlInitWithFlags(unsigned flags) { (void)flags; return number("NVML_STUB_INIT", SUCCESS); }
+int nvmlInit_v2(void) { return number("NVML_STUB_INIT", SUCCESS); }
 int nvmlShutdown(void) { return SUCCESS; }
 const char *nvmlErrorString(int code) { (void)code; return "stub error"; }
 
-int nvmlDeviceGetCount_v2(unsigned *count) { *count = devices(); return SUCCESS; }
+int nvmlDeviceGetCount_v2(unsigned *count) {
+    *count = number("NVML_STUB_DEVICES", 1);
+    return SUCCESS;
+}
 
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) {
-    if (index >= devices()) return INVALID_ARGUMENT;
-    *device = (void *)1;
+    if ((int)index >= number("NVML_STUB_DEVICES", 1)) return INVALID_ARGUMENT;
+    *device = (void *)(uintptr_t)(index + 1);
+    return SUCCESS;
+}
+
+int nvmlDeviceGetUUID(void *device, char *uuid, unsigned length) {
+    snprintf(uuid, length, "GPU-stub-%d", (int)(uintptr_t)device - 1);
     return SUCCESS;
 }
 
 int nvmlDeviceGetName(void *device, char *name, unsigned length) {
-    (void)device;
-    snprintf(name, length, "Stub GPU");
+    snprintf(name, length, "Stub GPU %d", (int)(uintptr_t)device - 1);
     return SUCCESS;
 }
 
@@ -75,6 +94,8 @@ int nvmlSystemGetDriverVersion(char *version, unsigned length) {
 
 int nvmlDeviceGetMemoryInfo(void *device, memory_t *memory) {
     (void)device;
+    int code = failure("NVML_STUB_V1");
+    if (code) return code;
     memory->total = TOTAL;
     memory->used = in_use();
     memory->free = TOTAL - memory->used;
@@ -83,7 +104,8 @@ int nvmlDeviceGetMemoryInfo(void *device, memory_t *memory) {
 
 int nvmlDeviceGetMemoryInfo_v2(void *device, memory_v2_t *memory) {
     (void)device;
-    if (getenv("NVML_STUB_OLD")) return FUNCTION_NOT_FOUND;
+    int code = failure("NVML_STUB_V2");
+    if (code) return code;
     unsigned long long bytes = in_use();
     memory->total = TOTAL;
     memory->reserved = RESERVED;

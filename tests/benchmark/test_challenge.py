@@ -1,26 +1,20 @@
-"""An organiser's evening: teams that break, a disk that is full, an evening that is stopped."""
+"""A whole challenge: teams that break, a disk that is full, a run that is stopped, odd files."""
 
-import contextlib
 import gzip
 import io
 import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import tarfile
-from io import StringIO
-from unittest import mock
 
 import numpy as np
 import pytest
-from harness import ROOT, StandInEngine, make_inputs, save, wait_for
+from harness import StandInEngine, make_inputs, page_data, run_benchmark, save, start, wait_for
 
-from benchmark.__main__ import main
+from benchmark.challenge import team
 from benchmark.challenge.archive import ArchiveError, inspect_archive
 
-CASES = ("x", "y")
 GOOD = "for f in inputs/*_0000.nii.gz; do n=$(basename $f _0000.nii.gz); cp REFERENCE/$n.nii.gz " \
     "outputs/$n.nii.gz; done"  # fmt: skip
 EMPTY = "for f in inputs/*_0000.nii.gz; do cp $f outputs/$(basename $f _0000.nii.gz).nii.gz; done"
@@ -45,54 +39,39 @@ class Hall:
     """Teams, two cases with a liver each, and a stand-in engine."""
 
     def __init__(self, folder):
-        self.folder = folder
+        self.folder, self.report = folder, folder / "out"
         self.engine = StandInEngine(folder / "engine")
-        make_inputs(folder / "cts", *CASES)
+        make_inputs(folder / "cts", "x", "y")
         labels = np.zeros((6, 5, 4), np.uint8)
         labels[1:4, 1:4, 1:3] = 1
-        for case in CASES:
+        for case in "xy":
             save(folder / f"labels/{case}.nii.gz", labels)
-        self.report = folder / "evening"
 
     def enter(self, name, predict=GOOD, **more):
         predict = predict.replace("REFERENCE", str(self.folder / "labels"))
         return save_archive(self.folder / "archives" / name, predict, **more)
 
     def words(self, *more):
-        return [
-            *("challenge", "--archives", str(self.folder / "archives"), "--no-check"),
-            *("--inputs", str(self.folder / "cts"), "--reference", str(self.folder / "labels")),
-            *("--report", str(self.report), *more),
-        ]
+        names = {"archives": "archives", "inputs": "cts", "reference": "labels", "report": "out"}
+        options = [w for name, at in names.items() for w in (f"--{name}", self.folder / at)]
+        return ["challenge", "--no-check", *options, *more]
 
     def call(self, *more):
-        """`python -m benchmark challenge` in this process: its exit code and what it said."""
-        said = StringIO()
-        with (
-            mock.patch.dict(os.environ, self.engine.environment),
-            contextlib.redirect_stdout(said),
-            contextlib.redirect_stderr(said),
-        ):
-            return main(self.words(*more)), said.getvalue()
-
-    def orders(self, *start):
-        lines = (self.engine.folder / "orders").read_text().splitlines()
-        return [order for line in lines if (order := json.loads(line))[: len(start)] == [*start]]
+        return run_benchmark(*self.words(*more), **self.engine.environment)
 
     def images(self):
         folder = self.engine.folder / "images"
         return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
-    def fate(self, team):
-        return json.loads((self.report / f"teams/{team}/fate.json").read_text())
+    def fate(self, name):
+        return json.loads((self.report / f"teams/{name}/fate.json").read_text())
 
     def ranking(self):
         rows = json.loads((self.report / "ranking/ranking.json").read_text())["ranking"]
         return {row["team"]: row for row in rows}
 
     def page(self):
-        text = (self.report / "challenge.html").read_text()
-        return json.loads(text.split('id="data">')[1].split("</script>")[0])
+        return page_data(self.report / "challenge.html")["challenge"]
 
 
 @pytest.fixture
@@ -106,157 +85,137 @@ def test_a_team_that_breaks_costs_itself_only(hall):
     hall.enter("blind.tar.gz", EMPTY)
     hall.enter("crash.tar.gz", "echo no luck; exit 4")
     hall.enter("misnamed.tar.gz", tags=["our-best:v2"])
-    (hall.folder / "archives/torn.tar.gz").write_bytes(hall.enter("torn.tar.gz").read_bytes()[:-30])
-    code, said = hall.call()
-    assert code == 1, said
-    assert hall.images() == []
-    assert hall.engine.containers("best") == []
-    states = {name: hall.fate(name)["state"] for name in ("Best", "blind", "crash")}
-    assert states == {"Best": "done", "blind": "done", "crash": "done"}
-    assert hall.fate("misnamed")["state"] == hall.fate("torn")["state"] == "failed"
-    assert "holds our-best:v2, but the organisers run misnamed:latest" in said
-    assert hall.fate("torn")["reason"].startswith("archive: damaged")
+    torn = hall.enter("torn.tar.gz")
+    torn.write_bytes(torn.read_bytes()[:-30])
+    done = hall.call()
+    assert done.code == 1, done.err
+    assert hall.images() == hall.engine.containers("best") == []
+    states = {"Best": "done", "blind": "done", "crash": "done", "misnamed": "failed"}
+    states |= {"torn": "failed"}
+    assert {name: hall.fate(name)["state"] for name in states} == states
+    assert "our-best:v2" in hall.fate("misnamed")["reason"]
 
     ranking = hall.ranking()
-    assert ranking["Best"]["rank"] == 1
-    assert ranking["Best"]["dsc_mean"] == 1
+    assert (ranking["Best"]["rank"], ranking["Best"]["dsc_mean"]) == (1, 1)
     assert ranking["blind"]["dsc_mean"] == pytest.approx(12 / 13, abs=1e-4)  # all but the liver
-    for team in ("crash", "misnamed", "torn"):
-        assert ranking[team]["rank"] == 3
-        assert (ranking[team]["time_mean"], ranking[team]["dsc_mean"]) == (3600, 0)
+    for name in ("crash", "misnamed", "torn"):
+        row = ranking[name]
+        assert (row["rank"], row["time_mean"], row["dsc_mean"]) == (3, 3600, 0)
     page = hall.page()
-    assert [row[:3] for row in page["challenge"]["fates"]["rows"]] == [
-        ["Best", "done", "2 of 2"],
-        ["blind", "done", "2 of 2"],
-        ["crash", "done", "0 of 2"],
-        ["misnamed", "failed", "0 of 2"],
-        ["torn", "failed", "0 of 2"],
-    ]
-    assert page["challenge"]["ranking"]["rows"][0][:2] == ["1", "Best"]
+    counts = ["2 of 2"] * 2 + ["0 of 2"] * 3
+    rows = [row[:3] for row in page["fates"]["rows"]]
+    assert rows == [[*item, n] for item, n in zip(states.items(), counts, strict=True)]
+    assert page["ranking"]["rows"][0][:2] == ["1", "Best"]
     assert (hall.report / "teams/Best/labels/x.nii.gz").is_file()
 
     # Again: nobody is loaded or run anew, but for the team that has sent another archive.
-    before = len(hall.orders("load")), len(hall.orders("container", "run"))
-    assert hall.call()[0] == 1
-    assert (len(hall.orders("load")), len(hall.orders("container", "run"))) == before
-    for team in ("crash", "misnamed", "torn"):
-        hall.enter(f"{team}.tar.gz")
-    code, said = hall.call()
-    assert code == 0, said
-    assert "crash.tar.gz has changed: the team starts anew" in said
-    assert len(hall.orders("load")) == before[0] + 3
+    loads, runs = (len(hall.engine.orders(*w)) for w in (["load"], ["container", "run"]))
+    assert hall.call().code == 1
+    assert len(hall.engine.orders("load")) == loads
+    assert len(hall.engine.orders("container", "run")) == runs
+    for name in ("crash", "misnamed", "torn"):
+        hall.enter(f"{name}.tar.gz")
+    done = hall.call()
+    assert done.code == 0, done.err
+    assert len(hall.engine.orders("load")) == loads + 3
     assert hall.ranking()["torn"]["dsc_mean"] == 1
-    assert hall.images() == []
+    assert hall.call("--timeout", "9").code == 2  # one report holds one set of conditions
 
 
 @pytest.mark.slow
-def test_an_evening_goes_on_where_it_was_stopped(hall):
+def test_a_challenge_continues_where_it_was_stopped(hall):
     hall.enter("first.tar.gz")
     free, reached = hall.folder / "free", hall.folder / "reached"
     # Its second case waits until it is set free.
     wait = f"if [ -e inputs/y_0000.nii.gz ] && [ ! -e {free} ]; then touch {reached}; sleep 600; fi"
     hall.enter("second.tar.gz", f"{wait}\n{GOOD}")
-    hall.enter("third.tar.gz")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmark", *hall.words()],
-        cwd=ROOT,
-        env=os.environ | hall.engine.environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start(*hall.words(), **hall.engine.environment)
     wait_for(reached.exists)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the same command continues" in said
-    assert hall.images() == []
-    assert hall.engine.containers("second") == []
+    assert hall.images() == hall.engine.containers("second") == []
     assert list(hall.ranking()) == ["first"]  # what is there is ranked already
 
     free.touch()
-    before = len(hall.orders("container", "run"))
-    code, said = hall.call()
-    assert code == 0, said
-    assert [order[2] for order in hall.orders("load")[1:]] == [
-        *(str(hall.folder / f"archives/{name}.tar.gz") for name in ("second", "second", "third"))
-    ]
-    assert len(hall.orders("container", "run")) == before + 3  # y of the second, x and y
-    assert "x (6×5×4)" in said
-    assert list(hall.ranking()) == ["first", "second", "third"]
-    assert hall.images() == []
+    before = len(hall.engine.orders("container", "run"))
+    done = hall.call()
+    assert done.code == 0, done.err
+    loaded = [order[2].rpartition("/")[2] for order in hall.engine.orders("load")]
+    assert loaded == ["first.tar.gz", "second.tar.gz", "second.tar.gz"]
+    assert len(hall.engine.orders("container", "run")) == before + 1  # y of the second
+    assert list(hall.ranking()) == ["first", "second"]
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_not_the_teams_fault(hall, monkeypatch):
+def test_what_is_not_the_teams_fault_is_tried_again(hall, monkeypatch):
     hall.enter("small.tar.gz")
     hall.enter("large.tar.gz", layers=[bytes(3 << 20)])
-    monkeypatch.setattr("benchmark.challenge.team.free_image_bytes", lambda: (2 << 30) + (4 << 20))
-    code, said = hall.call()
-    assert code == 1
-    assert "disk: loading takes more than the 0.0 GB that may be used" in said
-    assert hall.fate("large")["state"] == "not run"
+    (hall.folder / "archives/unfetched.tar.gz").symlink_to("../annex/object")
+    hall.engine.make_image("here", "exit 1")
+    hall.enter("here.tar.gz")
+    monkeypatch.setattr(team.engine, "free_image_bytes", lambda: (2 << 30) + (4 << 20))
+    assert hall.call().code == 1
+    reasons = {name: hall.fate(name)["reason"] for name in ("large", "unfetched", "here")}
+    assert [reasons[name].split(":")[0] for name in reasons][:2] == ["disk", "archive"]
+    assert "here already" in reasons["here"]
+    assert {hall.fate(name)["state"] for name in reasons} == {"not run"}
     assert list(hall.ranking()) == ["small"]
-    assert "large not run" in hall.page()["challenge"]["notes"][0]
-    assert not any("large" in order[2] for order in hall.orders("load"))
+    assert all(name in hall.page()["notes"][0] for name in reasons)
+    assert hall.images() == ["here"]  # never replaced
+    assert len(hall.engine.orders("load")) == 1
     monkeypatch.undo()
-    assert hall.call()[0] == 0
-    assert sorted(hall.ranking()) == ["large", "small"]
-
-
-def test_images_that_are_here_are_never_replaced(hall):
-    hall.engine.make_image("team", "exit 1")
-    hall.enter("team.tar.gz")
-    code, said = hall.call()
-    assert code == 1
-    assert "an image team:latest is here already" in said
-    assert hall.images() == ["team"]
-    assert not hall.orders("load")
+    (hall.folder / "archives/unfetched.tar.gz").unlink()
+    hall.enter("unfetched.tar.gz")
+    (hall.folder / "archives/here.tar.gz").unlink()
+    assert hall.call().code == 0
+    assert sorted(hall.ranking()) == ["large", "small", "unfetched"]
 
 
 @pytest.mark.slow
 def test_what_an_engine_refuses_is_the_teams_if_the_engine_is_well(hall):
     hall.enter("odd.tar.gz", tags=["odd:latest", "odd2:latest"])
-    stub = hall.engine.folder / "bin/docker"
+    stub = hall.engine.script
     refusal = 'case "$1" in load) echo "invalid tar header" >&2; exit 1;; esac\nexec'
     stub.write_text(stub.read_text().replace("exec", refusal))
-    code, said = hall.call()
-    assert code == 1
-    assert "failed: load: docker does not load" in said
+    assert hall.call().code == 1
+    assert hall.fate("odd")["state"] == "failed"
     assert hall.ranking()["odd"]["time_mean"] == 3600
     stub.write_text("#!/bin/sh\necho Cannot connect to the Docker daemon >&2; exit 1\n")
     hall.enter("odd.tar.gz")
-    code, said = hall.call()
-    assert code == 2
-    assert "engine does not answer" in said
-
-
-def test_wrong_usage_is_said_before_the_evening(hall):
-    hall.folder.joinpath("archives").mkdir()
-    assert "holds no TEAM.tar.gz" in hall.call()[1]
-    hall.enter("Team.tar.gz")
-    hall.enter("team.tar.gz")
-    code, said = hall.call()
-    assert code == 2
-    assert "Team.tar.gz and team.tar.gz are both the image team:latest" in said
-    (hall.folder / "archives/team.tar.gz").unlink()
-    (hall.folder / "labels/y.nii.gz").rename(hall.folder / "labels/z.nii.gz")
-    code, said = hall.call()
-    assert code == 2
-    assert "no reference for y" in said
-    assert not hall.report.exists()
+    assert hall.call().code == 2
 
 
 @pytest.mark.slow
-def test_one_report_holds_one_set_of_conditions(hall):
+def test_cases_that_are_no_files_are_left_out_for_every_team_and_reported(hall):
     hall.enter("team.tar.gz")
-    assert hall.call()[0] == 0
-    code, said = hall.call("--timeout", "9")
-    assert code == 2
-    assert "another timeout" in said
+    (hall.folder / "cts/gone_0000.nii.gz").symlink_to("../annex/object")
+    save(hall.folder / "labels/gone.nii.gz", np.ones((6, 5, 4), np.uint8))
+    make_inputs(hall.folder / "cts", "loud")
+    (hall.folder / "labels/loud.NII.GZ").write_bytes(b"")
+    done = hall.call()
+    assert done.code == 1
+    names = ("gone_0000.nii.gz", "loud.NII.GZ")
+    assert all(any(name in note for note in hall.page()["notes"]) for name in names)
+    assert all(name in done.err for name in names)
+    assert hall.ranking()["team"]["dsc_mean"] == 1  # of x and y
 
 
-def test_an_archive_is_measured_without_being_kept(tmp_path):
+def test_wrong_usage_is_reported_before_anything_is_run(hall):
+    (hall.folder / "archives").mkdir()
+    assert hall.call().code == 2
+    hall.enter("Team.tar.gz")
+    hall.enter("team.tar.gz")
+    done = hall.call()
+    assert (done.code, "team:latest" in done.err) == (2, True)
+    (hall.folder / "archives/team.tar.gz").unlink()
+    (hall.folder / "labels/y.nii.gz").rename(hall.folder / "labels/z.nii.gz")
+    done = hall.call()
+    assert (done.code, "no reference for y" in done.err) == (2, True)
+    assert not hall.report.exists()
+
+
+def test_an_archive_is_measured_and_nothing_of_it_is_stored(tmp_path):
     layer = bytes(5 << 20)
     zipped = gzip.compress(layer)
     path = save_archive(tmp_path / "a.tar.gz", "", ["a:latest", "b:1"], [layer, zipped])
@@ -271,22 +230,19 @@ def test_an_archive_is_measured_without_being_kept(tmp_path):
     assert inspect_archive(plain) == content
 
 
-@pytest.mark.parametrize("damage", ["empty", "text", "cut", "flipped", "no manifest"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: b"no archive",
+        lambda data: data[:50_000],
+        lambda data: data[:40_000] + bytes(1000) + data[41_000:],
+        lambda data: gzip.compress(tarfile.TarInfo("x").tobuf() + bytes(1024)),
+    ],
+)
 def test_a_damaged_archive_is_one_line(tmp_path, damage):
     path = save_archive(tmp_path / "a.tar.gz", "", layers=[os.urandom(100_000)])
-    data = path.read_bytes()
-    match damage:
-        case "empty":
-            path.write_bytes(b"")
-        case "text":
-            path.write_text("no archive")
-        case "cut":
-            path.write_bytes(data[:50_000])
-        case "flipped":
-            path.write_bytes(data[:40_000] + bytes(1000) + data[41_000:])
-        case "no manifest":
-            with tarfile.open(path, "w:gz") as tar:
-                tar.addfile(tarfile.TarInfo("x"))
+    path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ArchiveError) as error:
         inspect_archive(path)
     assert re.fullmatch(r"[^\n]+", str(error.value))

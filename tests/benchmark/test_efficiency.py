@@ -1,22 +1,41 @@
-"""The efficiency run of a local command: rows, failures, files, wrong usage."""
+"""The efficiency run: rows, failures, files, repetitions, resumption, engines, faults around it."""
 
+import errno
+import json
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from harness import (
+    COPY,
     ROOT,
     Done,
+    StandInEngine,
     make_inputs,
+    measure,
+    page_data,
+    places,
     read_case,
     read_table,
-    run_efficiency,
+    run_benchmark,
     running,
     save,
+    start,
+    wait_for,
 )
+
+from benchmark.containers import efficiency, results
+from benchmark.containers.runner import Container, Folders
+from benchmark.judging.compare import markdown
+from benchmark.judging.report import case_row, curves_of
+from benchmark.judging.runs import read_run
 
 MISBEHAVIOR = """
 case=$(basename "$1"/*_0000.nii.gz _0000.nii.gz)
@@ -25,7 +44,7 @@ case $case in
     crash) echo starting; echo it broke >&2; exit 3 ;;
     fault) kill -SEGV $$ ;;
     hang) setsid sleep MARKER & sleep MARKER ;;
-    greedy) exec PYTHON -c 'b = bytearray(600 << 20); import time; time.sleep(60)' ;;
+    greedy) exec PYTHON -c 'b = bytearray(600 << 20); import time; time.sleep(600)' ;;
     misnamed) cp "$1"/* "$2/other.nii.gz" ;;
     leaves) sleep MARKER & cp "$1"/* "$2/leaves.nii.gz" ;;
     misshapen) cp MISSHAPEN "$2/misshapen.nii.gz" ;;
@@ -36,24 +55,20 @@ esac
 
 @pytest.fixture(scope="module")
 def misbehaved(tmp_path_factory) -> tuple[Done, Path, str]:
-    """One run over cases that go wrong in every way: what it said, its report, its marker."""
-    folder = tmp_path_factory.mktemp("misbehaved")
-    marker = f"98{os.getpid()}"
+    """One run over cases that go wrong in every way: what it printed, its folder, its marker.
+
+    The one that hangs has a run of its own, so that no other has a time limit to reach.
+    """
+    folder, marker = tmp_path_factory.mktemp("misbehaved"), f"98{os.getpid()}"
     misshapen = save(folder / "misshapen.nii.gz", np.zeros((6, 5, 3), np.uint8))
+    names = {"MARKER": marker, "PYTHON": sys.executable, "MISSHAPEN": str(misshapen)}
     script = folder / "team.sh"
-    script.write_text(
-        MISBEHAVIOR.replace("MARKER", marker)
-        .replace("PYTHON", sys.executable)
-        .replace("MISSHAPEN", str(misshapen))
-    )
-    names = ["good", "crash", "fault", "hang", "greedy", "misnamed", "leaves", "misshapen", "cuda"]
-    done = run_efficiency(
-        *("--inputs", make_inputs(folder / "in", *names)),
-        *("--outputs", folder / "out", "--report", folder / "run"),
-        *("--command", f"bash {script} {{inputs}} {{outputs}}"),
-        *("--timeout", 2, "--memory-limit", "300m"),
-    )
-    return done, folder / "run", marker
+    script.write_text(re.sub("MARKER|PYTHON|MISSHAPEN", lambda m: names[m[0]], MISBEHAVIOR))
+    command = f"bash {script} {{inputs}} {{outputs}}"
+    cases = "good crash fault greedy misnamed leaves misshapen cuda"
+    done = measure(folder, cases, "--memory-limit", "300m", command=command)
+    measure(folder / "hang", "hang", "--timeout", 2, command=command)
+    return done, folder, marker
 
 
 @pytest.mark.slow
@@ -72,124 +87,61 @@ def misbehaved(tmp_path_factory) -> tuple[Done, Path, str]:
     ],
 )
 def test_each_failure_has_its_own_row_and_reason(misbehaved, name, status, reason, exit_code):
-    done, report, _ = misbehaved
-    assert done.returncode == 1
-    result = read_case(report, name)
-    assert result["status"] == status
+    done, folder, _ = misbehaved
+    folder = folder / "hang" if name == "hang" else folder
+    assert done.code == 1
+    result, row = read_case(folder, name), read_table(folder)[name]
+    assert (result["status"], result["exit_code"]) == (status, exit_code)
     assert (result["reason"] or "").startswith(reason or "")
-    assert result["exit_code"] == exit_code
-    assert result["image_size"] == [6, 5, 4]
-    row = read_table(report)[f"{name}_0000.nii.gz"]
+    assert (result["penalty"] is None) == (status == "ok") == result["output"]["valid"]
     if status == "ok":
         assert float(row["Time"]) == pytest.approx(result["seconds"], abs=0.01)
-        assert result["penalty"] is None
     else:  # FLARE 2022 rules; without a device there is no penalty for its memory
-        assert float(row["Time"]) == 3600
-        assert row["AUC_GPU_Time"] == ""
-        assert row["MaxRAM"] == ""
-        assert float(row["AUC_CPU_Time"]) == 360000
-    assert result["output"]["valid"] == (status == "ok")
-    shown = f"{float(row['Time']):.2f}"
-    assert f"| {name} | 6×5×4 | {shown} |" in done.stdout
+        assert (float(row["Time"]), float(row["AUC_CPU_Time"])) == (3600, 360000)
+        assert row["AUC_GPU_Time"] == row["MaxRAM"] == ""
 
 
 @pytest.mark.slow
-def test_without_a_gpu_the_table_shows_what_was_measured(misbehaved):
-    done, report, _ = misbehaved
-    head, *_, mean = [line for line in done.stdout.splitlines() if line.startswith("|")]
+def test_a_run_leaves_its_tables_and_label_maps_and_nothing_else(misbehaved):
+    done, folder, marker = misbehaved
+    head, _, *rows, mean = [line for line in done.out.splitlines() if line.startswith("|")]
     assert "GPU" not in head
     assert "| Max RAM, process tree (MB) | Total RAM (MB·s) | Max CPU (%) |" in head
-    times = [float(row["Time"]) for row in read_table(report).values()]
-    assert f"| mean of 9 |  | {np.mean(times):.2f} |" in mean
-    assert mean.endswith("| 7 failed |")
-    page = (report / "efficiency.md").read_text()
-    assert "RAM (process tree) is the sum of the RSS" in page
-    assert "Failed cases count 3600 s" in page
-
-
-@pytest.mark.slow
-def test_only_finished_runs_leave_a_label_map(misbehaved):
-    _, report, _ = misbehaved
-    written = {path.name for path in (report.parent / "out").iterdir()}
+    assert len(rows) == 8
+    times = [float(row["Time"]) for row in read_table(folder).values()]
+    assert f"| mean of 8 |  | {np.mean(times):.2f} |" in mean
+    assert mean.endswith("| 6 failed |")
+    written = {path.name for path in (folder / "out").iterdir()}
     assert written == {"good.nii.gz", "leaves.nii.gz", "misshapen.nii.gz"}
-
-
-@pytest.mark.slow
-def test_nothing_is_left_running_or_lying_about(misbehaved):
-    _, report, marker = misbehaved
+    assert (folder / "run/efficiency/crash.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "run/efficiency/crash.log").read_text() == "starting\nit broke\n"
     assert running(marker) == []
-    assert not list(report.glob(".work*"))
-    assert not list(report.rglob("*.partial"))
+    assert not [*folder.rglob(".work*"), *folder.rglob("*.partial")]
 
 
 @pytest.mark.slow
-def test_every_case_has_its_files(misbehaved):
-    _, report, _ = misbehaved
-    for name in ("good", "crash", "hang"):
-        assert (report / f"efficiency/{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert (report / "efficiency/crash.log").read_text() == "starting\nit broke\n"
-    header = (report / "command_Efficiency.csv").read_text().splitlines()[0]
-    assert header == (
-        "Name,Time,MaxGPU_Mem,AUC_GPU_Time,MaxCPU_Utilization,AUC_CPU_Time,MaxRAM,AUC_RAM_Time"
-    )
+def test_odd_names_lost_plots_and_short_runs_cost_nothing(tmp_path, monkeypatch):
+    name = r"a|b<img src=x>`c`$\foo$"
+    assert measure(tmp_path / "1", "", command=COPY).code == 2
+    make_inputs(tmp_path / "1/in", name)
+    done = measure(tmp_path / "1", "", "--interval", 60)
+    assert done.code == 0, done.err
+    assert (tmp_path / f"1/run/efficiency/{name}.png").is_file()
+    page = (tmp_path / "1/run/efficiency.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith("| a")]
+    assert "<img" not in page
+    assert len(re.findall(r"(?<!\\)\|", row)) == page.splitlines()[3].count("|")
+    # Its one reading was before the command started: no figure rather than 0.
+    cells = read_table(tmp_path / "1")[name]
+    assert {cells[n] for n in ("MaxRAM", "AUC_RAM_Time", "MaxCPU_Utilization")} == {""}
+
+    monkeypatch.setattr(efficiency, "draw_curves", mock.Mock(side_effect=RuntimeError))
+    assert measure(tmp_path / "2", "x").code == 0
+    assert not (tmp_path / "2/run/efficiency/x.png").exists()
 
 
 @pytest.mark.slow
-def test_ram_and_cpu_are_those_of_the_command(tmp_path):
-    script = "b = bytearray(200 << 20); import time; t = time.process_time()\n"
-    script += "while time.process_time() < t + 1: pass"
-    (tmp_path / "work.py").write_text(script)
-    run_efficiency(
-        *("--inputs", make_inputs(tmp_path / "in", "x"), "--outputs", tmp_path / "out"),
-        *("--report", tmp_path / "run", "--command"),
-        f"{sys.executable} {tmp_path}/work.py; : {{inputs}} {{outputs}}",
-    )
-    result = read_case(tmp_path / "run", "x")
-    assert 200 < result["max_ram_mb"] < 260
-    # One second of one core, of which the last samples may miss a part at the end.
-    cpu_seconds = result["auc_cpu_percent_s"] / 100 * os.cpu_count()
-    assert 0.5 < cpu_seconds < 1.5
-
-
-@pytest.mark.slow
-def test_a_name_that_no_plot_can_show_costs_nothing(tmp_path):
-    done = run_efficiency(
-        *("--inputs", make_inputs(tmp_path / "in", r"x$\foo$"), "--outputs", tmp_path / "out"),
-        *("--report", tmp_path / "run", "--command", r"cp {inputs}/* {outputs}/'x$\foo$.nii.gz'"),
-    )
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / r"run/efficiency/x$\foo$.png").is_file()
-
-
-@pytest.mark.slow
-def test_a_plot_that_fails_costs_the_plot(tmp_path, monkeypatch):
-    def fail(*_):
-        raise RuntimeError("no pens")
-
-    monkeypatch.setattr("benchmark.containers.efficiency.draw_curves", fail)
-    done = run_efficiency(
-        *("--inputs", make_inputs(tmp_path / "in", "x"), "--outputs", tmp_path / "out"),
-        *("--report", tmp_path / "run", "--command", "cp {inputs}/* {outputs}/x.nii.gz"),
-    )
-    assert done.returncode == 0
-    assert "not drawn: no pens" in done.stderr
-
-
-@pytest.mark.slow
-def test_a_run_too_short_to_be_read_has_no_ram_rather_than_none(tmp_path):
-    done = run_efficiency(
-        *("--inputs", make_inputs(tmp_path / "in", "x"), "--outputs", tmp_path / "out"),
-        *("--report", tmp_path / "run", "--interval", 60),
-        *("--command", "cp {inputs}/* {outputs}/x.nii.gz"),
-    )
-    assert done.returncode == 0  # its one reading was before the command began
-    row = read_table(tmp_path / "run")["x_0000.nii.gz"]
-    assert (row["MaxRAM"], row["AUC_RAM_Time"], row["MaxCPU_Utilization"]) == ("", "", "")
-    assert ", RAM" not in done.stderr
-
-
-@pytest.mark.slow
-def test_phases_are_told_from_the_start_of_the_case(tmp_path):
+def test_phases_are_counted_from_the_start_of_the_case(tmp_path):
     writer = tmp_path / "write.py"
     writer.write_text(
         "import json, os, time\n"
@@ -198,16 +150,12 @@ def test_phases_are_told_from_the_start_of_the_case(tmp_path):
         "with open(os.environ['ABDOSEG_PHASE_LOG'], 'w') as log:\n"
         "    print('broken {', json.dumps(line), sep='\\n', file=log)\n"
     )
-    run_efficiency(
-        *("--inputs", make_inputs(tmp_path / "in", "x"), "--outputs", tmp_path / "out"),
-        *("--report", tmp_path / "run", "--phases", "--command"),
-        f"{sys.executable} {writer}; cp {{inputs}}/* {{outputs}}/x.nii.gz",
-    )
-    result = read_case(tmp_path / "run", "x")
+    measure(tmp_path, "x", "--phases", command=f"{sys.executable} {writer}; {COPY}")
+    result = read_case(tmp_path, "x")
     (phase,) = result["phases"]
     assert (phase["phase"], phase["case"]) == ("predict", "x")
     assert 0 < phase["start_s"] < phase["start_s"] + 0.2 <= phase["end_s"] < result["seconds"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["x.nii.gz"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["x.nii.gz"]
 
 
 @pytest.mark.parametrize(
@@ -223,15 +171,344 @@ def test_phases_are_told_from_the_start_of_the_case(tmp_path):
     ],
 )
 def test_wrong_usage_says_what_to_do(tmp_path, options, message):
-    inputs = make_inputs(tmp_path / "in", "x")
-    places = ["--inputs", inputs, "--outputs", tmp_path / "out", "--report", tmp_path / "run"]
-    done = run_efficiency(*places, *options)
-    assert done.returncode == 2
-    assert message in done.stderr.splitlines()[-1]
+    done = measure(tmp_path, "x", *options, command=None)
+    assert done.code == 2
+    assert message in done.err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------- repetitions and resumption
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_everything_and_resume_continues(tmp_path, number):
+    marker = f"97{os.getpid()}{number}"
+    hang = f"setsid sleep {marker} & sleep {marker}"
+    wait = f"if [ -e {{inputs}}/b_0000.nii.gz ] && [ ! -e {tmp_path}/free ]; then {hang}; fi"
+    command = f"{wait}; {COPY}"
+    process = start("efficiency", *places(tmp_path, "a", "b"), "--command", command)
+    wait_for(lambda: len(running(marker)) == 2)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert running(marker) == []
+    assert list(read_table(tmp_path)) == ["a"]
+
+    first = read_case(tmp_path, "a")
+    (tmp_path / "free").touch()
+    done = measure(tmp_path, "", "--resume", "--memory-tolerance", 2048, command=command)
+    assert done.code == 0
+    assert done.err.count("from the earlier run") == 1
+    again = read_case(tmp_path, "a")
+    assert again["samples"] == first["samples"]
+    assert again["tolerances"]["mb"] == 2048
+    assert list(read_table(tmp_path)) == ["a", "b"]
+
+
+@pytest.mark.slow
+def test_only_a_whole_result_of_the_same_run_is_resumed(tmp_path):
+    measure(tmp_path, "x")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    done = measure(tmp_path, "", "--resume", command=f"true; {COPY}")
+    assert (done.code, "another command" in done.err) == (2, True)
+    assert measure(tmp_path, "", "--resume", "--warm-up").code == 2  # cold and warm are not mixed
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for damage in ("", "{", "[1]", "{}", '{"samples": 3}', "null", "[" * 100_000):
+        (tmp_path / "run/efficiency/x.json").write_text(damage)
+        done = measure(tmp_path, "", "--resume")
+        assert (done.code, "from the earlier run" in done.err) == (0, False)
+        assert read_case(tmp_path, "x")["status"] == "ok"
+
+
+@pytest.mark.slow
+def test_repetitions_show_the_run_of_median_time(tmp_path):
+    count = tmp_path / "count"
+    slower = f"case $(wc -l < {count}) in 1) sleep 0.9;; 2) sleep 0.5;; *) exit 1;; esac"
+    done = measure(tmp_path, "x", "--repeat", 3, command=f"echo >> {count}; {slower}; {COPY}")
+    assert done.code == 1  # the third failed, and counts an hour
+    most, least = (read_case(tmp_path, name)["seconds"] for name in ("x", "x.repeat1"))
+    least, most = sorted((least, most))
+    assert read_case(tmp_path, "x.repeat2")["status"] == "crashed"
+    assert float(read_table(tmp_path)["x"]["Time"]) == pytest.approx(most, abs=0.01)
+    assert f"| {most:.2f} | {least:.2f}–3600.00 |" in done.out
+    # The same run in everything that reads the folder.
+    run = read_run(tmp_path / "run")
+    assert run.measured("x", "Time") == most
+    row = case_row(run, 0, "x")
+    assert (row["time"], row["timeRange"]) == (most, (least, 3600.0))
+    assert curves_of(run)[0]["ram"][0][-1] <= most
+    assert "A takes 1.00 times as long as B" in markdown(run, run)
+
+
+def test_of_an_even_number_of_old_runs_all_tables_take_the_same():
+    runs = [{"penalty": None, "seconds": n, "max_ram_mb": n} for n in (4, 1, 3, 2)]
+    assert results.median_run(runs)["seconds"] == 2
+    assert results.median_run([*runs, {"penalty": {}, "seconds": 0.1}])["seconds"] == 2
+    failed = [{"penalty": {"seconds": 3600.0}, "seconds": 0.1}] * 2
+    assert results.median_run([runs[0], *failed])["penalty"]  # most of its runs failed
+    assert results.least_and_most(runs, "max_ram_mb") == (1, 4)
+
+
+@pytest.mark.slow
+def test_a_warm_up_is_discarded_and_a_cold_first_run_is_named(tmp_path):
+    count = tmp_path / "count"
+    command = f"echo >> {count}; [ $(wc -l < {count}) = 1 ] || {COPY}"
+    done = measure(tmp_path, "x y", "--warm-up", command=command)
+    assert done.code == 0, done.err  # the run that wrote nothing does not count
+    assert len(count.read_text()) == 3
+    assert [read_case(tmp_path, name)["first"] for name in "xy"] == [False, False]
+    measure(tmp_path / "cold", "x y", command="true {inputs} {outputs}")
+    assert [read_case(tmp_path / "cold", name)["first"] for name in "xy"] == [True, False]
+
+
+@pytest.mark.slow
+def test_label_maps_and_reports_of_others_are_not_mixed(tmp_path):
+    foreign = save(tmp_path / "1/out/x.nii.gz", np.ones((6, 5, 4), np.uint8)).read_bytes()
+    done = measure(tmp_path / "1", "x")
+    assert done.code == 2
+    assert "empty" in done.err
+    assert "--resume" in done.err
+    assert (tmp_path / "1/out/x.nii.gz").read_bytes() == foreign
+
+    measure(tmp_path, "x", "--team", "before")
+    (tmp_path / "run/accuracy_per_case.csv").write_text("Name,Liver_DSC,Liver_NSD\nx,0.5,0.5\n")
+    (tmp_path / "run/mine.txt").write_text("notes")
+    assert measure(tmp_path, "", "--team", "after").code == 0
+    own = {"efficiency.md", "environment.json", "efficiency", "mine.txt"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"after_Efficiency.csv", *own}
+
+
+# ---------------------------------------------------------------- faults around a run
+
+
+@pytest.mark.slow
+def test_what_is_no_ct_is_reported_and_costs_itself(tmp_path):
+    inputs = make_inputs(tmp_path / "in", "good")
+    whole = (inputs / "good_0000.nii.gz").read_bytes()
+    (inputs / "text_0000.nii.gz").write_text("nothing")
+    (inputs / "bits_0000.nii.gz").write_bytes(whole[:20] + bytes(20) + whole[40:])
+    (inputs / "unfetched_0000.nii.gz").symlink_to("../annex/object")
+    (inputs / "folder_0000.nii.gz").mkdir()
+    (inputs / "LOUD_0000.NII.GZ").write_bytes(whole)
+    done = measure(tmp_path, "")
+    assert done.code == 1
+    assert list(read_table(tmp_path)) == ["good"]
+    names = {path.name for path in inputs.iterdir()} - {"good_0000.nii.gz"}
+    environment = json.loads((tmp_path / "run/environment.json").read_text())
+    assert set(environment["not_measured"]) == names
+    page = (tmp_path / "run/efficiency.md").read_text()
+    assert all(name in page and name in done.err for name in names)
+    run_benchmark("report", tmp_path / "run", "--output", tmp_path / "page.html")
+    (note, *_) = page_data(tmp_path / "page.html")["notes"]
+    assert all(name in note for name in names)
+
+
+def test_two_names_that_a_file_system_may_fold_are_one_case(tmp_path):
+    assert measure(tmp_path, "Case case").code == 2
+
+
+def test_a_report_that_is_a_file_is_one_line(tmp_path):
+    (tmp_path / "run").write_text("a file")
+    done = measure(tmp_path, "a")
+    assert done.code == 2
+    assert done.err.splitlines()[-1].startswith("benchmark efficiency: [Errno")
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_finished_cases_stay(tmp_path):
+    write_json = efficiency.write_json
+
+    def full_from_the_second_case(path, content):
+        if path.name == "b.json":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write_json(path, content)
+
+    with mock.patch.object(efficiency, "write_json", full_from_the_second_case):
+        done = measure(tmp_path, "a b")
+    assert done.code == 2
+    assert "No space left on device" in done.err.splitlines()[-1]
+    assert read_case(tmp_path, "a")["status"] == "ok"
+    assert (tmp_path / "out/a.nii.gz").exists()
+
+
+@pytest.mark.slow
+def test_a_lost_terminal_costs_no_case(tmp_path):
+    options = map(str, [*places(tmp_path, "a", "b"), "--command", COPY])
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    harness = [sys.executable, "-m", "benchmark", "efficiency", *options]
+    ended = subprocess.run(harness, cwd=ROOT, stdout=write_end, stderr=write_end)
+    os.close(write_end)
+    assert ended.returncode == 0
+    assert len(read_table(tmp_path)) == 2
+
+
+# ---------------------------------------------------------------- engines
+
+BASE_IMAGE = "python:3.11-slim-bookworm"
+
+CONTAINER_SCRIPT = """set -e
+case $(basename inputs/*_0000.nii.gz _0000.nii.gz) in
+a) sleep 0.4; cp inputs/a_0000.nii.gz outputs/a.nii.gz ;;
+b) echo no luck; exit 4 ;;
+c) sleep 1000 ;;
+esac
+"""
+
+
+def test_the_command_line_is_the_organisers():
+    folders = Folders(Path("/here/inputs"), Path("/here/outputs"), Path("log"))
+    assert Container("team:latest", "28g", "1").command_line("team", folders) == [
+        *("docker", "container", "run", "--shm-size=28gb", "-m", "28G", "--gpus", "device=1"),
+        *("--name", "team", "--rm", "-v", "/here/inputs/:/workspace/inputs/"),
+        *("-v", "/here/outputs/:/workspace/outputs/", "team:latest"),
+        *("/bin/bash", "-c", "sh predict.sh"),
+    ]
+
+
+class RealEngine:
+    """The Docker engine of this machine."""
+
+    environment: dict[str, str] = {}  # noqa: RUF012
+
+    def __init__(self, folder: Path):
+        self.images: list[str] = []
+
+    def make_image(self, name: str, predict: str) -> None:
+        with_script = f"mkdir -p /workspace; printf %s '{predict}' > /workspace/predict.sh"
+        self._docker("run", "--name", f"make-{name}", BASE_IMAGE, "sh", "-c", with_script)
+        self._docker("commit", "--change", "WORKDIR /workspace", f"make-{name}", f"{name}:latest")
+        self._docker("rm", f"make-{name}")
+        self.images.append(name)
+
+    def containers(self, name: str) -> list[str]:
+        return self._docker("ps", "-a", "--filter", f"name=^/{name}-", "-q").split()
+
+    def close(self) -> None:
+        for name in self.images:
+            self._docker("rmi", f"{name}:latest")
+
+    def _docker(self, *arguments: str) -> str:
+        done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=True)
+        return done.stdout
+
+
+def engine_answers() -> bool:
+    question = ["docker", "image", "inspect", BASE_IMAGE]
+    found = shutil.which("docker") is not None
+    return found and subprocess.run(question, capture_output=True).returncode == 0
+
+
+@pytest.fixture(params=[StandInEngine, *([RealEngine] if engine_answers() else [])])
+def engine(request, tmp_path):
+    engine = request.param(tmp_path / "engine")
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    return StandInEngine(tmp_path / "engine")
+
+
+@pytest.mark.slow
+def test_containers_run_fail_and_are_removed(engine, tmp_path):
+    team = f"abdoseg-test-{os.getpid()}"
+    engine.make_image(team, CONTAINER_SCRIPT)
+    image = ("--image", f"{team}:latest")
+    done = measure(tmp_path, "a b", *image, command=None, **engine.environment)
+    assert done.code == 1, done.err
+    a, b = read_case(tmp_path, "a"), read_case(tmp_path, "b")
+    assert (a["status"], a["seconds"] >= 0.4) == ("ok", True)
+    assert (b["status"], b["reason"]) == ("crashed", "exit code 4: no luck")
+    assert len(read_table(tmp_path, team)) == 2
+    environment = json.loads((tmp_path / "run/environment.json").read_text())
+    assert environment["image"] == f"{team}:latest"
+    assert environment["image_digest"].startswith("sha256:")
+    limits = ("--timeout", 3, *image)
+    measure(tmp_path / "hang", "c", *limits, command=None, **engine.environment)
+    assert read_case(tmp_path / "hang", "c")["status"] == "timeout"
+
+    process = start("efficiency", *places(tmp_path / "stop", "c"), *image, **engine.environment)
+    wait_for(lambda: engine.containers(team))
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert engine.containers(team) == []
+
+
+@pytest.mark.slow
+def test_an_archive_is_loaded_and_run_as_the_organisers_do(stand_in, tmp_path):
+    stand_in.make_image("team", CONTAINER_SCRIPT)
+    archive = tmp_path / "TEAM.tar.gz"
+    archive.write_text("team:latest")
+    options = ("--archive", archive, "--memory-limit", "2g")
+    done = measure(tmp_path, "a", *options, command=None, **stand_in.environment)
+    assert done.code == 0, done.err
+    assert stand_in.orders("load") == [["load", "-i", str(archive)]]
+    (order,) = stand_in.orders("container", "run")
+    assert order[2:5] == ["--shm-size=2gb", "-m", "2G"]
+    assert order[-4:] == ["team:latest", "/bin/bash", "-c", "sh predict.sh"]
+    archive.write_text("our-best:v2")
+    done = measure(tmp_path, "", *options, command=None, **stand_in.environment)
+    assert done.code == 2
+    assert {"our-best:v2,", "team:latest:"} <= set(done.err.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("warning", "script", "code"),
+    [
+        ("", None, 2),
+        ("WARNING: forwarding is disabled.\n", None, 2),
+        (None, "echo 'docker: Error response from daemon: no.'; exit 125\n", 1),
+    ],
+)
+def test_an_engine_that_refuses_is_not_the_teams_failure(stand_in, tmp_path, warning, script, code):
+    stand_in.make_image("team", script or "true\n")
+    if warning is not None:
+        (stand_in.folder / "images/team/refused").write_text(warning)
+    done = measure(tmp_path, "a", "--image", "team", command=None, **stand_in.environment)
+    assert done.code == code
+    if code == 2:
+        assert "could not select device driver" in done.err
+        assert not (tmp_path / "run/team_Efficiency.csv").exists()
+    else:  # a container that speaks like the engine
+        case = read_case(tmp_path, "a")
+        assert (case["status"], case["exit_code"]) == ("crashed", 125)
+
+
+@pytest.mark.slow
+def test_an_engine_slow_to_find_a_container_adds_nothing_to_its_time(stand_in, tmp_path):
+    stand_in.make_image("team", "cp inputs/a_0000.nii.gz outputs/a.nii.gz\n")
+    slow = stand_in.environment | {"DOCKER_STUB_SLOW": "40"}
+    done = measure(tmp_path, "a", "--image", "team", "--timeout", 30, command=None, **slow)
+    assert done.code == 0, done.err
+    assert read_case(tmp_path, "a")["status"] == "ok"
+
+
+@pytest.mark.slow
+def test_a_killed_harness_leaves_a_container_that_the_next_removes(stand_in, tmp_path):
+    stand_in.make_image("left", "sleep 1000\n")
+    stand_in.make_image("next", "cp inputs/a_0000.nii.gz outputs/a.nii.gz\n")
+    here = stand_in.environment
+    harness = start("efficiency", *places(tmp_path / "1", "a"), "--image", "left", **here)
+    wait_for(lambda: list(stand_in.folder.glob("left-*.label")))
+    # While its harness lives another leaves it alone.
+    assert measure(tmp_path / "2", "a", "--image", "next", command=None, **here).code == 0
+    assert len(stand_in.containers("left")) == 1
+    harness.kill()
+    harness.communicate()
+    assert measure(tmp_path / "3", "a", "--image", "next", command=None, **here).code == 0
+    assert stand_in.containers("left") == []
 
 
 @pytest.mark.slow
 def test_torch_is_never_imported():
-    program = "import sys, benchmark.containers.efficiency; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
+    # What the harness measures (the plain pipeline, the bare network) runs in processes of its own.
+    code = "import sys; from benchmark.__main__ import COMMANDS as c; import importlib\n"
+    code += "for n, (m, _) in c.items():\n"
+    code += "    if n not in ('plain-pipeline', 'network-speed'):\n"
+    code += "        importlib.import_module(m)\nsys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -16,9 +16,9 @@ from conftest import metadata_of, save_nifti, smooth_hu, trained_looking_network
 from fake_cuda import aten
 
 from inference.command import main
+from inference.cuda import driver
+from inference.cuda import runtime as cuda
 from inference.cuda.choices import CHOICES_VARIABLE, CudaChoices
-from inference.cuda.runtime import driver
-from inference.cuda.runtime import runtime as cuda
 from inference.device import choose_device
 from inference.network.folding import fold
 from inference.network.model import AttentionUNet

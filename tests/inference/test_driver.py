@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.cuda.runtime import driver
+from inference.cuda import driver
 
 
 @pytest.fixture(scope="module")

@@ -147,7 +147,9 @@ def test_library_warnings_stay_out_of_the_lines(folders, run, ct, capfd):
     save_nifti(folders[0] / "b_0000.nii", ct)
     assert run() == 1
     lines = capfd.readouterr().err.splitlines()
-    assert all(line.startswith(("error: ", "[", "the CPU", "check ")) for line in lines), lines
+    assert all(
+        line.startswith(("error: ", "[", "the CPU", "warning: ", "check ")) for line in lines
+    ), lines
 
 
 def test_a_name_that_is_too_long_fails_before_predicting(folders, run, ct, monkeypatch, capsys):

@@ -16,13 +16,13 @@ import nibabel
 import numpy as np
 import pytest
 from conftest import RAS_AFFINE, metadata_of, save_nifti, trained_looking_network, with_header
-from inference.records.records import provenance
 from PIL import Image
 
 import inference
 from inference.command import main
 from inference.labels import LABEL_NAMES
 from inference.network.weights import save_weights
+from inference.records import provenance
 from inference.records.manifest import Manifest
 from inference.records.provenance import Provenance, format_signature
 from inference.service import Service
@@ -78,7 +78,7 @@ def test_label_maps_of_other_weights_or_versions_are_made_again(
     folders, run, ct, other_weights, predicted, monkeypatch
 ):
     save_nifti(folders[0] / "a_0000.nii.gz", ct)
-    keep = ("--keep-existing", "--quiet")
+    keep = ("--keep-existing",)
     assert run("--quiet", "--weights", str(other_weights)) == 0
     others = (folders[1] / "a.nii.gz").read_bytes()
     assert run(*keep) == 0
@@ -120,7 +120,7 @@ def test_a_label_map_with_something_behind_it_is_not_whole(folders, run, ct, pre
         (good[:-1], "end mark"),
     ):
         path.write_bytes(content)
-        assert run("--keep-existing", "--quiet") == 0
+        assert run("--keep-existing") == 0
         assert words in capsys.readouterr().err
         assert path.read_bytes() == good
 

@@ -141,7 +141,7 @@ def test_a_zip_or_a_file_may_be_named(folders, run, series, hu, tmp_path):
 
 def test_notes_on_a_series_are_warnings(folders, run, hu, capsys):
     write(folders[0] / "s", single_slices(hu, Grid(orientation=(1, 0, 0, 0, 0.96, -0.28))))
-    assert run("--quiet") == 0
+    assert run() == 0
     assert "16.3°" in capsys.readouterr().err
 
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from io import StringIO
 from pathlib import Path
 
-from inference.files import locked, one_line, write_atomically
+from inference.files import check_writable, locked, one_line, write_atomically
 from inference.labels import LABEL_NAMES
 from inference.network.weights import WeightsMetadata
 from training import TrainingError
@@ -52,9 +52,10 @@ def held(output: Path) -> Iterator[None]:
 
     Raises:
         TrainingError: another process holds it.
-        OSError: it cannot be made or written.
+        OSError: it cannot be made or written, or its files cannot be renamed.
     """
     output.mkdir(parents=True, exist_ok=True)
+    check_writable(output)
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(output / "last.pt", wait=False))

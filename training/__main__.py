@@ -132,7 +132,7 @@ def _train(
     if recipe.synthetic_fraction:  # only now: it takes a minute, and the data is in order
         phantoms = recipe.synthetic_phantoms
         synthesise = first_then_others(
-            processes, lambda: synthesis.load(options.anatomy, phantoms, cache, report)
+            processes, lambda: synthesis.load(options.anatomy, phantoms, cache)
         )
     if intensities is None:
         intensities = Intensities(*synthesis.intensity_statistics(synthesise))

@@ -68,7 +68,7 @@ def list_cases(inputs: Path) -> tuple[list[Case], dict[str, str]]:
 
 @dataclass(frozen=True)
 class Conditions:
-    """How cases are run and measured; the defaults are the organisers' of 2023."""
+    """Conditions of runs and measurements; the defaults are the organisers' of 2023."""
 
     gpu: Gpu | None = None
     gpu_note: str | None = None  # why its memory is not read

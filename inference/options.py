@@ -35,8 +35,8 @@ def make_parser(package: str = "inference") -> argparse.ArgumentParser:
         prog=program,
         description="Segment 13 organs and tumors in abdominal CT volumes.",
         epilog="Exit codes: 0 every case is done, 1 some cases failed and the rest are written, "
-        "2 wrong usage, 3 it could not start (a package, a library or memory is missing), "
-        "143 ended by SIGTERM, 129 by SIGHUP, 130 by Ctrl-C. "
+        "2 wrong usage, 3 it could not start (a package, a library, memory or a usable device is "
+        "missing), 143 ended by SIGTERM, 129 by SIGHUP, 130 by Ctrl-C. "
         f"With {LOG_VARIABLE}=FILE in the environment, the time of each phase is appended to FILE "
         f"as JSON lines. Example: {program} --input CTS --output LABELS "
         "--statistics volumes.csv; of DICOM series: --input SERIES --output LABELS --format both",

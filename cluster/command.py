@@ -47,7 +47,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The service's options and the cluster's, with paths that hold wherever a worker runs."""
+    """Return the service's options and the cluster's, paths absolute for every node."""
     parser = make_parser("cluster")
     _add_options(parser)
     options = parse_arguments(arguments, parser)
@@ -59,9 +59,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     if options.address is None:
         options.address = os.environ.get("RAY_ADDRESS", "local")
     if not re.fullmatch(r"auto|local|.+:\d+", options.address):
-        _refuse(f"--address {options.address}: give auto or HOST:PORT")
+        parser.error(f"--address {options.address}: give auto or HOST:PORT")
     if not all(isinstance(source, NiftiFile) for source in options.sources):
-        _refuse(
+        parser.error(
             f"--input {options.input}: DICOM series are not spread over a cluster; python -m "
             "inference segments them on one machine"
         )
@@ -69,11 +69,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     options.output = options.output.absolute()
     options.weights = [path.absolute() for path in options.weights]
     return options
-
-
-def _refuse(line: str) -> None:
-    log(f"python -m cluster: error: {line}")
-    raise SystemExit(2)
 
 
 def _join(address: str) -> None:
@@ -103,7 +98,7 @@ def _join(address: str) -> None:
         raise StartError("Ray is missing: pip install -r requirements-cluster.txt") from error
     except Exception as error:  # a time-out of Ray's is none of its own kinds
         reason = one_line(error)
-        if isinstance(error, PermissionError) and error.filename:
+        if isinstance(error, OSError) and error.filename:
             reason += f": {error.filename} (RAY_TMPDIR names another folder)"
         raise StartError(f"--address {address}: {reason}") from error
 

@@ -8,11 +8,11 @@ The case flows through five modules, in this order:
     components.py  keep the largest connected component of each organ
     label_map.py   write      label map -> NIfTI file on the input's own grid
 
-`service.py` runs a folder of cases (`case.py`) through them, `outputs.py` knows what is written of
-each, `files.py` finds and writes files, `memory.py` knows what fits, `shards.py` which cases are
-this machine's. `flags.py` says what to doubt, `provenance.py` what made a label map; `manifest.py`
-has the record of each case, `statistics.py` the table of them. `options.py`, `command.py` and
-`progress.py` are the command line; `__main__.py` and `signals.py` are how it starts and ends.
+`service.py` runs the cases (`case.py`) through them, `outputs.py` writes the files of each,
+`files.py` finds and writes files, `memory.py` knows the limits, `shards.py` a machine's part.
+`loading.py` decides weights and device, and loads the network of `network/`; `cuda/` is what only
+CUDA needs, `records/` what is recorded of each case. `options.py`, `command.py`, `progress.py` and
+`terminal.py` are the command line, `startup.py` and `signals.py` what it does to its process.
 """
 
 __version__ = "0.2.0"

@@ -51,6 +51,6 @@ class ReadCase:
 
     case: Case
     volume: Volume
-    window: tuple[float, ...]
+    window: tuple[float, float]
     files_state: set[tuple[Path, int, int]] | None
     memory: int

@@ -1,4 +1,4 @@
-"""Files by name: a folder's volumes, names and errors that may be shown, whole files or none."""
+"""Files: a folder's volumes, names and errors as text, files that are whole or not there."""
 
 import contextlib
 import errno
@@ -19,7 +19,7 @@ _unfinished: set[Path] = set()  # temporary files that are being written
 
 
 def case_name(path: Path) -> str:
-    """NAME of `NAME_0000.nii.gz`, `NAME.nii.gz` and the same with `.nii` (challenge rule).
+    """Return NAME of `NAME_0000.nii.gz`, `NAME.nii.gz` and the same with `.nii` (challenge rule).
 
     Raises:
         ValueError: the name has no such ending, or nothing before it.
@@ -33,10 +33,10 @@ def case_name(path: Path) -> str:
 
 
 def find_entries(source: Path) -> list[Path]:
-    """Whatever in a folder is called like a volume, sorted by name, hidden files left out.
+    """Return whatever in a folder has a volume's name, sorted, without hidden files.
 
-    Folders, pipes, links to nothing and endings in upper case are among them, so that none is
-    passed over without a word; `why_not_a_volume` says what is wrong with each.
+    Folders, pipes, links to nothing and endings in upper case are among them, so that each can be
+    reported; `why_not_a_volume` has the reason.
 
     Raises:
         OSError: the folder cannot be read.
@@ -51,7 +51,7 @@ def find_entries(source: Path) -> list[Path]:
 
 
 def find_cases(source: Path) -> list[Path]:
-    """The volumes of a folder, sorted by name, hidden files left out; or the one file named."""
+    """Return the volumes of a folder, sorted, without hidden files; or the one file named."""
     entries = find_entries(source)
     if not source.is_dir():
         return entries
@@ -59,7 +59,7 @@ def find_cases(source: Path) -> list[Path]:
 
 
 def why_not_a_volume(path: Path) -> str:
-    """Why an entry of a folder is no file to read a volume from, or "" if it may be one."""
+    """Return why an entry of a folder is no file to read a volume from, or ""."""
     try:
         case_name(path)
     except ValueError as error:
@@ -69,14 +69,14 @@ def why_not_a_volume(path: Path) -> str:
     except OSError as error:
         if path.is_symlink():
             return f"a link that leads nowhere ({error.strerror})"
-        return error.strerror or "it cannot be looked at"
+        return error.strerror or "it cannot be read"
     if stat.S_ISDIR(mode):
         return "a folder, not a file"
     return "" if stat.S_ISREG(mode) else "not a regular file"
 
 
 def file_identity(path: Path) -> tuple[int, int] | None:
-    """What tells a file from all others, however it is called or linked to; None without one."""
+    """Return what identifies a file, whatever its name or link; None without one."""
     try:
         found = path.stat()
     except OSError:
@@ -85,10 +85,7 @@ def file_identity(path: Path) -> tuple[int, int] | None:
 
 
 def printable(text: object) -> str:
-    """A name or message as one line that a terminal shows and does not obey.
-
-    Control characters, line ends and bytes that are not UTF-8 are written as escapes.
-    """
+    """Return one line: control characters, line ends and bytes that are not UTF-8 as escapes."""
     return "".join(
         character
         if character.isprintable()
@@ -98,7 +95,7 @@ def printable(text: object) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """An error as one line for the user."""
+    """Return an error as one line for the user."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, MemoryError):
@@ -108,13 +105,13 @@ def one_line(error: BaseException) -> str:
 
 
 def spreadsheet_text(text: str) -> str:
-    """A name as a cell of a table: what a spreadsheet would take for a formula gets a quote."""
+    """Return a name as a cell of a table; a quote precedes what looks like a formula."""
     shown = printable(text)
     return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown
 
 
 def output_key(name: str) -> str:
-    """Return what is equal for the names of cases that a file system may take for one.
+    """Return a key that is equal for case names that some file system takes for the same.
 
     CIFS, exFAT, NTFS and APFS ignore case; APFS and HFS+ ignore how an accent is encoded as well.
     """
@@ -122,11 +119,7 @@ def output_key(name: str) -> str:
 
 
 def flush_to_disk(descriptor: int) -> None:
-    """Call fsync; a file system that has none is no error.
-
-    Raises:
-        OSError: the file could not be written to the disk.
-    """
+    """Call fsync; a file system without it is no error."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -202,7 +195,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
 
     Args:
         path: of a file or folder.
-        wait: until whoever holds the lock gives it back.
+        wait: until nobody else holds the lock.
 
     Raises:
         BlockingIOError: `wait` is false and somebody holds it.

@@ -102,7 +102,7 @@ class NetworkLoader:
         """The network on its device; loaded when first asked for, and printed.
 
         Raises:
-            StartError: torch cannot be imported.
+            StartError: torch cannot be imported, or the device cannot be used.
             ValueError: the device asked for is not there, or the weights do not fit the network.
         """
         prediction = self._prediction
@@ -113,15 +113,19 @@ class NetworkLoader:
 
             device = self._chosen_device
             on_cuda = device.type == "cuda"
-            predictor = prediction.Predictor(
-                [load_weights(path) for path in self.weights],
-                device,
-                batch_size=self._batch_size,
-                gpu_memory_mb=self._gpu_memory_mb,
-                choices=self._choices,
-                ready=cuda.warm_up(device, choose_dtype(device)) if on_cuda else None,
-                ends_context=True,
-            )
+            ready = cuda.warm_up(device, choose_dtype(device)) if on_cuda else None
+            try:
+                predictor = prediction.Predictor(
+                    [load_weights(path) for path in self.weights],
+                    device,
+                    batch_size=self._batch_size,
+                    gpu_memory_mb=self._gpu_memory_mb,
+                    choices=self._choices,
+                    ready=ready,
+                    ends_context=True,
+                )
+            except cuda.DeviceError as error:  # another machine's may be free
+                raise startup.StartError(str(error)) from error
         self._report(predictor)
         return predictor
 

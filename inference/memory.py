@@ -74,10 +74,10 @@ def _read(path: Path) -> str:
 
 
 def case_bytes(file_bytes: int, voxels: int, voxel_bytes: int) -> int:
-    """Bytes that one volume takes at most on its way through the pipeline, the network left out.
+    """Return the most bytes that one volume takes in the pipeline, without the network.
 
     The file and its voxels while it is unpacked; then voxels, label map and what percentiles or
-    components take beside them. Percentiles of types wider than 16 bits are found on a copy.
+    components need. Percentiles of types wider than 16 bits are found on a copy.
 
     Args:
         file_bytes: of the file on disk.
@@ -93,7 +93,7 @@ _LIVE_WIDTHS, _LIVE_SUPERVISED = 5, 4
 
 
 def live_values(base_channels: int, supervised_channels: int) -> int:
-    """Values a pixel of the network's matrix that are alive at once.
+    """Return the values that are in memory at once for a pixel of the network's matrix.
 
     In the last decoder torch holds up to 3.9 times `base_channels`, and where supervised maps wider
     than that are fused 2.7 times their channels (test_folding.py counts both); the rest is for what
@@ -106,7 +106,7 @@ def live_values(base_channels: int, supervised_channels: int) -> int:
 
 
 def slice_bytes(pixels: int, live: int, reduction: int, value_bytes: int) -> int:
-    """Bytes that the network takes for one slice, its normalised copies among them.
+    """Return the bytes that the network takes for one slice, normalised copies included.
 
     Args:
         pixels: of the slice.
@@ -118,7 +118,7 @@ def slice_bytes(pixels: int, live: int, reduction: int, value_bytes: int) -> int
 
 
 class MemoryBudget:
-    """Memory that cases share: one waits until it fits beside those under way.
+    """Memory that cases share: one waits until it fits beside the others.
 
     Args:
         total: bytes for all cases together.

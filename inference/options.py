@@ -35,8 +35,8 @@ def make_parser(package: str = "inference") -> argparse.ArgumentParser:
         prog=program,
         description="Segment 13 organs and tumors in abdominal CT volumes.",
         epilog="Exit codes: 0 every case is done, 1 some cases failed and the rest are written, "
-        "2 wrong usage, 3 it could not start (a package, a library or memory is missing), "
-        "143 ended by SIGTERM, 129 by SIGHUP, 130 by Ctrl-C. "
+        "2 wrong usage, 3 it could not start (a package, a library, memory or a usable device is "
+        "missing), 143 ended by SIGTERM, 129 by SIGHUP, 130 by Ctrl-C. "
         f"With {LOG_VARIABLE}=FILE in the environment, the time of each phase is appended to FILE "
         f"as JSON lines. Example: {program} --input CTS --output LABELS "
         "--statistics volumes.csv; of DICOM series: --input SERIES --output LABELS --format both",
@@ -158,7 +158,7 @@ def make_parser(package: str = "inference") -> argparse.ArgumentParser:
 
 
 def _labels(text: str) -> tuple[int, ...]:
-    """The labels of a list of names such as liver,left-kidney, ascending."""
+    """Return the labels of a list of names such as liver,left-kidney, ascending."""
     numbers = {name: number for number, name in enumerate(LABEL_NAMES) if number}
     names = [re.sub("[-_ ]+", " ", name.strip().lower()) for name in text.split(",")]
     unknown = [name for name in names if name not in numbers]
@@ -222,7 +222,7 @@ def _check_weights(options: argparse.Namespace, parser: argparse.ArgumentParser)
 
 
 def _parse_shard(options: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[int, int]:
-    """Which shard of how many; its table and manifest get names of their own."""
+    """Return which shard of how many; its table and manifest get names of their own."""
     try:
         shard = parse_shard(options.shard, os.environ)
     except ValueError as error:
@@ -255,13 +255,13 @@ def _find_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -
         parser.error(f"--input {source}: {reason}")
     series = _find_series(options, parser)
     if not series:
-        left_out = "".join(f"; skipped: {line}" for line in options.skipped)
-        parser.error(f"--input {source}: {reason}, and no CT series in DICOM{left_out}")
+        skipped = "".join(f"; skipped: {line}" for line in options.skipped)
+        parser.error(f"--input {source}: {reason}, and no CT series in DICOM{skipped}")
     return series
 
 
 def _find_series(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Source]:
-    """The DICOM series of the input; what else is there goes to `options.skipped`."""
+    """Return the DICOM series of the input; what else is there goes to `options.skipped`."""
     from .dicom.discovery import find_series  # only for those who have DICOM
 
     if not options.quiet:
@@ -275,15 +275,13 @@ def _find_series(options: argparse.Namespace, parser: argparse.ArgumentParser) -
 
 def _protect_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Refuse a call that would write over what it reads, under whatever name or link."""
+    from .outputs import Outputs
+
+    outputs = Outputs(options.output, options.format, options.organs, per_organ=options.per_organ)
     sources = [source for source in options.sources if not source.refusal]
     inputs = {file_identity(file): file for source in sources for file in source.files}
-    endings = {"nifti": [".nii.gz"], "seg": [".seg.dcm"], "both": [".nii.gz", ".seg.dcm"]}
     written = {
-        "--output": [
-            options.output / f"{source.name}{ending}"
-            for source in sources
-            for ending in endings[options.format]
-        ],
+        "--output": [path for source in sources for path in outputs.files(source.name)],
         "--statistics": [options.statistics] if options.statistics else [],
         "--manifest": [options.manifest] if options.manifest else [],
     }

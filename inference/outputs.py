@@ -1,4 +1,4 @@
-"""What is written of each case, and where: its label map, and what else was asked for."""
+"""The files of each case: its label map, and what else was asked for."""
 
 import os
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .case import Case
-from .files import file_identity, one_line, printable
+from .files import one_line
 from .label_map import (
     select_labels,
     why_not_label_map_of,
@@ -16,7 +16,7 @@ from .label_map import (
 )
 from .labels import LABEL_NAMES
 from .records.provenance import Provenance
-from .sources import why_changed
+from .sources import Source, why_changed
 from .volume import Volume
 
 if TYPE_CHECKING:
@@ -29,53 +29,43 @@ class Outputs:
 
     Attributes:
         folder: of all of them.
-        provenance: what makes the label maps, as their headers say it; None: the program alone.
+        format: "nifti" for `NAME.nii.gz`, "seg" for `NAME.seg.dcm`, or "both".
         labels: that label maps show; () for all.
-        with_label_map: write the label map itself, `NAME.nii.gz`.
         per_organ: write a mask of each label into a folder `NAME` as well.
-        segmentation: writes and knows again `NAME.seg.dcm`, if there is to be one.
+        provenance: what makes the label maps, for their headers; None: the program alone.
+        segmentation: writes and checks `NAME.seg.dcm`.
     """
 
     folder: Path
-    provenance: Provenance | None = None
+    format: str = "nifti"
     labels: tuple[int, ...] = ()
-    with_label_map: bool = True
     per_organ: bool = False
+    provenance: Provenance | None = None
     segmentation: "SegmentationWriter | None" = None
 
     def label_map(self, name: str) -> Path:
-        """Where a case's label map lies."""
+        """Return the path of a case's label map."""
         return self.folder / f"{name}.nii.gz"
 
     def preview(self, name: str) -> Path:
-        """Where a case's contact sheet lies."""
+        """Return the path of a case's contact sheet."""
         return self.folder / f"{name}.png"
 
-    def of(self, name: str) -> list[Path]:
-        """All files of a case, its preview left out."""
-        paths = [self.label_map(name)] if self.with_label_map else []
-        if self.segmentation:
+    def files(self, name: str) -> list[Path]:
+        """Return all files of a case but its preview."""
+        paths = [self.label_map(name)] if self.format != "seg" else []
+        if self.format != "nifti":
             paths.append(self._segmentation(name))
         if self.per_organ:
             paths += self._masks(name).values()
         return paths
 
-    def why_not(self, case: Case, inputs: set[tuple[int, int]]) -> str:
-        """What can be said against a case before it is read, or "".
-
-        Args:
-            case: to be segmented.
-            inputs: `file_identity` of every file that the run reads.
-        """
-        if case.source.refusal:
-            return case.source.refusal
+    def why_not(self, source: Source) -> str:
+        """Return why a source cannot be segmented, as far as names tell, or ""."""
         longest = os.pathconf(self.folder, "PC_NAME_MAX") if self.folder.is_dir() else 255
-        for output in self.of(case.name):
-            if len(os.fsencode(output.name)) > longest:
-                return f"its label map's name would have more than {longest} bytes"
-            if file_identity(output) in inputs:
-                return f"its label map would replace an input, {printable(output.name)}"
-        return ""
+        too_long = any(len(os.fsencode(path.name)) > longest for path in self.files(source.name))
+        reason = f"its label map's name would have more than {longest} bytes" if too_long else ""
+        return source.refusal or reason
 
     def why_stale(self, case: Case, record: dict | None) -> str:
         """Return why a case's files are not whole or not of its input by this signature, or "".
@@ -86,12 +76,12 @@ class Outputs:
         """
         try:
             header, stale = case.source.header, ""
-            if self.with_label_map:
+            if self.format != "seg":
                 path = self.label_map(case.name)
                 stale = why_not_label_map_of(path, header, self.signature)
             if not stale and self.segmentation:
                 stale = self.segmentation.why_stale(self._segmentation(case.name), case.source)
-            made_ns = min(path.stat().st_mtime_ns for path in self.of(case.name))
+            made_ns = min(path.stat().st_mtime_ns for path in self.files(case.name))
             return stale or why_changed(case.source, record, made_ns)
         except (ValueError, OSError) as error:
             return one_line(error)
@@ -123,7 +113,7 @@ class Outputs:
             output = self._segmentation(case.name)
             return self.segmentation.write(output, shown, volume, case.source)
         finally:
-            if self.with_label_map:
+            if self.format != "seg":
                 write_label_map(self.label_map(case.name), shown, volume, self.signature)
 
     def _segmentation(self, name: str) -> Path:

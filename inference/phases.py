@@ -1,4 +1,4 @@
-"""When each phase of a run began and ended, for the closing table and for the benchmark."""
+"""Start and end of each phase of a run, for the closing table and for the benchmark."""
 
 import json
 import threading
@@ -17,8 +17,8 @@ class PhaseTimer:
 
     Args:
         log: file of JSON lines `{"phase", "case", "start", "end"}`; seconds of CLOCK_MONOTONIC,
-            which every process and container of a host shares. None: no log is kept.
-        warn: told once if the log cannot be written; the phases are then timed without it.
+            which every process and container of a host shares; or None.
+        warn: called once if the log cannot be written; phases are then timed without it.
     """
 
     def __init__(
@@ -54,9 +54,9 @@ class PhaseTimer:
             self._log = None
 
     def seconds(self, case: str | None) -> dict[str, float]:
-        """Seconds per phase of a case (None: of the run), in the order they ended."""
+        """Return the seconds per phase of a case (None: of the run), in the order of their ends."""
         return dict(self._seconds[case])
 
     def record(self, case: str, seconds: dict[str, float]) -> None:
-        """Take over the seconds per phase of a case that another process has timed."""
+        """Add the seconds per phase of a case that another process has timed."""
         self._seconds[case].update(seconds)

@@ -1,4 +1,4 @@
-"""A folder of CT volumes through the pipeline: read, normalise, predict, keep components, write.
+"""The pipeline: volumes are read, normalised, predicted, reduced to components and written.
 
 One volume is read ahead and one is written behind while the device works on the one between, so at
 most three are in memory. The first is read while torch is still being imported.
@@ -8,7 +8,7 @@ import argparse
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
@@ -18,7 +18,7 @@ import numpy as np
 
 from .case import Case, ReadCase
 from .components import ComponentSizes, keep_largest_components
-from .files import file_identity, one_line, output_key, printable
+from .files import one_line, output_key, printable
 from .intensity import percentiles
 from .label_map import label_map_header, read_label_map
 from .labels import LABEL_NAMES
@@ -42,20 +42,17 @@ STAGES = ("read", "percentiles", "predict", "components", "write")
 
 
 class Observer:
-    """Hears of cases as they end, and knows what records of them there are; this one does not."""
+    """What a service asks and calls for each case; this one knows and does nothing."""
 
     def recorded(self, name: str) -> dict | None:
-        """Return the record of a case, by its name, as far as there is one.
-
-        None says that one is missing that was asked for: a label map that is there is read again.
-        """
+        """Return the record of a case; None if one is missing that was asked for."""
         return {}
 
     def on_slices(self, case: Case, count: int, total: int) -> None:
-        """Hear that so many slices more of a case's total have been predicted."""
+        """Called when so many slices more of a case's total have been predicted."""
 
     def on_case(self, case: Case) -> None:
-        """Hear that a case has ended; from one of two threads."""
+        """Called when a case has ended; from one of two threads."""
 
 
 @dataclass
@@ -110,10 +107,10 @@ class Service:
         return cls(
             outputs=Outputs(
                 options.output,
-                provenance,
+                options.format,
                 options.organs,
-                with_label_map=options.format != "seg",
                 per_organ=options.per_organ,
+                provenance=provenance,
                 segmentation=segmentation,
             ),
             loader=loader,
@@ -135,7 +132,7 @@ class Service:
             self._stop = error
         return self._predicting
 
-    def run(self, sources: list[Source]) -> list[Case]:
+    def run(self, sources: Sequence[Source]) -> list[Case]:
         """Segment every volume; a case that fails does not stop the others.
 
         Args:
@@ -153,27 +150,27 @@ class Service:
             self.segment(waiting)
         return cases
 
-    def plan(self, sources: list[Source]) -> list[Case]:
+    def plan(self, sources: Sequence[Source]) -> list[Case]:
         """Name the cases, and end those that need no work."""
         cases = [Case(source, source.name) for source in sources]
         first: dict[str, Source] = {}
-        inputs = {file_identity(file) for source in sources for file in source.files} - {None}
         for case in cases:
-            case.reason = self.outputs.why_not(case, inputs)
+            case.reason = self.outputs.why_not(case.source)
             if not case.reason:  # what cannot be read takes no name from a good file
                 earlier = first.setdefault(output_key(case.name), case.source)
                 if earlier != case.source:
-                    case.reason = f"same output name as {printable(earlier)}"
+                    folded = "" if earlier.name == case.name else ", but for case or accents"
+                    case.reason = f"same output name as {printable(earlier)}{folded}"
             if case.reason:
                 case.status = "failed"
-            elif self.keep_existing and all(map(os.path.lexists, self.outputs.of(case.name))):
+            elif self.keep_existing and all(map(os.path.lexists, self.outputs.files(case.name))):
                 self._check_existing(case)
             if case.status != "waiting":
                 self.observer.on_case(case)
         return cases
 
     def _check_existing(self, case: Case) -> None:
-        """Find out whether a case whose outputs are there is kept, read again or recomputed."""
+        """Decide whether a case whose outputs are there is skipped, read again or recomputed."""
         record = self.observer.recorded(case.name)
         stale = self.outputs.why_stale(case, record)
         if not stale and self.outputs.labels and record is None:
@@ -184,10 +181,10 @@ class Service:
         elif record is not None and (preview.exists() or not self.with_preview):
             case.status = "kept"
         else:
-            case.has_label_map = self.outputs.with_label_map
+            case.has_label_map = self.outputs.format != "seg"
 
     def segment(self, cases: Iterable[Case]) -> None:
-        """Take planned cases through the pipeline until there are no more, each as it comes.
+        """Run planned cases through the pipeline until there are no more, each as it comes.
 
         Args:
             cases: that are "waiting"; asked for the next one, in another thread, as soon as the
@@ -265,11 +262,11 @@ class Service:
                 case.input_info.update(grid_info(volume))
             case.shape = tuple(int(n) for n in volume.header.get_data_shape()[:3])
             with self.timer.phase("percentiles", case.name):
-                window = percentiles(volume.voxels)
+                low, high = percentiles(volume.voxels)
         except BaseException:
             self.budget.give_back(memory)
             raise
-        return ReadCase(case, volume, window, state, memory)
+        return ReadCase(case, volume, (low, high), state, memory)
 
     def _need(self, header: nibabel.Nifti1Header, file_bytes: int) -> int:
         """Return the bytes of memory that a case needs."""
@@ -279,7 +276,7 @@ class Service:
         # Whichever way the axes run, a slice has no more pixels than this.
         pixels = voxels // min((*shape, 1, 1)[:3])
         need += self.loader.slice_bytes(pixels, max(header_grid(header).spacing))
-        if self.outputs.segmentation:  # of 14 bits a voxel at most, and a copy of the labels
+        if self.outputs.format != "nifti":  # of 14 bits a voxel at most, and a copy of the labels
             need += 3 * voxels
         return need
 
@@ -346,7 +343,7 @@ class Service:
     def _attempt(
         self, case: Case, step: Callable[..., Result], *arguments: object
     ) -> Result | None:
-        """Take a case one step further; whatever goes wrong fails this case alone."""
+        """Run one step of a case; whatever goes wrong fails this case alone."""
         try:
             return step(*arguments)
         except Exception as error:  # a folder of thousands must not stop at one file's surprise
@@ -366,7 +363,7 @@ class Service:
 
 @contextlib.contextmanager
 def _optional(case: Case, what: str) -> Iterator[None]:
-    """Make what comes with a label map; where that fails the case is done all the same."""
+    """Turn what goes wrong beside a label map into a warning."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""A fixed part of the cases for each of many machines, found by each without asking the others."""
+"""A fixed part of the cases for each of many machines, without communication."""
 
 import heapq
 import re
@@ -13,19 +13,19 @@ _KUBERNETES = "JOB_COMPLETION_INDEX"
 
 
 def parse_shard(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
-    """Which shard, of how many.
+    """Return which shard, of how many.
 
     Args:
         text: "I/N", I from 0; "auto", from the scheduler's variables; or "auto/N", the index from
             the scheduler as it is and N from the caller, who must give it where the scheduler does
             not (Kubernetes), or where only some tasks of an array are run again.
-        environment: in which a Slurm array or an Indexed Job of Kubernetes says which task it is.
+        environment: in which a Slurm array or an Indexed Job of Kubernetes has the task's number.
 
     Returns:
         Index from 0, and count.
 
     Raises:
-        ValueError: it is no such text, or the scheduler does not say what is needed.
+        ValueError: it is no such text, or the scheduler's variables are missing.
     """
     match = re.fullmatch(r"(?:(auto)|(\d+))(?:/(\d+))?", text.strip())
     if not match or (match[2] and not match[3]):

@@ -78,7 +78,7 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
                 stack.enter_context(held(options.output))
             step = _train(options, recipe, found, processes, stop, started)
         except KeyboardInterrupt:
-            print("stopped without saving", file=sys.stderr)
+            print("stopped at once", file=sys.stderr)
             return 128 + stop.signal
     if stop.signal:
         processes.report(f"stopped at step {step}; the same command goes on from there")
@@ -132,7 +132,7 @@ def _train(
     if recipe.synthetic_fraction:  # only now: it takes a minute, and the data is in order
         phantoms = recipe.synthetic_phantoms
         synthesise = first_then_others(
-            processes, lambda: synthesis.load(options.anatomy, phantoms, cache, report)
+            processes, lambda: synthesis.load(options.anatomy, phantoms, cache)
         )
     if intensities is None:
         intensities = Intensities(*synthesis.intensity_statistics(synthesise))
@@ -288,7 +288,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (TrainingError, VolumeError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
-        print(f"error: {error.filename or output}: {one_line(error)}", file=sys.stderr)
+        path = Path(error.filename or output or "")
+        place = path.parent if path.suffix == ".partial" else path
+        print(f"error: {place}: {one_line(error)}", file=sys.stderr)
     except KeyboardInterrupt:
         return 130
     return 1

@@ -2,21 +2,27 @@
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import torch
 from scipy import ndimage
 from skimage.morphology import convex_hull_image
+from tqdm import tqdm
 
 from inference.labels import ORGANS, TUMOR
+from inference.memory import cpu_limit
 from inference.volume import read_volume
 from synthetic.sampling import draw_anatomy
 from synthetic.structures import CORES, NUMBERS, STRUCTURES
 from training import TrainingError
 from training.cache import save_array
+
+Result = TypeVar("Result")
 
 ANATOMY_MAPS = Path(__file__).parent / "anatomy_maps"
 """Where the shipped maps of structures lie."""
@@ -29,8 +35,6 @@ _PHANTOM_GRID = ((84, 256, 256), (4.0, 1.6, 1.6))
 _PHANTOM_SEED = 500_000  # of the first patient: far from the seeds of tests and demonstration
 
 _CACHE_VERSION = 2
-
-_REPORT_EVERY_S = 5.0
 
 # Numbers beside the phantom's: the insides of organs, and lesions of different attenuation.
 RIGHT_MEDULLA, LEFT_MEDULLA, STOMACH_CONTENT = range(len(STRUCTURES), len(STRUCTURES) + 3)
@@ -227,40 +231,50 @@ def read_anatomy(path: Path, mapping: AnatomyMap | None = None) -> Anatomy:
     return replace(anatomy, unknown_labels=mapping.unknown_labels)
 
 
-def phantom_anatomies(
-    count: int, folder: Path, report: Callable[[str], None] = lambda line: None
-) -> list[Anatomy]:
-    """Anatomies of synthetic patients, kept in a cache.
+def in_parallel(function: Callable[..., Result], tasks: Sequence[tuple], text: str) -> list[Result]:
+    """Return what a function returns for each task, by all cores; Ctrl-C cancels those waiting."""
+    if not tasks:
+        return []
+    workers = min(cpu_limit(), len(tasks))
+    # Threads of torch do not survive the fork.
+    pool = ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        outcomes = pool.map(function, *zip(*tasks, strict=True))
+        return list(tqdm(outcomes, text, len(tasks), leave=False, disable=None))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _draw_phantom(number: int, path: Path) -> None:
+    shape, spacing = _PHANTOM_GRID
+    structures = draw_anatomy(shape, spacing, np.random.default_rng(_PHANTOM_SEED + number))
+    _hollow(structures, spacing)
+    save_array(path, structures)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return np.load(path, mmap_mode="r").shape == _PHANTOM_GRID[0]
+    except (OSError, ValueError, EOFError):
+        return False
+
+
+def phantom_anatomies(count: int, folder: Path) -> list[Anatomy]:
+    """Return anatomies of synthetic patients, kept in a cache.
 
     Args:
         count: of patients; the first ones are the same whatever their number.
         folder: of the cache.
-        report: gets a line of progress every few seconds.
 
     Raises:
         OSError: the cache cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shape, spacing = _PHANTOM_GRID
     key = hashlib.sha256(repr((_CACHE_VERSION, _PHANTOM_GRID)).encode()).hexdigest()[:8]
     paths = [folder / f"anatomy-{key}-{number:04}.npy" for number in range(count)]
-    missing = [path for path in paths if not path.is_file()]
-    started = told = time.monotonic()
-    anatomies = []
-    for number, path in enumerate(paths):
-        if path in missing:
-            drawn, now = missing.index(path), time.monotonic()
-            if not drawn:
-                report(
-                    f"drawing {len(missing)} synthetic patients, once; they are kept in {folder}"
-                )
-            elif now - told > _REPORT_EVERY_S:
-                left = (now - started) / drawn * (len(missing) - drawn)
-                report(f"drawn {drawn} of {len(missing)} synthetic patients, {left:.0f} s left")
-                told = now
-            structures = draw_anatomy(shape, spacing, np.random.default_rng(_PHANTOM_SEED + number))
-            _hollow(structures, spacing)
-            save_array(path, structures)
-        structures = np.load(path, mmap_mode="r")
-        anatomies.append(_anatomy(f"phantom {number}", structures, None, spacing))
-    return anatomies
+    missing = [(number, path) for number, path in enumerate(paths) if not _is_whole(path)]
+    in_parallel(_draw_phantom, missing, "synthetic patients")
+    return [
+        _anatomy(f"phantom {number}", np.load(path, mmap_mode="r"), None, _PHANTOM_GRID[1])
+        for number, path in enumerate(paths)
+    ]

@@ -119,13 +119,15 @@ def _cache_key(case: Case) -> str:
     labels = sorted(case.mapping.labels.items()) if case.mapping else None
     parts = [str(_CACHE_VERSION), json.dumps(labels)]
     parts += _identity(case.image, by_content=False) + _identity(case.label, by_content=True)
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
     """Write a .npy file, whole and flushed to the disk or not at all."""
+    header = np.lib.format.header_data_from_array_1_0(array := np.ascontiguousarray(array))
     with whole_file(path) as file:
-        np.save(file, array)
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(array.data)  # np.save would lose the reason of an error
 
 
 def read_case(case: Case) -> tuple[np.ndarray, np.ndarray, dict]:

@@ -1,7 +1,6 @@
 """Data sets read for training: which cases can be used, and what is doubtful of them."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,35 +37,17 @@ class DataSet:
 
     def describe(self) -> list[str]:
         """Return what was found, as lines."""
-        known = [case.cached for case in self.cases]
-        sizes = Counter(f"{volume.shape[1]}x{volume.shape[2]}" for volume in known)
+        patients = {case.patient for case in self.cases}
+        slices = sum(case.cached.shape[0] for case in self.cases)
         lines = [
-            f"{self.folder}: {len(known)} cases of {len({case.patient for case in self.cases})} "
-            f"patients, {sum(volume.shape[0] for volume in known):,} slices"
+            f"{self.folder}: {len(self.cases)} cases, {len(patients)} patients, {slices:,} slices"
         ]
-        if known:
-            lines.append(
-                f"  rows x columns {_names(sizes)}; slices "
-                f"{_span(volume.spacing[0] for volume in known)} mm apart, pixels of "
-                f"{_span(volume.spacing[2] for volume in known)} mm"
-            )
         for word, table in (("not used", self.lost), ("caution", self.doubts)):
             for reason, names in table.items():
-                lines.append(f"  {word}: {reason}: {len(names)} ({_names(sorted(names))})")
+                more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+                shown = ", ".join(sorted(names)[:_MOST_NAMES])
+                lines.append(f"  {word}: {reason}: {len(names)} ({shown}{more})")
         return lines
-
-
-def _names(names: list[str] | Counter) -> str:
-    """Return the first names, or the commonest, and how many more there are."""
-    shown = names.most_common() if isinstance(names, Counter) else names
-    shown = [name if isinstance(name, str) else f"{name[0]} ({name[1]})" for name in shown]
-    more = f" and {len(shown) - _MOST_NAMES} more" if len(shown) > _MOST_NAMES else ""
-    return f"{', '.join(shown[:_MOST_NAMES])}{more}"
-
-
-def _span(values: Iterable[float]) -> str:
-    low, high = min(values := [round(value, 2) for value in values]), max(values)
-    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
 def _doubts(case: Case) -> list[str]:

@@ -145,7 +145,7 @@ def write_scores(path: Path, scores: list[Score]) -> None:
     writer = csv.DictWriter(table, (*Score._fields, "name"), lineterminator="\n")
     writer.writeheader()
     writer.writerows({**score._asdict(), "name": LABEL_NAMES[score.label]} for score in scores)
-    write_atomically(path, table.getvalue().encode())
+    write_atomically(path, table.getvalue().encode(errors="surrogateescape"))
 
 
 def read_scores(path: Path) -> list[Score]:

@@ -80,7 +80,7 @@ def export(
     card = _model_card(
         output.name, metadata, about, recipe, done, scores, unseen, notes, of_these=not scores_of
     )
-    write_atomically(output.with_suffix(".md"), card.encode())
+    write_atomically(output.with_suffix(".md"), card.encode(errors="surrogateescape"))
     return metadata.warning
 
 

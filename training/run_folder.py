@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from io import StringIO
 from pathlib import Path
 
-from inference.files import locked, one_line, write_atomically
+from inference.files import check_writable, locked, one_line, write_atomically
 from inference.labels import LABEL_NAMES
 from inference.network.weights import WeightsMetadata
 from training import TrainingError
@@ -23,7 +23,9 @@ def code_revision() -> str:
     """Return the git revision of this code, with "+" if files were changed, or "unknown"."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -50,9 +52,10 @@ def held(output: Path) -> Iterator[None]:
 
     Raises:
         TrainingError: another process holds it.
-        OSError: it cannot be made or written.
+        OSError: it cannot be made or written, or its files cannot be renamed.
     """
     output.mkdir(parents=True, exist_ok=True)
+    check_writable(output)
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(output / "last.pt", wait=False))

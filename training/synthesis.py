@@ -13,13 +13,14 @@ numbers (one patient, in detail).
 Axes are (slices, rows, columns), toward (superior, posterior, left); lengths are in mm.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
+from inference.files import one_line
 from inference.labels import LABEL_NAMES
 from synthetic.structures import CORES, NUMBERS, PHASES, STRUCTURES
 from training import TrainingError
@@ -31,6 +32,7 @@ from training.anatomies import (
     RIGHT_MEDULLA,
     STOMACH_CONTENT,
     Anatomy,
+    in_parallel,
     load_anatomy_map,
     phantom_anatomies,
     read_anatomy,
@@ -71,35 +73,29 @@ class Synthesis:
         return draw_slice(self.anatomies[number], rng, self.matrix, self.pixel_mm)
 
 
-def load(
-    files: Sequence[str],
-    phantoms: int,
-    cache: Path,
-    report: Callable[[str], None] = lambda line: None,
-) -> Synthesis:
+def _read_file(file: str) -> Anatomy:
+    path, _, name = file.partition("=")
+    try:
+        return read_anatomy(Path(path), load_anatomy_map(name or "totalsegmentator"))
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{path}: {one_line(error)}") from error
+
+
+def load(files: Sequence[str], phantoms: int, cache: Path) -> Synthesis:
     """Make ready to draw slices: from files, if there are any, as often as from phantoms.
 
     Args:
         files: FILE or FILE=MAP, a path and which map its numbers are of (`load_anatomy_map`).
         phantoms: number of synthetic patients.
         cache: folder for these.
-        report: gets lines of progress.
 
     Raises:
         TrainingError: a file is not an anatomy; its name is in the message.
-        VolumeError, OSError: as of `read_anatomy` and `phantom_anatomies`.
+        OSError: the cache cannot be written.
     """
-    anatomies = []
-    for file in files:
-        path, _, name = file.partition("=")
-        try:
-            mapping = load_anatomy_map(name or "totalsegmentator")
-            anatomies.append(read_anatomy(Path(path), mapping))
-        except ValueError as error:
-            raise TrainingError(f"{path}: {error}") from error
-    anatomies += phantom_anatomies(phantoms, cache, report)
-    groups = tuple(size for size in (len(files), phantoms) if size)
-    return Synthesis(anatomies, groups)
+    anatomies = in_parallel(_read_file, [(file,) for file in files], "anatomies")
+    anatomies += phantom_anatomies(phantoms, cache)
+    return Synthesis(anatomies, tuple(size for size in (len(files), phantoms) if size))
 
 
 def intensity_statistics(synthesise: Synthesis, slices: int = 100) -> tuple[float, float]:

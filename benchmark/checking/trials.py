@@ -51,12 +51,12 @@ class Trial:
 
     @property
     def ended(self) -> bool:
-        """It ended by itself with exit code 0."""
+        """Return whether it ended by itself with exit code 0."""
         return self.result["exit_code"] == 0
 
     @property
     def ran(self) -> bool:
-        """It ended by itself with exit code 0 and left a label map."""
+        """Return whether it ended by itself with exit code 0 and left a label map."""
         return self.ended and self.result["output"]["found"]
 
     def as_json(self) -> dict:
@@ -125,7 +125,7 @@ def _left_behind(outputs: Path, label_map: str) -> Iterator[str]:
 
 
 def _touched(inputs: Path, image: Path) -> bool:
-    """Whether the container changed its inputs folder."""
+    """Return whether the container changed its inputs folder."""
     copy = inputs / image.name
     if [path.name for path in inputs.iterdir()] != [image.name]:
         return True

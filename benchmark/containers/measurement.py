@@ -68,7 +68,7 @@ def list_cases(inputs: Path) -> tuple[list[Case], dict[str, str]]:
 
 @dataclass(frozen=True)
 class Conditions:
-    """How cases are run and measured; the defaults are the organisers' of 2023."""
+    """Conditions of runs and measurements; the defaults are the organisers' of 2023."""
 
     gpu: Gpu | None = None
     gpu_note: str | None = None  # why its memory is not read
@@ -96,11 +96,14 @@ def run_alone(
     shutil.rmtree(work, ignore_errors=True)
     folders = Folders(work / "inputs", work / "outputs", log_path)
     try:
+        copy = folders.inputs / case.image.name
         for folder in (folders.inputs, folders.outputs):
             folder.mkdir(parents=True)
-            folder.chmod(0o777)  # as the organisers do: a container may run as any user
-        shutil.copyfile(case.image, folders.inputs / case.image.name)
-        (folders.inputs / case.image.name).chmod(0o644)
+        shutil.copyfile(case.image, copy)
+        # As the organisers do: a container may run as any user. CIFS and its like have no modes.
+        for path, mode in ((folders.inputs, 0o777), (folders.outputs, 0o777), (copy, 0o644)):
+            with contextlib.suppress(OSError):
+                path.chmod(mode)
         sampler = Sampler(how.gpu, how.interval, how.idle.processes)
         outcome, samples, cost = run_case(target, case.name, folders, how.timeout, sampler)
         (work / "collected").mkdir()  # which the container does not see

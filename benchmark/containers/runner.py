@@ -105,7 +105,7 @@ class Container:
         return None
 
     def had_event(self, event: str, name: str, since: float) -> bool:
-        """Whether the engine has an event ("start", "oom") of the container `name`."""
+        """Return whether the engine has an event ("start", "oom") of the container `name`."""
         period = ("--since", f"{since:.6f}", "--until", f"{time.time():.6f}")
         which = ("--filter", f"container={name}", "--filter", f"event={event}")
         return docker("events", *period, *which, "--format", "{{.Action}}").stdout.strip() != ""
@@ -143,7 +143,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended."""
+    """The end of a run."""
 
     status: str  # "ok" (exit code 0), "crashed", "timeout" or "out of memory"
     reason: str | None  # one line; None if ok
@@ -217,7 +217,7 @@ def run_case(
     last_line = printable(last_line)[:200]
     exit_code = process.returncode if end == "exit" else None
     if exit_code == _ENGINE_FAILED and in_container and not target.had_event("start", name, since):
-        # The engine may warn of other things before it says what is wrong.
+        # The engine may print warnings before its error.
         lines = [line for line in text.splitlines() if line.startswith("docker:")]
         raise EngineError(f"the container was not started: {printable((lines or [text])[0])}")
     status = "crashed"

@@ -37,7 +37,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class SamplerCost:
-    """What sampling cost the machine, and how well the schedule was kept."""
+    """What sampling cost the machine, and how many ticks were late or missed."""
 
     source: str | None  # of CPU and RAM: "cgroup v1", "cgroup v2" or "process tree"
     samples: int

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _weight(text: str) -> tuple[str, float]:
     metric, _, weight = text.partition("=")
     if metric not in METRICS:
-        raise argparse.ArgumentTypeError(f"{metric!r} is none of {', '.join(METRICS)}")
+        raise argparse.ArgumentTypeError(f"{metric!r} is not one of {', '.join(METRICS)}")
     return metric, not_negative(weight)
 
 

@@ -58,12 +58,12 @@ class Run:
         return rules.median_run(self.results[case]) if case in self.results else None
 
     def failed(self, case: str) -> bool:
-        """Whether the case counts as failed."""
+        """Return whether the case counts as failed."""
         return bool((self.shown(case) or {}).get("penalty"))
 
     @property
     def failed_everywhere(self) -> bool:
-        """Whether no case that was run was done."""
+        """Return whether no case that was run was done."""
         return bool(self.results) and all(map(self.failed, self.results))
 
     @property
@@ -78,7 +78,7 @@ class Run:
 
     @property
     def ram_measures(self) -> set[str]:
-        """How RAM was read, keys of `RAM_MEASURES`; empty where nothing tells."""
+        """Return how RAM was read, keys of `RAM_MEASURES`; empty where nothing tells."""
         every = [result for runs in self.results.values() for result in runs]
         found = set(rules.ram_measures(every))
         if found or "image" not in self.environment:

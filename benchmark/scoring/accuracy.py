@@ -1,8 +1,8 @@
 """Score predicted label maps against references: DSC and NSD of 13 organs and tumor.
 
 Every number agrees with the challenge's own script (FLARE23_DSC_NSD_Eval.py, and
-FLARE22_DSC_NSD_Eval.py with --protocol flare22) to its 4 decimals. Where that script stops or says
-nothing, this one goes on and warns:
+FLARE22_DSC_NSD_Eval.py with --protocol flare22) to its 4 decimals. Where that script stops or
+prints nothing, this one goes on and warns:
 
   prediction missing, unreadable,  DSC 0 and NSD 0 for every structure; exit code 1
   or of another shape
@@ -14,7 +14,7 @@ nothing, this one goes on and warns:
   what is no regular file          not scored; exit code 1
 
 With --cases or --labels only what was annotated is scored, which is not the official rule; the
-report says so. Every structure says in how many references it is.
+report marks it so. Every structure is beside the number of references that have it.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """The scoring rules of the challenge: which labels, which tolerances, which years.
 
-A partly labelled reference marks an organ that nobody looked for as background, so that by the
-official rule whoever finds it scores 0. `Annotated` says which labels were looked for.
+A partly labelled reference marks an organ that nobody annotated as background, so that by the
+official rule whoever finds it scores 0. `Annotated` has the labels that were annotated.
 """
 
 import argparse
@@ -64,10 +64,10 @@ class Annotated:
     stacks: frozenset[str] = frozenset()
 
     def rules(self, reference: Path, protocol: Protocol) -> Protocol:
-        """Return the protocol with those labels that were looked for in a reference.
+        """Return the protocol with those labels that were annotated in a reference.
 
         Raises:
-            ValueError: nothing tells what was, or none of the protocol's labels was.
+            ValueError: it is not in `cases`, or no label of the protocol was annotated.
         """
         labels = self.labels or self.cases.get(case_name(reference))
         if labels is None:

@@ -46,9 +46,13 @@ def why_no_device() -> str:
     return "the NVIDIA driver shows none (CUDA_VISIBLE_DEVICES, or `docker run --gpus`)"
 
 
+class DeviceError(ValueError):
+    """A device that is there and cannot be used; the message is one line with what to do."""
+
+
 @contextlib.contextmanager
 def as_value_error(device: torch.device) -> Iterator[None]:
-    """Raise errors of a device's initialisation as a `ValueError` of one line with what to do."""
+    """Raise errors of a device's initialisation as a `DeviceError`."""
     try:
         yield
     except (RuntimeError, AssertionError) as error:
@@ -64,7 +68,7 @@ def as_value_error(device: torch.device) -> Iterator[None]:
             reason = f"{first} ({why_no_device()})"
         else:
             reason = f"{first}; --device cpu runs without it"
-        raise ValueError(f"{device} cannot be used: {reason}") from error
+        raise DeviceError(f"{device} cannot be used: {reason}") from error
 
 
 def warm_up(device: torch.device, dtype: torch.dtype) -> "Future[bool]":

@@ -36,6 +36,12 @@ COARSEST_PIXEL_MM = 2.0
 _METADATA_KEY = "abdoseg"
 _STATISTICS = ("running_mean", "running_var")
 _WIDEST = 512  # base_channels; the paper's network has 64
+_FIXED = {  # what this program does, whatever the weights
+    "num_classes": len(LABEL_NAMES),
+    "label_names": LABEL_NAMES,
+    "percentiles": (1.0, 99.0),
+    "orientation": ORIENTATION,
+}
 
 
 class WeightsError(ValueError):
@@ -44,7 +50,7 @@ class WeightsError(ValueError):
 
 @dataclass(frozen=True)
 class WeightsMetadata:
-    """What must be known of a network besides its weights.
+    """What running a network needs besides its weights.
 
     Attributes:
         base_channels, num_classes: arguments of `AttentionUNet`.
@@ -59,7 +65,7 @@ class WeightsMetadata:
         orientation: of the slices that the network was trained on.
         matrix_reduction: factor by which slices are area-averaged before the network sees them.
         attention, supervised_channels: arguments of `AttentionUNet`.
-        warning: what speaks against using these weights at all, or "".
+        warning: why these weights should not be used at all, or "".
     """
 
     base_channels: int
@@ -82,20 +88,16 @@ class WeightsMetadata:
     @property
     def network(self) -> dict[str, int | str]:
         """The arguments of `AttentionUNet`."""
-        return {
-            "num_classes": self.num_classes,
-            "base_channels": self.base_channels,
-            "attention": self.attention,
-            "supervised_channels": self.supervised_channels,
-        }
+        names = ("num_classes", "base_channels", "attention", "supervised_channels")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def live_values(self) -> int:
-        """Values a pixel that the network holds at once (`inference/memory.py`)."""
+        """Values a pixel that are in memory at once (`memory.live_values`)."""
         return live_values(self.base_channels, self.supervised_channels)
 
     def reduction_at(self, spacing: tuple[float, float, float]) -> int:
-        """The matrix reduction for a volume: less than trained with where its pixels are coarse.
+        """Return the matrix reduction for a volume, less than trained with for coarse pixels.
 
         Args:
             spacing: (slice, row, column), mm.
@@ -110,17 +112,14 @@ class WeightsMetadata:
 
 
 def default_weights(*, on_cuda: bool, folder: Path = WEIGHTS) -> tuple[Path, str]:
-    """What `predict.sh` runs unless told otherwise.
-
-    A file called submission.safetensors wins on every device: whoever puts it there means it. Else
-    it is the best of the weights present for the device.
+    """Return the weights that run by default: submission.safetensors, else the device's best.
 
     Args:
         on_cuda: whether the network runs on a CUDA device, where the full size costs little.
         folder: of the weights.
 
     Returns:
-        Path, and in a few words why it is the one.
+        Path, and the reason in a few words.
 
     Raises:
         WeightsError: there are none.
@@ -169,62 +168,61 @@ def read_metadata(path: Path) -> WeightsMetadata:
         raise
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise WeightsError(f"its metadata does not fit this version ({error})") from error
-    if metadata.orientation != ORIENTATION:
-        raise WeightsError(f"its network wants {metadata.orientation} slices, not {ORIENTATION}")
     return metadata
 
 
 def _check(metadata: WeightsMetadata) -> None:
-    """See that the numbers of a file's metadata can be computed with.
+    """Check that a file's metadata can be computed with, and are of this program.
 
     Raises:
-        WeightsError: one cannot.
+        WeightsError: they are not.
     """
 
-    def wrong(name: str, wanted: str) -> WeightsError:
-        return WeightsError(f"its metadata's {name} is {getattr(metadata, name)!r}, not {wanted}")
+    def is_whole(value: object, most: int) -> bool:
+        return type(value) is int and 0 <= value <= most
 
-    widths = metadata.base_channels
-    if type(widths) is not int or widths < 4 or widths % 4 or widths > _WIDEST:
-        raise wrong("base_channels", f"a multiple of 4 up to {_WIDEST}")
-    supervised = metadata.supervised_channels
-    if type(supervised) is not int or not 0 <= supervised <= _WIDEST:
-        raise wrong("supervised_channels", f"a whole number up to {_WIDEST}")
-    if type(metadata.num_classes) is not int or metadata.num_classes != len(LABEL_NAMES):
-        raise wrong("num_classes", str(len(LABEL_NAMES)))
-    if type(metadata.matrix_reduction) is not int or metadata.matrix_reduction not in (1, 2, 4):
-        raise wrong("matrix_reduction", "1, 2 or 4")
-    if type(metadata.warning) is not str:
-        raise wrong("warning", "a text")
-    for name, only in (("label_names", LABEL_NAMES), ("percentiles", (1.0, 99.0))):
-        if getattr(metadata, name) != only:
-            raise wrong(name, f"{only}, which is what this program does")
-    if metadata.attention not in ("relu-sigmoid", "none"):
-        raise wrong("attention", "relu-sigmoid or none")
-    for name in ("intensity_mean", "intensity_std"):
-        value = getattr(metadata, name)
-        if type(value) not in (int, float) or not math.isfinite(value):
-            raise wrong(name, "a finite number")
-    if metadata.clip_hu is not None:
-        numbers = all(type(value) in (int, float) for value in metadata.clip_hu)
-        if (
-            not numbers
-            or len(metadata.clip_hu) != 2
-            or not -math.inf < metadata.clip_hu[0] < (metadata.clip_hu[1]) < math.inf
-        ):
-            raise wrong("clip_hu", "two rising numbers")
-    if metadata.intensity_std <= 0:
-        raise wrong("intensity_std", "more than 0")
+    def is_finite(*values: object) -> bool:
+        return all(type(value) in (int, float) and math.isfinite(value) for value in values)
+
+    width, deviation, clip = metadata.base_channels, metadata.intensity_std, metadata.clip_hu
+    wanted = {
+        "base_channels": (
+            is_whole(width, _WIDEST) and width > 0 and width % 4 == 0,
+            f"a multiple of 4 up to {_WIDEST}",
+        ),
+        "supervised_channels": (
+            is_whole(metadata.supervised_channels, _WIDEST),
+            f"a whole number up to {_WIDEST}",
+        ),
+        "matrix_reduction": (
+            is_whole(metadata.matrix_reduction, 4) and metadata.matrix_reduction in (1, 2, 4),
+            "1, 2 or 4",
+        ),
+        "warning": (type(metadata.warning) is str, "a text"),
+        "attention": (metadata.attention in ("relu-sigmoid", "none"), "relu-sigmoid or none"),
+        "intensity_mean": (is_finite(metadata.intensity_mean), "a finite number"),
+        "intensity_std": (is_finite(deviation) and deviation > 0, "a finite number above 0"),
+        "clip_hu": (
+            clip is None or (len(clip) == 2 and is_finite(*clip) and clip[0] < clip[1]),
+            "two rising numbers",
+        ),
+    }
+    found = dataclasses.asdict(metadata)
+    for name, only in _FIXED.items():
+        wanted[name] = (found[name] == only and type(found[name]) is type(only), repr(only))
+    for name, (is_right, text) in wanted.items():
+        if not is_right:
+            raise WeightsError(f"its metadata's {name} is {found[name]!r}, not {text}")
 
 
 def common_metadata(several: Sequence[WeightsMetadata]) -> WeightsMetadata:
-    """What holds of several networks whose probabilities are to be averaged.
+    """Return the metadata of several networks whose probabilities are averaged.
 
     Args:
-        several: at least one; of one it is its own.
+        several: at least one.
 
     Returns:
-        The first's, with the width of the widest and the warnings of all.
+        The first one's, with the width of the widest and the warnings of all.
 
     Raises:
         WeightsError: they do not see the same slices.
@@ -251,7 +249,7 @@ def load_weights(path: Path) -> tuple[dict[str, "Tensor"], WeightsMetadata]:
     """Load a state dict of `AttentionUNet`, `as_stored`, mapped from the file, and its metadata.
 
     Raises:
-        WeightsError: as `read_metadata`, or a tensor holds what is no number.
+        WeightsError: as `read_metadata`, or a tensor is not finite or contradicts the metadata.
         OSError: the file cannot be read.
     """
     metadata = read_metadata(path)
@@ -268,15 +266,14 @@ def load_weights(path: Path) -> tuple[dict[str, "Tensor"], WeightsMetadata]:
 
 
 def _check_attention(state_dict: dict[str, "Tensor"], metadata: WeightsMetadata) -> None:
-    """Hold the metadata's `attention`, which has no weights, against the statistics behind it.
+    """Check the metadata's `attention`, which has no weights, by the statistics that follow it.
 
-    What attention hands on is in [0.5, 1): the variance of its convolution is at most the square of
-    half the sum of its absolute weights, and by far smaller in trained networks (at the median
-    0.0025 to 0.005 of that in weights/phantom-slim.safetensors, 13 to 26 without attention in
-    weights/abdomen-slim.safetensors).
+    The output of attention is in [0.5, 1): the variance of its convolution is at most the square of
+    half the sum of its absolute weights. Of that it is 0.0025 to 0.005 at the median in
+    weights/phantom-slim.safetensors, and without attention 13 to 26 in weights/abdomen-slim.
 
     Raises:
-        WeightsError: they contradict each other.
+        WeightsError: they contradict it.
     """
     parts = []
     for name, weight in state_dict.items():
@@ -293,11 +290,7 @@ def _check_attention(state_dict: dict[str, "Tensor"], metadata: WeightsMetadata)
 
 
 def as_stored(name: str, tensor: "Tensor") -> "Tensor":
-    """A tensor of a state dict as a weights' file holds it.
-
-    Returns:
-        fp16; batch normalisation's statistics fp32, for a variance may be more than fp16 holds.
-    """
+    """Return a tensor as stored: fp16, statistics fp32 (a variance may be more than fp16 holds)."""
     if not tensor.is_floating_point():
         return tensor
     return tensor.float() if name.endswith(_STATISTICS) else tensor.half()

@@ -96,6 +96,7 @@ class Manifest:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        path.touch()  # so that what appends below finds a file: some mounts refuse that
         self._append(b"")
 
     def add(self, record: dict) -> None:

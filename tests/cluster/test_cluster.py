@@ -261,7 +261,7 @@ def test_no_worker_that_can_begin(nodes, inputs, tmp_path, monkeypatch, capsys, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--device", "cuda:1"], "which GPU is for Ray to say"),
+        (["--device", "cuda:1"], "Ray chooses the GPU"),
         (["--cpus", "0"], "at least 1"),
         (["--workers", "-1"], "at least 1"),
         (["--address", "somewhere"], "auto or HOST:PORT"),

@@ -24,6 +24,7 @@ from inference.network.folding import fold
 from inference.network.model import AttentionUNet
 from inference.network.weights import save_weights
 from inference.prediction import Predictor
+from inference.startup import CANNOT_START
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 WINDOW = (-400.0, 500.0)
@@ -428,6 +429,10 @@ def test_wrong_use_of_the_device_is_one_line(run, folders, ct, cuda_device, caps
     assert "too little: this network needs at least 5" in capsys.readouterr().err
     assert run("--device", "cuda:3") == 2
     assert capsys.readouterr().err == "error: no CUDA device cuda:3: torch sees 1\n"
+    with monkeypatch.context() as full:
+        full.setattr(torch.cuda, "mem_get_info", lambda device: (0, 1 << 31))
+        assert run("--device", "cuda") == CANNOT_START
+        assert "memory is full" in capsys.readouterr().err
     monkeypatch.setenv(CHOICES_VARIABLE, "overlapping=1")
     assert run("--device", "cuda") == 2
     assert capsys.readouterr().err.startswith(f"error: {CHOICES_VARIABLE}: overlapping=1: ")

@@ -215,7 +215,7 @@ def test_a_doubt_is_said_aloud_without_being_asked_for(folders, run, ct, capsys)
     save_nifti(inputs / "shifted_0000.nii.gz", np.clip(ct, -1000, None) + 1024)
     assert run() == 0
     captured = capsys.readouterr()
-    assert "warning: shifted: intensities do not look like HU" in captured.err
+    assert "check shifted: intensities do not look like HU" in captured.err
     assert "1 of 1 label maps have flags to check: not HU 1" in captured.out
     assert run("--quiet") == 0
     captured = capsys.readouterr()

@@ -3,6 +3,7 @@
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -20,6 +21,7 @@ from training.cases import (
     split_patients,
 )
 from training.data_set import unpaired
+from training.evaluation import Score, read_scores, write_scores
 from training.label_mapping import load_label_mapping, nnunet_label_mapping
 
 
@@ -100,6 +102,15 @@ def test_the_cache_follows_the_files(tmp_path):
     (again,) = cached(tmp_path, tmp_path / "cache")
     assert again.cached == first.cached
     assert again.cached.image.stat().st_mtime_ns == written
+
+
+def test_names_that_the_locale_cannot_decode_are_read(tmp_path):
+    folder = tmp_path / "M\udcc3\udcbcller"  # as Python reads UTF-8 names in an ASCII locale
+    write_case(folder, "a\udcfc")
+    (case,) = cached(folder, tmp_path / "cache")
+    write_scores(tmp_path / "scores.csv", [Score(0, case.data_set, "a", 1, 0.5, 0.5)])
+    assert read_scores(tmp_path / "scores.csv")[0].data_set == "Müller"
+    assert split_patients([case, replace(case, patient="b")], 0.1, 0)
 
 
 @pytest.mark.parametrize("kind", ["labels", "images"])

@@ -1,17 +1,11 @@
-"""Cases handed out over a Ray cluster, to whoever is free, and again where a worker was lost.
+"""Cases distributed over a Ray cluster, and tried again where a worker was lost.
 
-Ray places the workers, carries calls and results, notices that a process or a node has died and
-says why, and waits for free resources. What remains to be done here is which case goes where:
-
-- `ray.util.ActorPool` gives an actor one call at a time, so nothing would overlap, and takes a dead
-  actor for a free one.
-- `max_restarts` and `max_task_retries` send a case back to the very actor that it may have killed,
-  beside the very cases that died with it, and wait for that actor as long as no other node has room
-  for it. A case that kills its worker would so use up the tries of its neighbours.
-- `ray.data` retries in the same manner, fails as a whole after that, and needs pyarrow.
-
-So a lost worker is replaced by a new one, wherever there is room, and the cases it held go first to
-others, each alone on its worker: that tells the one that kills from those that were beside it.
+Ray places the workers, carries calls and results, detects dead processes and nodes, and waits for
+free resources. Which case goes where is decided here: `ray.util.ActorPool` gives an actor one call
+at a time, so that nothing overlaps, and takes a dead actor for a free one; `max_task_retries` and
+`ray.data` send a case back to the actor that it may have killed, beside the cases that died with
+it, so that it uses up their tries. Here another worker replaces a lost one, and its cases go first
+to others, each alone on its worker: that separates the one that kills from those beside it.
 """
 
 import argparse
@@ -41,10 +35,10 @@ TRIES = 3
 """How often a case is tried at most, and a worker that dies before it is ready."""
 
 _GRACE_SECONDS = 10.0
-"""How long the cases under way may take when the run is to end."""
+"""For the cases in flight when the run is to end."""
 
 _PATIENCE_SECONDS = 30.0
-"""Without any worker for so long, one line says what is waited for."""
+"""Without any worker for so long, a line says why."""
 
 
 @dataclass(eq=False)
@@ -53,7 +47,7 @@ class WorkerHandle:
 
     Attributes:
         actor: Ray's handle.
-        start: how many were started in this place and died before they were ready, and this one.
+        start: 1, and one more for each before it that died before it was ready.
         ready: its network is loaded.
         cases: that it has.
     """
@@ -185,7 +179,9 @@ class RayRunner(Observer):
                 self._end(worker, case, status="failed", reason=one_line(error.cause))
         except RayError as error:
             if isinstance(error, RayActorError) and error.actor_init_failed:
-                self._remove(worker, str(error).splitlines()[-1])  # it lacks a package, say
+                self._remove(
+                    worker, str(error).splitlines()[-1]
+                )  # a package is missing, for example
             else:
                 self._replace(worker, case, _why_lost(error))
         else:

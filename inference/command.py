@@ -47,9 +47,7 @@ def run(options: argparse.Namespace, make_runner: Callable[..., Service]) -> int
     start = time.monotonic()
     startup.share_interpreter()
     startup.silence_libraries()
-    phases = os.environ.get(LOG_VARIABLE)
-    warn = lambda text: log(f"warning: {text}")  # noqa: E731
-    timer = PhaseTimer(Path(phases) if phases else None, warn=warn)
+    timer = PhaseTimer(os.environ.get(LOG_VARIABLE))
     if not options.quiet:
         for line in options.skipped:
             log(f"skipped: {line}")

@@ -151,7 +151,7 @@ class NetworkLoader:
 
     @cached_property
     def _chosen_device(self) -> "torch.device":
-        assert self._prediction
+        _ = self._prediction  # torch is imported as the command line does it
         from .device import choose_device
 
         return choose_device(self._device)

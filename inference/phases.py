@@ -4,9 +4,11 @@ import json
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from . import terminal
 
 LOG_VARIABLE = "ABDOSEG_PHASE_LOG"
 """Environment variable naming the file to which phases are appended."""
@@ -16,16 +18,13 @@ class PhaseTimer:
     """Times phases, in any thread, and appends each to a log as it ends.
 
     Args:
-        log: file of JSON lines `{"phase", "case", "start", "end"}`; seconds of CLOCK_MONOTONIC,
-            which every process and container of a host shares; or None.
-        warn: called once if the log cannot be written; phases are then timed without it.
+        log: name of a file for lines of JSON, `{"phase", "case", "start", "end"}`, in seconds of
+            CLOCK_MONOTONIC, which all processes and containers of a host share; "" or None for
+            none. If it cannot be written, a warning is printed.
     """
 
-    def __init__(
-        self, log: Path | None = None, warn: Callable[[str], None] = lambda message: None
-    ) -> None:
-        self._log = log
-        self._warn = warn
+    def __init__(self, log: str | None = None) -> None:
+        self._log = Path(log) if log else None
         self._lock = threading.Lock()
         self._seconds: dict[str | None, dict[str, float]] = defaultdict(dict)
 
@@ -50,7 +49,8 @@ class PhaseTimer:
             with self._log.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
         except OSError as error:
-            self._warn(f"{LOG_VARIABLE} {self._log}: no phases are logged: {error.strerror}")
+            name = f"{LOG_VARIABLE} {self._log}"
+            terminal.log(f"warning: {name}: no phases are logged: {error.strerror}")
             self._log = None
 
     def seconds(self, case: str | None) -> dict[str, float]:

@@ -127,8 +127,7 @@ def run(options: argparse.Namespace) -> int:
     Returns:
         0; a bad volume stops the run with its error.
     """
-    log = os.environ.get(LOG_VARIABLE)
-    timer = PhaseTimer(Path(log) if log else None)
+    timer = PhaseTimer(os.environ.get(LOG_VARIABLE))
     device = torch.device(options.device)
     with timer.phase("context"):
         network, metadata = load_network(options.weights, device)

@@ -1,9 +1,5 @@
 """Which weights run where none are named, on which device, and that a user is told."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from conftest import save_nifti
 
@@ -21,8 +17,6 @@ from inference.network.weights import (
     read_metadata,
 )
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.mark.parametrize(
     ("present", "on_cuda", "chosen", "why"),
@@ -33,6 +27,8 @@ ROOT = Path(__file__).parents[2]
         ((FULL, DEMONSTRATION), False, FULL, "no slim one"),
         ((DEMONSTRATION,), True, DEMONSTRATION, "not for patients"),
         ((DEMONSTRATION,), False, DEMONSTRATION, "not for patients"),
+        ((SUBMISSION, FULL, SLIM, DEMONSTRATION), True, SUBMISSION, "submission"),
+        ((SUBMISSION, FULL, SLIM, DEMONSTRATION), False, SUBMISSION, "submission"),
     ],
 )
 def test_the_best_weights_for_the_device(tmp_path, present, on_cuda, chosen, why):
@@ -67,31 +63,3 @@ def test_one_line_says_which_weights_and_why(ct, tmp_path, capsys):
     assert main([*places, "--weights", str(DEMONSTRATION_WEIGHTS)]) == 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "CPU" in line]
     assert line.endswith(DEMONSTRATION)
-
-
-@pytest.mark.slow
-def test_wrong_usage_is_told_without_torch(tmp_path):
-    """Also with the default weights, which are not opened before the device is known."""
-    program = (
-        "import sys; from inference.command import main\n"
-        "try: main(sys.argv[1:])\n"
-        "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
-    )
-    for arguments in (["--input", str(tmp_path)], ["--weights", str(tmp_path)]):
-        ended = subprocess.run(
-            [sys.executable, "-c", program, *arguments],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert ended.stdout.split() == ["2", "False"]
-
-
-def test_a_submission_wins_on_every_device(tmp_path):
-    for name in (SUBMISSION, FULL, SLIM, DEMONSTRATION):
-        (tmp_path / name).touch()
-    for on_cuda in (True, False):
-        path, reason = default_weights(on_cuda=on_cuda, folder=tmp_path)
-        assert path == tmp_path / SUBMISSION
-        assert reason == "the submission"

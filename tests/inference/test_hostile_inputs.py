@@ -1,9 +1,7 @@
 """Inputs, outputs and surroundings that would do harm: nothing is lost, every fault is one line."""
 
-import contextlib
 import json
 import os
-import threading
 from pathlib import Path
 
 import nibabel
@@ -73,27 +71,6 @@ def test_statistics_do_not_replace_an_input(folders, run, ct, tmp_path):
 
 
 # temporary files
-
-
-def test_two_writers_of_one_name_leave_one_whole_file(tmp_path):
-    contents = [bytes([number]) * 200_000 for number in range(4)]
-    path, seen = tmp_path / "a.nii.gz", []
-
-    def write(content):
-        for _ in range(20):
-            write_atomically(path, content)
-
-    writers = [threading.Thread(target=write, args=(content,)) for content in contents]
-    for thread in writers:
-        thread.start()
-    while any(thread.is_alive() for thread in writers):
-        with contextlib.suppress(FileNotFoundError):
-            seen.append(path.read_bytes())
-    seen.append(path.read_bytes())
-    for thread in writers:
-        thread.join()
-    assert all(content in contents for content in seen)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.nii.gz"]
 
 
 def test_a_link_planted_under_the_temporary_name_is_not_followed(tmp_path, monkeypatch):

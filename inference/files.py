@@ -173,13 +173,13 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, name: str = ".abdoseg-probe") -> None:
     """Write, replace and remove a file as the outputs will be; access(2) is wrong on some mounts.
 
     Raises:
         OSError: it cannot be written, or cannot be renamed.
     """
-    probe = folder / ".abdoseg-probe"
+    probe = folder / name
     write_atomically(probe, b"first")
     write_atomically(probe, b"second")
     with contextlib.suppress(OSError):  # a store of files that are written once

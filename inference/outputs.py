@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .case import Case
-from .files import one_line
+from .files import check_writable, one_line
 from .label_map import (
     select_labels,
     why_not_label_map_of,
@@ -62,10 +62,17 @@ class Outputs:
 
     def why_not(self, source: Source) -> str:
         """Return why a source cannot be segmented, as far as names tell, or ""."""
+        if source.refusal:
+            return source.refusal
         longest = os.pathconf(self.folder, "PC_NAME_MAX") if self.folder.is_dir() else 255
-        too_long = any(len(os.fsencode(path.name)) > longest for path in self.files(source.name))
-        reason = f"its label map's name would have more than {longest} bytes" if too_long else ""
-        return source.refusal or reason
+        if any(len(os.fsencode(path.name)) > longest for path in self.files(source.name)):
+            return f"its label map's name would have more than {longest} bytes"
+        if set(source.name) & set(':?*"<>|\\'):  # which NTFS, exFAT and CIFS refuse
+            try:
+                check_writable(self.folder, f".{source.name}")
+            except OSError as error:
+                return f"its label map's name cannot be written there ({one_line(error)})"
+        return ""
 
     def why_stale(self, case: Case, record: dict | None) -> str:
         """Return why a case's files are not whole or not of its input by this signature, or "".

@@ -88,6 +88,23 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_first_case(
     assert not list(folders[1].iterdir())
 
 
+def test_a_name_that_the_file_system_refuses_fails_before_it_is_predicted(
+    folders, run, ct, monkeypatch, predicted
+):
+    for name in ("a:b", "c"):
+        save_nifti(folders[0] / f"{name}_0000.nii.gz", ct)
+    assert run("--quiet") == 0
+    replace = Path.replace
+
+    def replace_without_colon(self, target):
+        return refuses(errno.EINVAL)() if ":" in target.name else replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace_without_colon)
+    assert run("--quiet") == 1
+    assert predicted == ["a:b", "c", "c"]
+    assert sorted(path.name for path in folders[1].iterdir()) == ["a:b.nii.gz", "c.nii.gz"]
+
+
 def test_access_is_not_asked_where_writing_works(folders, run, ct, monkeypatch):
     save_nifti(folders[0] / "a_0000.nii.gz", ct)
     monkeypatch.setattr(os, "access", lambda *_, **__: False)

@@ -51,7 +51,7 @@ FROM ${BASE}
 
 LABEL org.opencontainers.image.title="abdoseg" \
       org.opencontainers.image.description="Abdominal CT multi-organ segmentation" \
-      org.opencontainers.image.licenses="MIT AND LicenseRef-weights" \
+      org.opencontainers.image.licenses="MIT AND LicenseRef-research-only-weights" \
       abdoseg.licence.code="MIT: LICENSE" \
       abdoseg.licence.weights="each file its own, stated in weights/*.md; abdomen-slim: research only"
 

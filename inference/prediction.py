@@ -218,16 +218,12 @@ class Predictor:
         start = 0
         while start < count:
             stop = min(start + batch_size, count)
-            first = max(
-                0, stop - batch_size
-            )  # cuDNN would plan anew for a last batch of another size
+            # cuDNN would plan anew for a last batch of another size: it takes some slices again.
+            first = max(0, stop - batch_size)
+            pinned = self.choices.pinned_buffers
             try:
-                batch = PendingLabels(
-                    start,
-                    stop,
-                    label(first, stop)[start - stop :],
-                    pinned=self.choices.pinned_buffers,
-                )
+                new = slice(start - stop, None)
+                batch = PendingLabels(start, stop, label(first, stop)[new], pinned=pinned)
                 fetched = None if self.choices.overlap else batch.fetch()
             except RuntimeError as error:
                 if stop - first == 1 or not cuda.is_out_of_memory(error):

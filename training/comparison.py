@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmark.text import table
 from inference.labels import LABEL_NAMES, ORGANS
 from training import TrainingError
 from training.evaluation import Score, read_scores
@@ -50,7 +51,7 @@ def comparison_table(runs: list[Path], number: str) -> str:
         columns.setdefault(str(numbers[number]), []).append([s for s in scores if s.step == last])
     names = sorted(columns, key=lambda value: (len(value), value))
     head = [number, *names, "all", "sd", "n"] + ["difference (standard error)"] * (len(names) == 2)
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = []
     labels = {score.label for of_column in columns.values() for run in of_column for score in run}
     rows = [(LABEL_NAMES[label], (label,)) for label in sorted(labels)]
     for title, chosen in (*rows, ("**mean of organs**", ORGANS)):
@@ -64,8 +65,8 @@ def comparison_table(runs: list[Path], number: str) -> str:
         cells = [title, *means, _mean(every), spread, str(len(every))]
         if len(names) == 2:
             cells.append(_difference(*(_by_patient(part, patients) for part in values)))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return table(head, "l" * len(head), lines)
 
 
 def _by_case(scores: list[Score], labels: tuple[int, ...]) -> dict[str, float]:

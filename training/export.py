@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmark.text import table
 from inference.files import write_atomically
 from inference.labels import LABEL_NAMES
 from inference.network.model import AttentionUNet
@@ -239,8 +240,7 @@ def _model_card(
 
 
 def _table(head: list[str], rows: list[list]) -> list[str]:
-    table = [head, ["---"] * len(head), *rows]
-    return ["", *(f"| {' | '.join(map(str, row))} |" for row in table)]
+    return ["", table(head, "l" * len(head), rows)]
 
 
 def _left_out_table(data_sets: dict[str, list[Score]]) -> list[str]:

@@ -2,7 +2,7 @@
 
 A run's folder holds `recipe.toml` (its numbers, all of them), `run.json` (its cases and
 intensities), `metrics.csv`, `held_out.csv`, `curves.png`, `last.pt` and `best.pt` (checkpoints),
-and `overlays/` (the worst held-out cases).
+and `overlays/` (of the first held-out cases).
 
 Whatever is random at a step depends on the seed and the step alone, so a run that was stopped goes
 on as if it had not been: the same command resumes at `last.pt`.

@@ -1,5 +1,5 @@
 # make demo   segments a synthetic CT and leaves pictures and a table in demo/
-# make test   lint and every test
+# make test   lint, types and every test
 # make quick  lint and the tests that are not marked slow, in some 20 seconds
 # make docker the container image, abdoseg:latest
 
@@ -44,11 +44,13 @@ demo: $(VENV)/.demo
 test: setup browser dciodvfy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 	$(PYTHON) -X warn_default_encoding -m pytest
 	$(HELD_TO_FP32) $(PYTHON) -m pytest $(PREDICTION_TESTS)
 
 quick: setup
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 	$(PYTHON) -m pytest -m "not slow"
 
 docker:

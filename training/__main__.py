@@ -98,10 +98,10 @@ def _read_cases(
     options: argparse.Namespace, recipe: Recipe, found: "Found", processes: "Processes", cache: Path
 ) -> "tuple[list[Case], list[Case], list[Case]]":
     """Return the cases to train on, the synthetic ones, and those held out."""
+    from training import synthesis
     from training.cases import label_table, split_patients
     from training.data_set import read_data_set
     from training.processes import first_then_others
-    from training.synthesis import synthetic_cases
 
     report = processes.report
     data_sets = first_then_others(
@@ -121,10 +121,8 @@ def _read_cases(
     report(f"held out: {', '.join(case.name for case in held_out) or 'none'}")
     synthetic: list[Case] = []
     if recipe.synthetic_fraction:  # last: it takes a minute, and the data has been checked
-        phantoms = recipe.synthetic_phantoms
-        synthetic = first_then_others(
-            processes, lambda: synthetic_cases(options.anatomy, phantoms, cache)
-        )
+        sources = options.anatomy, recipe.synthetic_phantoms, cache, synthesis.SLICES
+        synthetic = first_then_others(processes, lambda: synthesis.synthetic_cases(*sources))
     return training, synthetic, held_out
 
 
@@ -262,7 +260,7 @@ def _score(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
                 draw_overlay(path, case, prediction, f"{case.name}: mean DSC {dsc:.3f}")
         scores += of_set
         print(data_set.describe(), summary(of_set), sep="\n", flush=True)
-        write_table(options.output, scores)
+        write_table(options.output, Score, scores)
     return 0
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from inference.files import one_line, whole_file
 from training import TrainingError
-from training.tables import Metrics, Score
+from training.tables import Metrics
 
 ADVICE = (
     "the same command with a lower --learning-rate, --set gradient_clip=1 or --set precision=fp32 "
@@ -32,8 +32,7 @@ class State:
         loss_count: of those steps.
         step: done so far.
         seconds: of training.
-        best: the greatest held-out mean organ DSC yet; -1 before the first scoring.
-        metrics, scores: rows of `metrics.csv` and `held_out.csv`.
+        metrics: rows of `metrics.csv`.
     """
 
     network: nn.Module
@@ -43,9 +42,7 @@ class State:
     loss_count: int = 0
     step: int = 0
     seconds: float = 0.0
-    best: float = -1.0
     metrics: list[Metrics] = field(default_factory=list)
-    scores: list[Score] = field(default_factory=list)
 
     @property
     def trained(self) -> nn.Module:
@@ -65,15 +62,14 @@ class State:
             "weights": self.trained.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "loss_sum": self.loss_sum.item(),
-            **{name: getattr(self, name) for name in ("loss_count", "step", "seconds", "best")},
+            **{name: getattr(self, name) for name in ("loss_count", "step", "seconds")},
+            "metrics": [tuple(row) for row in self.metrics],
         }
         if not all_finite(content):
             there = f"{path} stays as it was" if path.is_file() else "no checkpoint is there"
             raise TrainingError(
                 f"the weights are not finite at step {self.step}, so not saved: {there}; {ADVICE}"
             )
-        content["metrics"] = [tuple(row) for row in self.metrics]
-        content["scores"] = [tuple(row) for row in self.scores]
         with whole_file(path) as file:
             try:
                 torch.save(content, file)
@@ -89,9 +85,8 @@ class State:
         self.optimizer.load_state_dict(content["optimizer"])
         self.loss_sum.fill_(content["loss_sum"])
         self.loss_count, self.step = content["loss_count"], content["step"]
-        self.seconds, self.best = content["seconds"], content["best"]
+        self.seconds = content["seconds"]
         self.metrics = [Metrics(*row) for row in content["metrics"]]
-        self.scores = [Score(*row) for row in content["scores"]]
 
 
 def all_finite(content: object) -> bool:

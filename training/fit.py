@@ -39,7 +39,7 @@ from training.processes import Processes, StopRequest
 from training.recipe import Recipe, learning_rate_at
 from training.run_folder import weights_metadata
 from training.slices import Batch, Slices, collate, fit_on
-from training.tables import Metrics, mean_organ_dsc, summary, write_table
+from training.tables import Metrics, Score, mean_organ_dsc, read_scores, summary, write_table
 from training.widening import widen
 
 OVERLAYS = 8
@@ -202,6 +202,10 @@ class Run:
         self.state = State(network, average, optimizer, torch.zeros((), device=device))
         if (output / "last.pt").is_file():
             self.state.load(output / "last.pt", device)
+        self.scores: list[Score] = []
+        if self.state.step and (output / "held_out.csv").is_file():
+            known = read_scores(output / "held_out.csv")
+            self.scores = [score for score in known if score.step <= self.state.step]
         resident = fit_on([*training, *synthetic], device)
         self.slices = Slices(
             training,
@@ -280,7 +284,7 @@ class Run:
         )
         estimate_statistics(state.trained, plain, self.recipe, self.intensities)
         deadline -= self.save()
-        if not self.held_out or any(score.step == state.step for score in state.scores):
+        if not self.held_out or any(score.step == state.step for score in self.scores):
             return
         stop.after_step = False
         found, started = [], time.monotonic()
@@ -306,14 +310,15 @@ class Run:
             distributed.all_gather_object(parts, found)
             found = [entry for part in parts for entry in part]
         of_step = [score for _, scores in found for score in scores]
-        state.scores += of_step
-        mean, whole = mean_organ_dsc(of_step), len(found) == len(self.held_out)
+        whole = len(found) == len(self.held_out)
+        before = {score.step for score in self.scores}
+        best = [mean_organ_dsc([s for s in self.scores if s.step == step]) for step in before]
+        self.scores += of_step
         if processes.first:
-            if whole and mean > state.best:
-                state.best = mean
+            if whole and mean_organ_dsc(of_step) > max(best, default=-1):
                 state.save(self.output / "best.pt")
-            write_table(self.output / "held_out.csv", state.scores)
-            or_warn(draw_curves, self.output / "curves.png", state.metrics, state.scores)
+            write_table(self.output / "held_out.csv", Score, self.scores)
+            or_warn(draw_curves, self.output / "curves.png", state.metrics, self.scores)
             part = "" if whole else f", {len(found)} of {len(self.held_out)}: no time for more"
             processes.report(f"held-out cases at step {state.step}{part}:\n{summary(of_step)}")
         stop.after_step = True
@@ -341,7 +346,7 @@ class Run:
             seconds = round(state.seconds, 1)
             state.metrics.append(Metrics(state.step, loss, rate, round(speed, 2), seconds))
             if self.processes.first:
-                write_table(self.output / "metrics.csv", state.metrics)
+                write_table(self.output / "metrics.csv", Metrics, state.metrics)
             state.loss_sum, state.loss_count = torch.zeros((), device=self.device), 0
             self.reported = state.step, state.seconds
 
@@ -403,7 +408,7 @@ class Run:
         else:
             self.score(stop, deadline or math.inf)
         if processes.first:
-            or_warn(draw_curves, self.output / "curves.png", state.metrics, state.scores)
+            or_warn(draw_curves, self.output / "curves.png", state.metrics, self.scores)
         if processes.count > 1:  # one that leaves while the first still writes may abort
             distributed.barrier()
         return state.step

@@ -389,9 +389,7 @@ def _read_source(folder: Path) -> Iterator[Case]:
         )
 
 
-def synthetic_cases(
-    files: Sequence[str], phantoms: int, cache: Path, count: int = SLICES
-) -> list[Case]:
+def synthetic_cases(files: Sequence[str], phantoms: int, cache: Path, count: int) -> list[Case]:
     """Return synthetic slices, drawn by all cores or found in the cache.
 
     Args:

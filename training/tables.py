@@ -38,14 +38,15 @@ class Score(NamedTuple):
         return LABEL_NAMES[self.label]
 
 
-def write_table(path: Path, rows: Sequence[Metrics] | Sequence[Score]) -> None:
+def write_table(
+    path: Path, kind: type[Metrics | Score], rows: Sequence[Metrics] | Sequence[Score]
+) -> None:
     """Write rows as CSV, whole: some file systems cannot append; of scores the label's name too.
 
     Raises:
         OSError: the file cannot be written.
     """
     table = StringIO()
-    kind = type(rows[0]) if rows else Metrics
     columns = (*kind._fields, "name") if kind is Score else kind._fields
     writer = csv.writer(table, lineterminator="\n")
     writer.writerows([columns, *([getattr(row, name) for name in columns] for row in rows)])

@@ -276,11 +276,15 @@ class Run:
 
         Args:
             stop: ends the scoring at once; all steps are saved before.
-            deadline: of `time.monotonic`: no case is started that is likely to end after it.
+            deadline: of `time.monotonic`: no case is started that is likely to end after it, and
+                statistics take half of the time until then at most.
         """
         state, processes = self.state, self.processes
+        until = (time.monotonic() + deadline) / 2
         plain = (
-            self.batch(range(n, n + 8), plain=True) for n in range(0, 8 * _STATISTICS_BATCHES, 8)
+            self.batch(range(n, n + 8), plain=True)
+            for n in range(0, 8 * _STATISTICS_BATCHES, 8)
+            if n == 0 or time.monotonic() < until
         )
         estimate_statistics(state.trained, plain, self.recipe, self.intensities)
         deadline -= self.save()

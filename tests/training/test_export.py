@@ -127,10 +127,10 @@ def test_the_card_has_every_score(tmp_path):
     assert export(run, weights, "--left-out", tmp_path / "left-out.csv", "--note", "Blind.") == 0
     lines = weights.with_suffix(".md").read_text().splitlines()
     for row in (
-        "| liver | 0.8000 | 0.0000 | 1 |",
+        "| liver | 0.800 / 0.000 (1) |",
         "| label | one | two |",
-        "| liver | 0.600 (2) |  |",
-        "| tumor |  | 0.250 (1) |",
+        "| liver | 0.600 / 0.750 (2) |  |",
+        "| tumor |  | 0.250 / – (1) |",
         "| **mean of organs** | **0.600** | **nan** |",
         "- Blind.",
         "base_channels = 4",

@@ -76,15 +76,6 @@ def test_the_service_says_the_warning_at_its_start(tmp_path, ct, capsys):
     assert "not fit for use: x" in capsys.readouterr().err
 
 
-def test_weights_without_a_warning_are_read_by_versions_that_knew_none(tmp_path):
-    network = trained_looking_network()
-    for warning, stored in (("", False), ("x", True)):
-        path = tmp_path / f"{warning}.safetensors"
-        save_weights(path, network.state_dict(), metadata_of(network, warning=warning))
-        assert (b'\\"warning\\"' in path.read_bytes()) == stored
-        assert read_metadata(path).warning == warning
-
-
 @pytest.mark.parametrize("fault", ["no best", "none", "nan", "no scores", "no run"])
 def test_an_export_that_fails_is_one_line_and_leaves_no_weights(tmp_path, capsys, fault):
     run = run_folder(tmp_path / "run", 5, names=() if fault == "none" else ("last",))
@@ -157,24 +148,3 @@ def test_the_full_network_trains_and_its_export_predicts(tmp_path):
     predictor = Predictor([(state_dict, metadata)], torch.device("cpu"))
     label_map = predictor.predict(np.zeros((1, 32, 32), np.int16), window=(-1, 1))
     assert label_map.shape == (1, 32, 32)
-
-
-@pytest.mark.slow
-def test_a_run_without_attention_is_scored_and_exported_without(tmp_path):
-    phantoms, run = write_phantoms(tmp_path / "phantoms", 3), tmp_path / "run"
-    options = ("--recipe", "paper", "--learning-rate", 2e-3, "--steps", 15, "--held-out", "p2")
-    assert fit(f"{phantoms}=complete", run, *options, base_channels=8, attention="none") == 0
-    weights = tmp_path / "w.safetensors"
-    assert export(run, weights) == 0
-    state_dict, metadata = load_weights(weights)
-    assert metadata.attention == "none"
-    hu = np.asarray(np.random.default_rng(0).normal(0, 300, (8, 64, 64)), np.int16)
-    window = tuple(np.percentile(hu, (1, 99)))
-    predictor = Predictor([(state_dict, metadata)], torch.device("cpu"), dtype=torch.float32)
-    label_map = predictor.predict(hu, window=window)
-    slices = (np.clip(hu, *window) - metadata.intensity_mean) / metadata.intensity_std
-    slices = torch.from_numpy(slices.astype(np.float32))[:, None].expand(-1, 3, -1, -1)
-    network = AttentionUNet(base_channels=8, attention="none").eval()
-    network.load_state_dict({name: tensor.float() for name, tensor in state_dict.items()})
-    with torch.no_grad():
-        assert np.mean(network(slices).argmax(dim=1).numpy() == label_map) > 0.999

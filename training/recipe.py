@@ -122,7 +122,8 @@ def _checked(name: str, value: Any, source: str) -> Any:  # noqa: ANN401
     choices = get_args(kind) if get_origin(kind) is Literal else ()
     wanted = float if kind == Range else type(choices[0]) if choices else kind
     values = [float(v) if wanted is float and type(v) is int else v for v in values]
-    if any(type(v) is not wanted for v in values) or (len(values) == 2) != (kind == Range):
+    length = len(value) if isinstance(value, list) else 0
+    if any(type(v) is not wanted for v in values) or length != (2 if kind == Range else 0):
         what = "two numbers" if kind == Range else wanted.__name__
         raise TrainingError(f"{source}: {name} must be {what}, not {value!r}")
     if choices and values[0] not in choices:

@@ -60,7 +60,7 @@ def outcome(seed: int, number: int, folder: Path) -> tuple[str, str]:
 
 
 def _stand_in_labels(volume: Volume, window: tuple[float, ...]) -> np.ndarray:
-    """Return a label map that depends on every voxel's place and value; no network is needed here."""
+    """Return a label map that depends on every voxel's place and value."""
     labels = np.arange(volume.voxels.size).reshape(volume.voxels.shape) % 15
     return np.where(volume.voxels > window[0], labels, 0).astype(np.uint8)
 

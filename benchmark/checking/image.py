@@ -6,7 +6,6 @@ from pathlib import Path
 
 from benchmark.checking.findings import FAILED, PASSED, WARNED, Finding, finding
 from benchmark.containers import engine
-from benchmark.containers.results import OFFICIAL_INTERVAL
 from benchmark.containers.runner import Container, Folders, run_case
 from benchmark.containers.sampler import Sampler
 
@@ -32,7 +31,7 @@ def load(archive: Path) -> tuple[str | None, list[Finding]]:
         image of another name than the organisers run, that one is run.
 
     Raises:
-        UsageError: there is no such file.
+        HarnessError: there is no such file.
     """
     wanted = engine.archive_image(archive)
     loaded = []
@@ -62,7 +61,7 @@ def find(image: str) -> tuple[str, list[Finding]]:
     """Return NAME:TAG of an image that is here already, and what was found of its name.
 
     Raises:
-        UsageError: there is none.
+        HarnessError: there is none.
     """
     name = engine.find_image(image)
     team, _, tag = name.rpartition("/")[2].partition(":")
@@ -107,8 +106,7 @@ def judge_weights(image: str, memory_limit: str, log: Path) -> list[Finding]:
     """
     rights = ("--network", "none", "--read-only", "--cap-drop", "ALL", "--entrypoint", "python3")
     question = Container(image, memory_limit, extra=rights, command=("-c", _ASK_WEIGHTS))
-    sampler = Sampler(None, OFFICIAL_INTERVAL)
-    run_case(question, "weights", Folders(Path(), Path(), log), _QUESTION_SECONDS, sampler)
+    run_case(question, "weights", Folders(Path(), Path(), log), _QUESTION_SECONDS, Sampler())
     try:
         with log.open("rb") as file:
             chosen = json.loads(file.read(_MOST_ANSWER_BYTES))

@@ -140,8 +140,8 @@ def check_output_apart(path: Path, image: Path, voxels: int) -> OutputCheck:
     limit = _BASE_BYTES + _BYTES_PER_VOXEL * voxels
     seconds = _BASE_SECONDS + voxels / _VOXELS_PER_SECOND
     multiprocessing.set_forkserver_preload(["__main__", __name__])
-    limits = {"start": _START, "memory": limit, "seconds": seconds}
-    [(_, result)] = in_processes(check_output, {path: (path, image)}, 1, **limits)
+    jobs = {path: (path, image)}
+    [(_, result)] = in_processes(check_output, jobs, 1, start=_START, memory=limit, seconds=seconds)
     match result:
         case OutputCheck():
             return result
@@ -160,7 +160,7 @@ def check_output(path: Path, image: Path) -> OutputCheck:
 
     A label map of another shape is not unpacked: what it takes depends on the input alone.
     """
-    expected = nibabel.load(image).header
+    expected = nibabel.Nifti1Image.from_filename(image).header
     try:
         shape = read_header(path).get_data_shape()
         if shape != expected.get_data_shape():
@@ -193,31 +193,36 @@ class LogWriter(threading.Thread):
     """Writes what a process prints to a file, up to a size, and reads the rest away.
 
     Args:
-        source: file descriptor of the pipe's end to read; closed at the end.
         path: of the log.
         most_bytes: stored; a last line then marks where the rest was cut.
+
+    Attributes:
+        sink: file descriptor to print to; `start` closes it here.
     """
 
-    def __init__(self, source: int, path: Path, most_bytes: int = LOG_BYTES) -> None:
+    def __init__(self, path: Path, most_bytes: int = LOG_BYTES) -> None:
         super().__init__(daemon=True)
-        self._source, self._path, self._most_bytes = source, path, most_bytes
+        self._source, self.sink = os.pipe()
+        self._path, self._most_bytes = path, most_bytes
+
+    def start(self) -> None:
+        """Close `sink` and read until nobody holds it any longer."""
+        os.close(self.sink)
+        super().start()
 
     def run(self) -> None:
-        """Read until nobody holds the pipe's other end any longer."""
+        """Read until the pipe's other end is closed."""
         with os.fdopen(self._source, "rb", buffering=0) as source:
             with contextlib.suppress(OSError):  # a full disk must not make the container wait
-                self._write(source)
+                left = self._most_bytes
+                with self._path.open("wb", buffering=0) as log:
+                    while left >= 0 and (part := source.read(1 << 16)):
+                        log.write(part[:left])
+                        left -= len(part)
+                    if left < 0:
+                        log.write(b"\n[cut here: it printed more than is stored]\n")
             while source.read(1 << 16):
                 pass
-
-    def _write(self, source: BinaryIO) -> None:
-        left = self._most_bytes
-        with self._path.open("wb", buffering=0) as log:
-            while left >= 0 and (part := source.read(1 << 16)):
-                log.write(part[:left])
-                left -= len(part)
-            if left < 0:
-                log.write(b"\n[cut here: it printed more than is stored]\n")
 
 
 def log_tail(path: Path) -> str:

@@ -3,7 +3,7 @@
 Every case and metric ranks the teams; a team's score is the weighted mean of all its ranks
 ("rank then average"). Ties share the better rank, as in challengeR, the package that the challenge
 names. A case without a team's row gets the values of a failed container: DSC and NSD 0, 3600 s,
-29,491,200 MB·s and 360,000 %·s. A case in which a GPU stopped answering is left out for every team.
+29,491,200 MB·s and 360,000 %·s. A case in which a GPU stopped answering is skipped for every team.
 
   flare22  DSC, NSD and time, GPU and CPU area at half weight; GPU memory above 2048 MB counts
            (flare22.grand-challenge.org/Evaluation)
@@ -12,13 +12,14 @@ names. A case without a team's row gets the values of a failed container: DSC an
 
 A team that failed in every case is ranked as one that failed in every case. The interval of a rank
 holds every rank that sign-flip tests over the cases do not rule out (`ranking.rank_intervals`).
-P(first) comes from resampling the cases with replacement and ranking anew, and is left out below 20
-cases, where it is a count of these cases.
+P(first) comes from resampling the cases with replacement and ranking anew, and is not
+given below 20 cases, where it is a count of these cases.
 """
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--report", type=Path, required=True, metavar="DIR", help=text)
     text = "the year's weights and tolerances (default: %(default)s)"
     add("--protocol", choices=RULES, default="flare23", help=text)
-    text = f"change a weight, 0 leaves the metric out; METRIC: {', '.join(METRICS)}"
+    text = f"change a weight, 0 drops the metric; METRIC: {', '.join(METRICS)}"
     add("--weight", type=_weight, action="append", default=[], metavar="METRIC=W", help=text)
     text = "seconds that cost nothing (default: 15 in flare23, 0 in flare22)"
     add("--time-tolerance", type=not_negative, metavar="S", help=text)
@@ -85,7 +86,7 @@ def cautions(ranking: Ranking) -> list[str]:
     return found
 
 
-def summary_rows(ranking: Ranking) -> list[dict[str, object]]:
+def summary_rows(ranking: Ranking) -> list[dict[str, Any]]:
     """Return one row for each team, best first: the columns of ranking.csv."""
     rows = []
     enough = len(ranking.teams) > 1 and len(ranking.cases) >= FEW_CASES
@@ -115,7 +116,7 @@ def ranking_table(ranking: Ranking, rules: Rules) -> tuple[list[str], list[list[
     for row in summary_rows(ranking):
         first = number_or_dash(row["probability_first"], ".3f")
         interval = f"{row['rank_low']}–{row['rank_high']}"
-        cells = [str(row["rank"]), str(row["team"]), f"{row['score']:.3f}", interval, first]
+        cells = [str(row["rank"]), row["team"], f"{row['score']:.3f}", interval, first]
         for key in ranking.values:
             mean = row[f"{key}_mean"]
             shown = f"{mean:.4f}" if mean < 10 else f"{mean:,.1f}"

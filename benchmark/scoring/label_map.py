@@ -50,8 +50,8 @@ def read_label_map(path: Path) -> LabelMap:
     if (stored.slope, stored.intercept) != (1.0, 0.0):
         values = values * stored.slope + stored.intercept
     labels, warnings = as_labels(values)
-    spacing = tuple(float(zoom) for zoom in (*stored.header.get_zooms(), 1.0, 1.0)[:3])
-    return LabelMap(labels, affine, spacing, warnings)
+    x, y, z = (float(zoom) for zoom in (*stored.header.get_zooms(), 1.0, 1.0)[:3])
+    return LabelMap(labels, affine, (x, y, z), warnings)
 
 
 def as_labels(values: np.ndarray) -> tuple[np.ndarray, list[str]]:

@@ -70,8 +70,8 @@ def score_label_maps(
     prediction_boxes = _bounding_boxes(prediction, highest)
     for label, tolerance_mm in protocol.tolerances_mm.items():
         reference_box, prediction_box = reference_boxes[label - 1], prediction_boxes[label - 1]
-        if reference_box is None or prediction_box is None:
-            scores.dsc[label] = scores.nsd[label] = float(reference_box is prediction_box)
+        if not reference_box or not prediction_box:
+            scores.dsc[label] = scores.nsd[label] = float(reference_box == prediction_box)
             continue
         box = [
             slice(min(ours.start, theirs.start), max(ours.stop, theirs.stop))
@@ -193,14 +193,13 @@ def score_case(
     return replace(scores, warnings=warnings + scores.warnings, seconds=time.perf_counter() - start)
 
 
-def _labels_in(boxes: list[tuple[slice, ...] | None], protocol: Protocol) -> frozenset[int]:
-    return frozenset(label for label in protocol.tolerances_mm if boxes[label - 1] is not None)
+def _labels_in(boxes: list[tuple[slice, ...]], protocol: Protocol) -> frozenset[int]:
+    return frozenset(label for label in protocol.tolerances_mm if boxes[label - 1])
 
 
-def _bounding_boxes(labels: np.ndarray, highest: int) -> list[tuple[slice, ...] | None]:
-    """Return for labels 1 to `highest` the smallest box that holds each, or None."""
+def _bounding_boxes(labels: np.ndarray, highest: int) -> list[tuple[slice, ...]]:
+    """Return for labels 1 to `highest` the smallest box around each, () without any voxel."""
     # Reversing the axes makes a file's array, whose first axis is the fastest, C-contiguous.
     integers = labels.view(np.uint8) if labels.dtype == bool else labels
     boxes = ndimage.find_objects(integers.T, max_label=highest)
-    boxes += [None] * (highest - len(boxes))
-    return [box and box[::-1] for box in boxes]
+    return [(box or ())[::-1] for box in (*boxes, *[()] * (highest - len(boxes)))]

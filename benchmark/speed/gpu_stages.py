@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,19 +66,17 @@ def write_weights(folder: Path) -> None:
     reduction, is widened from the demonstration's, which were trained at reduction 2.
     """
     full = FULL if (WEIGHTS / FULL).is_file() else SLIM
-    changes = {"base_channels": 64, "supervised_channels": 16}
-    for name, source, more in (
-        (FULL_SIZE, full, {}),
-        (PAPER_SIZE, DEMONSTRATION, {"matrix_reduction": 1}),
-    ):
-        state_dict, metadata = load_weights(WEIGHTS / source)
-        metadata = dataclasses.replace(metadata, **changes, **more)
+    for name, source, reduction in ((FULL_SIZE, full, 2), (PAPER_SIZE, DEMONSTRATION, 1)):
+        state_dict, narrow = load_weights(WEIGHTS / source)
+        metadata = dataclasses.replace(
+            narrow, base_channels=64, supervised_channels=16, matrix_reduction=reduction
+        )
         with torch.device("meta"):
             wide = AttentionUNet(**metadata.network)
         save_weights(folder / name, widened(state_dict, wide), metadata)
 
 
-def compared(found: np.ndarray, expected: np.ndarray) -> dict:
+def compared(found: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
     """Return `voxels unlike` of two label maps, of `all`, and `DSC` of each organ that is there."""
     dsc = {}
     for label, organ in enumerate(LABEL_NAMES):
@@ -105,7 +104,9 @@ class Stages:
         self.on_cuda = self.device.type == "cuda"
         self.rate = math.nan  # of convolutions, TFLOP/s
 
-    def emit(self, stage: str, what: str, measure: Callable[..., dict], *arguments: object) -> None:
+    def emit(
+        self, stage: str, what: str, measure: Callable[..., dict[str, Any]], *arguments: object
+    ) -> None:
         """Print what `measure` returns, or why it failed."""
         try:
             line = {"stage": stage, "what": what, **measure(*arguments)}
@@ -117,7 +118,7 @@ class Stages:
         if self.on_cuda:
             torch.cuda.empty_cache()
 
-    def run(self, stage: str) -> dict:
+    def run(self, stage: str) -> dict[str, Any]:
         """Run one stage and return its `seconds`."""
         started = time.monotonic()
         getattr(self, stage)()
@@ -140,7 +141,7 @@ class Stages:
         last = {"memory_format": torch.channels_last}
         features, weight = features.contiguous(**last), weight.contiguous(**last)
 
-        def rate(amount: float, step: Callable[[], object]) -> dict:
+        def rate(amount: float, step: Callable[[], object]) -> dict[str, Any]:
             torch.backends.cudnn.benchmark = True
             self.rate = amount / median_seconds(self.device, 10, step) / 1e12
             return {"rate": self.rate}
@@ -162,24 +163,20 @@ class Stages:
                 what = f"{weights.stem}, {ct.name}" + (f", {choice} changed" if choice else "")
                 self.emit("labels", what, self.compare, ct, weights, choice)
 
-    def compare(self, ct: Path, weights: Path, choice: str) -> dict:
+    def compare(self, ct: Path, weights: Path, choice: str) -> dict[str, Any]:
         """Compare the labels of some slices in the middle of a volume."""
         slices = max(1, len(read_volume(self.folder / "middle.nii.gz").voxels) // 25)
         volume = read_volume(ct)
         first = max(0, (len(volume.voxels) - slices) // 2)
-        found, expected = (
-            predictor.predict(
-                volume.voxels[first : first + slices],
-                window=percentiles(volume.voxels),
-                slope=volume.slope,
-                intercept=volume.intercept,
-            )
-            for predictor in (
-                self.predictor(weights, choice),
-                Predictor([load_weights(weights)], torch.device("cpu"), dtype=torch.float32),
-            )
-        )
-        return compared(found, expected)
+        voxels, (low, high) = volume.voxels[first : first + slices], percentiles(volume.voxels)
+        how: dict[str, Any] = {
+            "window": (low, high),
+            "slope": volume.slope,
+            "intercept": volume.intercept,
+        }
+        exact = Predictor([load_weights(weights)], torch.device("cpu"), dtype=torch.float32)
+        found = self.predictor(weights, choice).predict(voxels, **how)
+        return compared(found, exact.predict(voxels, **how))
 
     def network(self) -> None:
         """Time the network alone in every batch size, and with cuDNN's own search."""
@@ -197,7 +194,7 @@ class Stages:
 
     def time_network(
         self, predictor: Predictor, tflop: float, size: tuple, batch: int, search: bool = False
-    ) -> dict:
+    ) -> dict[str, Any]:
         """Time a batch, and read what it allocates beside the weights."""
         torch.backends.cudnn.benchmark = search
         slices = self.random(batch, 1, *size).to(predictor.dtype, memory_format=torch.channels_last)
@@ -226,7 +223,7 @@ class Stages:
             weights = self.folder / (FULL_SIZE if choice == "dense_borders" else PAPER_SIZE)
             self.emit("choices", choice, self.time_choice, voxels, weights, choice)
 
-    def time_choice(self, voxels: np.ndarray, weights: Path, choice: str) -> dict:
+    def time_choice(self, voxels: np.ndarray, weights: Path, choice: str) -> dict[str, Any]:
         """Time predictions as it is (A) and changed (B) in the order A B B A, after one of each."""
         sides = self.predictor(weights), self.predictor(weights, choice)
         seconds: tuple[list[float], list[float]] = ([], [])

@@ -27,7 +27,7 @@ from inference.volume import ORIENTATION
 
 
 def load_network(path: Path, device: torch.device) -> tuple[AttentionUNet, WeightsMetadata]:
-    """The network as it was trained: fp32, batch normalisation apart, three input channels."""
+    """Return the network as it was trained: fp32, batch normalisation apart, three channels in."""
     state_dict, metadata = load_weights(path)
     network = AttentionUNet(**metadata.network)
     network.load_state_dict(state_dict)
@@ -91,7 +91,7 @@ def segment(
     """Read, normalise, predict, keep the largest components and write one volume."""
     case = case_name(source)
     with timer.phase("read", case):
-        image = nibabel.load(source)
+        image = nibabel.Nifti1Image.from_filename(source)
         hu = image.get_fdata()
         start = nibabel.io_orientation(image.affine)
         wanted = nibabel.orientations.axcodes2ornt(ORIENTATION)

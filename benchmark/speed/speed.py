@@ -19,7 +19,7 @@ import nibabel
 import numpy as np
 
 from benchmark.containers.environment import describe_machine
-from benchmark.options import HarnessError, UsageError
+from benchmark.options import HarnessError
 from benchmark.text import bullets, by, log, show, table
 from inference.files import case_name, write_atomically
 from inference.network.weights import DEMONSTRATION_WEIGHTS
@@ -59,13 +59,13 @@ def run(arguments: argparse.Namespace) -> int:
         0.
 
     Raises:
-        UsageError: a file is not there.
+        HarnessError: a file is not there.
         HarnessError: a pipeline failed.
     """
     for option in ("input", "weights"):
         path = getattr(arguments, option)
         if path and not path.is_file():
-            raise UsageError(f"--{option} {path}: no such file")
+            raise HarnessError(f"--{option} {path}: no such file")
     with tempfile.TemporaryDirectory() as folder:
         result = _measure(arguments, Path(folder))
     page = markdown(result)
@@ -90,12 +90,13 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> dict:
         "plain": ["benchmark", "plain-pipeline", *common, "--output", str(folder / "plain")],
         "service": ["inference", "--quiet", *common, "--output", str(folder / "service")],
     }
-    runs = {name: [] for name in commands}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
     for number in range(arguments.repeat):
         for name, command in commands.items():
             runs[name].append(_timed(command, folder / f"{name}.{number}.jsonl"))
             log(f"[{number + 1}/{arguments.repeat}] {name}: {runs[name][-1]['wall']:.2f} s")
-    images = [nibabel.load(folder / name / f"{case_name(source)}.nii.gz") for name in commands]
+    outputs = [folder / name / f"{case_name(source)}.nii.gz" for name in commands]
+    images = map(nibabel.Nifti1Image.from_filename, outputs)
     plain, service = (np.asanyarray(image.dataobj) for image in images)
 
     from benchmark.speed.network_speed import measure_network  # torch, for nothing before
@@ -146,11 +147,11 @@ def markdown(result: dict) -> str:
     plain, service = result["seconds"]["plain"], result["seconds"]["service"]
     outside = [phase for phase in STAGES if phase != "predict"]
     names = {"start": "start: interpreter, imports, weights on the device", **STAGES}
-    rows = [(name, plain[phase], service[phase]) for phase, name in names.items()]
-    sums = [sum(seconds[phase] for phase in outside) for seconds in (plain, service)]
-    rows.append(("all but start and network", *sums))
-    rows.append(("**whole process**", plain["wall"], service["wall"]))
-    rows = [(name, f"{a:.2f}", f"{b:.2f}", f"{a / max(b, 1e-9):.1f}") for name, a, b in rows]
+    times = [(name, plain[phase], service[phase]) for phase, name in names.items()]
+    ours, theirs = (sum(seconds[phase] for phase in outside) for seconds in (plain, service))
+    times.append(("all but start and network", ours, theirs))
+    times.append(("**whole process**", plain["wall"], service["wall"]))
+    rows = [(name, f"{a:.2f}", f"{b:.2f}", f"{a / max(b, 1e-9):.1f}") for name, a, b in times]
     network, machine = result["network"], result["machine"]
     first = network["steps"][0][1]
     steps = [(name, f"{ms:.1f}", f"{first / ms:.2f}") for name, ms in network["steps"]]

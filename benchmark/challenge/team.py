@@ -33,7 +33,9 @@ DONE, FAILED, NOT_RUN, RUNNING = "done", "failed", "not run", "running"
 _RESERVE_BYTES = 2 << 30  # free space that stays on every disk, whatever is loaded
 
 # What the engine prints when no team's container could start.
-_ORGANISERS_FAULT = re.compile(r"could not select device driver|Cannot connect to the Docker")
+_ORGANISERS_FAULT = re.compile(
+    r"could not select device driver|Cannot connect to the Docker|no space left on device"
+)
 
 
 @dataclass
@@ -138,20 +140,20 @@ def _run(archive: Path, folder: Path, challenge: Challenge, fate: Fate) -> None:
     if not archive.is_file():
         raise _EndedAs(NOT_RUN, "archive: no regular file is there")
     try:
-        content = inspect_archive(archive, free)
+        images, load_bytes = inspect_archive(archive)
     except ArchiveError as error:
         raise _EndedAs(FAILED, f"archive: {error}") from error
-    if free is not None and content.load_bytes > free:
-        reason = f"disk: loading takes more than the {free / 1e9:.1f} GB that may be used"
+    if free is not None and load_bytes > free:
+        reason = f"disk: loading takes {load_bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB may be used"
         raise _EndedAs(NOT_RUN, f"{reason}; free some and call again")
     image = engine.archive_image(archive)
-    if image not in content.images:
-        names = ", ".join(content.images) or "no named image"
+    if image not in images:
+        names = ", ".join(images) or "no named image"
         raise _EndedAs(FAILED, f"archive: it contains {names}, but the organisers run {image}")
-    if here := [name for name in content.images if engine.image_id(name) is not None]:
+    if here := [name for name in images if engine.image_id(name) is not None]:
         reason = f"an image {', '.join(here)} is here already and would be replaced: rename or "
         raise _EndedAs(NOT_RUN, f"{reason}remove it (docker image rm {here[0]}) and call again")
-    fate.images = list(content.images)
+    fate.images = images
     write_json(folder / "fate.json", asdict(fate))
     memory = challenge.memory_limit
     try:
@@ -183,7 +185,8 @@ def _measure(settings: Settings, cases: list[Case]) -> None:
             measured = measure(replace(settings, resume=True), cases, {})
         except ResumeError as error:
             log(f"  measuring anew: {error}")
-            shutil.rmtree(settings.outputs, ignore_errors=True)
+            for folder in (settings.outputs, settings.report / "efficiency"):
+                shutil.rmtree(folder, ignore_errors=True)
             measured = measure(settings, cases, {})
     except GpuLost as error:
         raise _EndedAs(NOT_RUN, error) from error

@@ -33,18 +33,12 @@ from benchmark.text import log, show
 from inference.files import whole_file, write_atomically
 from inference.startup import use_for_temporary_files
 
-SCORE_FILES = (
-    *("accuracy_per_case.csv", "accuracy.json", "accuracy.md", "accuracy_official.txt"),
-    *("accuracy_dsc.png", "accuracy_nsd.png"),
-)
-"""What `python -m benchmark accuracy` writes: scores of label maps that a new run replaces."""
-
 _RESULT_KEYS = {"case", "status", "seconds", "repeat", "interval_s", "image_size", "output"}
 """Without which a file is no result of a case."""
 
 _SAME = (
     *("team", "image_digest", "command", "gpu", "gpu_note", "interval_s", "memory_limit"),
-    *("timeout_s", "warm_up", "tolerances"),
+    *("timeout_s", "repeat", "warm_up", "tolerances"),
 )
 """The entries of `environment.json` in which a run that is resumed must agree."""
 
@@ -248,47 +242,38 @@ def _counts(result: Result) -> bool:
 def _earlier_results(
     settings: Settings, cases: list[Case], environment: dict[str, Any]
 ) -> dict[str, Result]:
-    """Return what --resume need not run again, by `_stem`; remove what else an earlier run wrote.
+    """Return what --resume need not run again, by `_stem`; remove what is to be run again.
 
     Raises:
-        ResumeError: the run to resume is another one.
-        HarnessError: a label map is in the way that no earlier run of this report wrote. Nothing is
-            removed then.
+        ResumeError: the run in the report folder is another one.
+        HarnessError: it is not to be resumed, or a label map is in the way that it did not write.
+            Nothing is removed then.
     """
     report, folder = settings.report, settings.report / "efficiency"
     described = read_json(report / "environment.json") or {}
     earlier = {path.stem: read_json(path) or {} for path in folder.glob("*.json")}
-    differences = [name for name in _SAME if described.get(name) != environment[name]]
     if earlier and not settings.resume:
-        log(f"replacing the earlier run in {report}, its scores with it")
-    elif earlier and differences:
+        raise HarnessError(f"{report} has an earlier run: add --resume, or name another --report")
+    if earlier and (others := [n for n in _SAME if described.get(n) != environment[n]]):
         raise ResumeError(
-            f"--resume: the run in {report} has another {', '.join(differences)}: name another "
-            "--report, or drop --resume to replace it"
+            f"--resume: the run in {report} has another {', '.join(others)}: name another --report"
         )
-    usable = {}
+    usable, stale = {}, []
     for case in cases:
         label_map = settings.outputs / f"{case.name}.nii.gz"
         for stem in (_stem(case.name, repeat) for repeat in range(settings.repeat)):
             result = earlier.get(stem, {})
             whole = set(result) >= _RESULT_KEYS and isinstance(result.get("samples"), dict)
             whole = whole and result["status"] != NOT_MEASURED
-            written = label_map.is_file() or stem != case.name
-            if settings.resume and whole and (written or not _counts(result)):
+            if whole and (label_map.is_file() or stem != case.name or not _counts(result)):
                 usable[stem] = result
-        if os.path.lexists(label_map) and case.name not in earlier:
-            raise HarnessError(
-                f"{label_map} is in the way: empty {settings.outputs}, or continue the run that "
-                "wrote it with --resume and its --report"
-            )
-    for case in cases:
-        if case.name not in usable:
-            (settings.outputs / f"{case.name}.nii.gz").unlink(missing_ok=True)
-    for path in folder.iterdir():
-        if path.suffix in (".json", ".png", ".log") and path.stem not in usable:
-            path.unlink()
-    if earlier and not settings.resume:
-        for name in ("efficiency.md", f"{described.get('team')}{EFFICIENCY_SUFFIX}", *SCORE_FILES):
-            if Path(name).name == name:  # a name that was read, not one that may lead elsewhere
-                (report / name).unlink(missing_ok=True)
+        if case.name not in usable and os.path.lexists(label_map):
+            if case.name not in earlier:
+                raise HarnessError(
+                    f"{label_map} is in the way: empty {settings.outputs}, or continue the run "
+                    "that wrote it with --resume and its --report"
+                )
+            stale.append(label_map)
+    for path in (*stale, *(folder / f"{stem}.json" for stem in earlier if stem not in usable)):
+        path.unlink()
     return usable

@@ -100,15 +100,6 @@ def _insist_on_a_file(found: os.stat_result, name: str, most_bytes: int) -> None
         raise RefusedError(f"{name} has {found.st_size / 1e6:,.0f} MB, more than it may")
 
 
-def collect(folder: Path, name: str, target: Path, most_bytes: int) -> None:
-    """Copy a file that a container left to a place of ours; arguments as `open_left_file`."""
-    with open_left_file(folder, name, most_bytes) as file, target.open("xb") as copy:
-        left = most_bytes  # it may grow while it is copied
-        while left > 0 and (part := file.read(min(left, 1 << 20))):
-            copy.write(part)
-            left -= len(part)
-
-
 def take_output(outputs: Path, collected: Path, image: Path, size: tuple[int, ...]) -> OutputCheck:
     """Copy a case's label map out of the container's reach, and check the copy.
 
@@ -119,9 +110,12 @@ def take_output(outputs: Path, collected: Path, image: Path, size: tuple[int, ..
         size: its shape.
     """
     voxels = math.prod(max(1, length) for length in size)
+    left = 9 * voxels + _HEADER_BYTES  # as float64 and hardly compressed it would be smaller
     try:
-        # As float64 and hardly compressed it would still be below this.
-        collect(outputs, collected.name, collected, 9 * voxels + _HEADER_BYTES)
+        with open_left_file(outputs, collected.name, left) as file, collected.open("xb") as copy:
+            while left > 0 and (part := file.read(min(left, 1 << 20))):
+                copy.write(part)
+                left -= len(part)  # it may grow while it is copied
     except FileNotFoundError:
         others = sorted(
             str(other.relative_to(outputs))

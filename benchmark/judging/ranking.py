@@ -241,10 +241,10 @@ def rank_intervals(totals: np.ndarray, random: np.random.Generator) -> np.ndarra
         (teams, 2) integers, the best and the worst rank. The level of 95 % is divided among a
         team's comparisons (Bonferroni).
     """
-    teams = len(totals)
+    teams, cases = totals.shape
     intervals = np.tile([1, teams], (teams, 1))
     pairs = np.array(list(combinations(range(teams), 2)))
-    if teams > 1:
+    if teams > 1 and cases >= fewest_cases(teams):
         differences = totals[pairs[:, 0]] - totals[pairs[:, 1]]
         how = {"permutation_type": "samples", "vectorized": True, "axis": -1, "batch": 200}
         test = permutation_test((differences,), np.sum, n_resamples=RESAMPLINGS, rng=random, **how)

@@ -204,19 +204,17 @@ def read_run(folder: Path) -> Run:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read several runs; those of one team get their folder's name or path beside the team's.
+    """Read several runs; those of one team get their folder beside the team's.
 
     Raises:
         RunError: as `read_run`.
     """
     runs = [read_run(folder) for folder in folders]
-    for describe in (lambda run: run.folder.resolve().name, lambda run: str(run.folder)):
-        counts = Counter(run.team for run in runs)
-        runs = [
-            replace(run, team=f"{run.team} ({describe(run)})") if counts[run.team] > 1 else run
-            for run in runs
-        ]
-    return runs
+    counts = Counter(run.team for run in runs)
+    return [
+        replace(run, team=f"{run.team} ({run.folder})") if counts[run.team] > 1 else run
+        for run in runs
+    ]
 
 
 def _read_csv(

@@ -18,7 +18,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from benchmark.containers.environment import describe_machine
+from benchmark.containers.machine import describe_machine
 from benchmark.options import HarnessError
 from benchmark.text import bullets, by, log, show, table
 from inference.files import case_name, write_atomically
@@ -114,7 +114,7 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> dict:
         },
         "label_agreement": float((plain == service).mean()),
         "network": measure_network(arguments.weights, arguments.device, plain.shape[1::-1]),
-        "machine": describe_machine(None, None),
+        "machine": describe_machine(),
     }
 
 

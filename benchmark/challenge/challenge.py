@@ -3,7 +3,7 @@
 Teams are run one after another, in the order of their archives' names. The image is removed
 before the next is loaded, and the disk is checked before each. A team that breaks costs itself
 only: its cases count as failed, and it is ranked. The same command again continues where it was
-stopped; a team whose archive has changed starts anew. The files of the report folder:
+stopped; a team whose archive has changed is run again. The files of the report folder:
 
     challenge.html     the ranking, the state of each team, and every curve and score
     ranking/           ranking.md, ranking.csv, ranking.json
@@ -96,7 +96,7 @@ def _find_archives(folder: Path) -> list[Path]:
     found = sorted(path for path in folder.iterdir() if path.name.lower().endswith(kinds))
     archives = [path for path in found if not path.name.startswith(".")]
     if not archives:
-        raise HarnessError(f"--archives {folder} holds no TEAM.tar.gz")
+        raise HarnessError(f"--archives {folder} has no TEAM.tar.gz")
     teams: dict[str, Path] = {}
     for archive in archives:
         image = team_name(archive).lower()

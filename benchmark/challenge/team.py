@@ -106,7 +106,7 @@ def run_team(archive: Path, folder: Path, challenge: Challenge) -> Fate:
         earlier = Fate(**read_json(folder / "fate.json") or {})
         fate.images = earlier.images
         if earlier.archive != about:
-            log(f"{archive.name} has changed: the team starts anew")
+            log(f"{archive.name} has changed: starting the team again")
             shutil.rmtree(folder)
             folder.mkdir()
         elif earlier.cases == fate.cases and earlier.state in (DONE, FAILED):
@@ -184,7 +184,7 @@ def _measure(settings: Settings, cases: list[Case]) -> None:
         try:
             measured = measure(replace(settings, resume=True), cases, {})
         except ResumeError as error:
-            log(f"  measuring anew: {error}")
+            log(f"  measuring again: {error}")
             for folder in (settings.outputs, settings.report / "efficiency"):
                 shutil.rmtree(folder, ignore_errors=True)
             measured = measure(settings, cases, {})

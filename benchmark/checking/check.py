@@ -120,7 +120,7 @@ def check_image(
             subjects = (
                 volumes.own_subjects(inputs)
                 if inputs
-                else volumes.draw_subjects(work, large_slices)
+                else volumes.make_subjects(work, large_slices)
             )
             total = len(subjects) + 5
 

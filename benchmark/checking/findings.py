@@ -59,7 +59,7 @@ def finding(level: str, check: str, found: str, trial: Trial | None = None) -> F
 
 
 def advice(trial: Trial) -> str | None:
-    """Return what to do about a run that failed, by its log; None where that tells nothing."""
+    """Return what to do about a run that failed, by its log; None if that has no known symptom."""
     for symptom in _TEXTS["symptoms"]:
         words = "|".join(symptom.get("words", ()))
         if symptom.get("status") == trial.result["status"] or (
@@ -83,7 +83,7 @@ def judge_mode(trial: Trial, first: Trial) -> Finding:
         level = FAILED if trial.mode == NO_NETWORK else WARNED
         return finding(level, trial.mode, _how_it_ended(trial), trial)
     differing = _differing(first, trial) if trial.digest != first.digest else None
-    if differing and differing[0]:  # other bytes may hold the same labels
+    if differing and differing[0]:  # other bytes may be the same labels
         found = f"another label map than by the organisers' command: {_share(*differing)}"
         return finding(WARNED, trial.mode, found)
     return finding(PASSED, trial.mode, f"a label map after {trial.result['seconds']:.1f} s")

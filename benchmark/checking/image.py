@@ -27,7 +27,7 @@ def load(archive: Path) -> tuple[str | None, list[Finding]]:
     """Load an archive as the organisers do.
 
     Returns:
-        The image to run, None if nothing can be; and what was found. Where the archive holds an
+        The image to run, None if nothing can be; and what was found. Where the archive has an
         image of another name than the organisers run, that one is run.
 
     Raises:
@@ -37,8 +37,8 @@ def load(archive: Path) -> tuple[str | None, list[Finding]]:
     loaded = []
     try:
         loaded = engine.load_images(archive)
-        held = ", ".join(loaded) or "no image"
-        loads = finding(PASSED, "archive loads", f"it holds {held}")
+        names = ", ".join(loaded) or "no image"
+        loads = finding(PASSED, "archive loads", names)
     except engine.EngineError as error:
         engine.image_id(wanted)  # raises where it is the engine that is at fault
         loads = finding(FAILED, "archive loads", str(error))
@@ -53,7 +53,7 @@ def load(archive: Path) -> tuple[str | None, list[Finding]]:
     check = "image's name"
     if wanted in loaded:
         return wanted, [*findings, finding(PASSED, check, wanted)]
-    found = f"the organisers run {wanted}, the archive holds {held}"
+    found = f"the organisers run {wanted}, the archive has {names}"
     return next(iter(loaded), None), [*findings, finding(FAILED, check, found)]
 
 

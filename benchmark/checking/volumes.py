@@ -16,7 +16,7 @@ LARGE_SLICES = 852
 """Slices of the very large phantom: 95 % of the challenge's CTs have fewer, the largest 2,651."""
 
 _SEED = 2023
-_COARSER = 2  # rows and columns are drawn so much coarser, and repeated: a quarter of the time
+_COARSER = 2  # generated with so many fewer rows and columns, and repeated: a quarter of the time
 _TURNED = ("S", "L", "A")  # where the turned file's axes point; most files have L, P, S or R, A, S
 
 
@@ -36,8 +36,8 @@ _PHANTOMS = {
 """Shape and spacing (slices, rows, columns; mm) of the phantoms but the very large one."""
 
 
-def draw_subjects(folder: Path, large_slices: int) -> list[Subject]:
-    """Draw the phantoms.
+def make_subjects(folder: Path, large_slices: int) -> list[Subject]:
+    """Generate the phantoms.
 
     Args:
         folder: that gets the files, `FLARE23Ts_0001_0000.nii.gz` and so on.
@@ -53,10 +53,10 @@ def draw_subjects(folder: Path, large_slices: int) -> list[Subject]:
     subjects: list[Subject] = []
     typical = np.empty((0, 0, 0), np.int16)
     for number, (label, (shape, spacing)) in enumerate(wanted.items(), start=1):
-        log(f"drawing the {label} phantom, {by(shape[::-1])}")
+        log(f"generating the {label} phantom, {by(shape[::-1])}")
         name = f"FLARE23Ts_{number:04d}"
         path = folder / f"{name}_0000.nii.gz"
-        # The very large one, the last, is the typical one many times over: drawing takes a minute.
+        # The very large one, the last, is the typical one many times over, which saves a minute.
         volume = _draw(shape, spacing) if label in _PHANTOMS else _lengthened(typical, shape[0])
         typical = volume if label == "typical" else typical
         write_nifti(path, volume, spacing)

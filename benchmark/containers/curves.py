@@ -5,7 +5,7 @@ from typing import Any
 from benchmark.containers.results import Result, ram_measures
 from benchmark.text import by
 
-# Okabe and Ito's colours, which readers with any kind of colour blindness tell apart; with a
+# Okabe and Ito's colours, which are distinct with any kind of colour blindness; with a
 # hatching, for where bands overlap or are printed, colour alone is not enough.
 _INK, _RED, _BLUE, _GREEN = "#000000", "#D55E00", "#0072B2", "#009E73"
 _PHASES = {
@@ -52,9 +52,9 @@ def draw_curves(result: Result, gpu_note: str | None, runs: int = 1) -> Any:  # 
         panel.grid(alpha=0.3)
         for phase in result["phases"]:
             color, hatch = _PHASES.get(phase["phase"], ("#F0E442", "--"))
-            look = {"facecolor": color, "edgecolor": color, "hatch": hatch, "alpha": 0.25}
+            shade = {"facecolor": color, "edgecolor": color, "hatch": hatch, "alpha": 0.25}
             ends = (phase["start_s"], phase["end_s"])
-            panel.axvspan(*ends, linewidth=0, label=phase["phase"], **look)
+            panel.axvspan(*ends, linewidth=0, label=phase["phase"], **shade)
     source = "".join(f" · RAM and CPU: {measure}" for measure in ram_measures([result]))
     end = max(result["seconds"], times[-1])
     axes[-1].set(xlabel=f"time since the container's start (s){source}", xlim=(0, end))

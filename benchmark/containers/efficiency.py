@@ -230,7 +230,7 @@ def measure(
 
 
 def _stem(case: str, repeat: int) -> str:
-    """Return what the names of a case's files start with, repetitions apart."""
+    """Return what the names of a run's files start with."""
     return f"{case}.repeat{repeat}" if repeat else case
 
 

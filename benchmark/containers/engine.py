@@ -147,12 +147,12 @@ def load_archive(archive: Path) -> str:
     """Load a `docker save` file and return the image that the organisers run.
 
     Raises:
-        HarnessError: as `load_images`; it holds no image of that name.
+        HarnessError: as `load_images`; it has no image of that name.
     """
     loaded, image = load_images(archive), archive_image(archive)
     if image not in loaded:  # an image of that name may be here from before
         raise EngineError(
-            f"{archive.name} holds {', '.join(loaded) or 'no image'}, but the organisers run "
+            f"{archive.name} has {', '.join(loaded) or 'no image'}, but the organisers run "
             f"{image}: name the image so before `docker save`"
         )
     return image

@@ -41,7 +41,7 @@ def list_cases(inputs: Path) -> tuple[list[Case], dict[str, str]]:
     """Return the cases of a folder of CTs; and the names of other files there, with the reason.
 
     Raises:
-        HarnessError: it is no folder, or holds no case, or two of one name. Names that some file
+        HarnessError: it is no folder, or has no case, or two of one name. Names that some file
             systems take for the same are one.
         OSError: it cannot be read.
     """
@@ -62,7 +62,7 @@ def list_cases(inputs: Path) -> tuple[list[Case], dict[str, str]]:
             raise HarnessError(f"{other.image.name} and {image.name} are both case {case.name}")
     if not cases:
         seen = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
-        raise HarnessError(f"--inputs {inputs} holds no volume to read" + (seen and f" ({seen})"))
+        raise HarnessError(f"--inputs {inputs} has no volume to read" + (seen and f" ({seen})"))
     return list(cases.values()), refused
 
 

@@ -24,7 +24,7 @@ from benchmark.processes import WorkerDiedError, in_processes
 from benchmark.text import by
 from inference.files import printable
 from inference.labels import LABEL_NAMES
-from inference.volume import Volume, VolumeError, read_header, read_volume
+from inference.volume import VolumeError, read_header, read_volume
 
 LOG_BYTES = 16 << 20
 """The most of what a container prints that is stored."""
@@ -64,7 +64,7 @@ def _unusable(problem: str, aspect: str = "file", *, found: bool = True) -> Outp
 
 
 def open_left_file(folder: Path, name: str, most_bytes: int) -> BinaryIO:
-    """Open a regular file that lies in a folder itself.
+    """Open a regular file of a folder itself.
 
     Args:
         folder: that the container wrote into.
@@ -103,6 +103,8 @@ def _insist_on_a_file(found: os.stat_result, name: str, most_bytes: int) -> None
 def take_output(outputs: Path, collected: Path, image: Path, size: tuple[int, ...]) -> OutputCheck:
     """Copy a case's label map out of the container's reach, and check the copy.
 
+    `check_output` runs in a process of its own, with limits of memory and time by the voxels.
+
     Args:
         outputs: the folder that the container wrote into.
         collected: path of the copy, under the name that the label map must have.
@@ -126,15 +128,10 @@ def take_output(outputs: Path, collected: Path, image: Path, size: tuple[int, ..
         return _unusable(f"no {collected.name}: {found}", "name", found=False)
     except (RefusedError, OSError) as error:
         return _unusable(f"not taken: {error}", found=False)
-    return check_output_apart(collected, image, voxels)
-
-
-def check_output_apart(path: Path, image: Path, voxels: int) -> OutputCheck:
-    """Call `check_output` in a process of its own, with limits of memory and time by `voxels`."""
     limit = _BASE_BYTES + _BYTES_PER_VOXEL * voxels
     seconds = _BASE_SECONDS + voxels / _VOXELS_PER_SECOND
     multiprocessing.set_forkserver_preload(["__main__", __name__])
-    jobs = {path: (path, image)}
+    jobs = {collected: (collected, image)}
     [(_, result)] = in_processes(check_output, jobs, 1, start=_START, memory=limit, seconds=seconds)
     match result:
         case OutputCheck():
@@ -163,13 +160,8 @@ def check_output(path: Path, image: Path) -> OutputCheck:
         output = read_volume(path)
     except (VolumeError, OSError) as error:
         return _unusable(f"cannot be read: {error}")
-    found = _problems(output, expected)
-    return OutputCheck(True, True, [problem for _, problem in found], [what for what, _ in found])
-
-
-def _problems(output: Volume, image: nibabel.Nifti1Header) -> list[tuple[str, str]]:
     problems = []
-    if not np.allclose(output.affine, image.get_best_affine(), rtol=0, atol=_AFFINE_TOLERANCE):
+    if not np.allclose(output.affine, expected.get_best_affine(), rtol=0, atol=_AFFINE_TOLERANCE):
         problems.append(("affine", "affine differs from the input's"))
     if output.voxels.dtype.kind not in "iu":
         problems.append(("type", f"stored as {output.voxels.dtype}, not as integers"))
@@ -180,7 +172,7 @@ def _problems(output: Volume, image: nibabel.Nifti1Header) -> list[tuple[str, st
     if unknown.size:
         shown = ", ".join(f"{value:g}" for value in unknown[:5]) + " …" * (unknown.size > 5)
         problems.append(("labels", f"values that are no label: {shown}"))
-    return problems
+    return OutputCheck(True, True, [text for _, text in problems], [what for what, _ in problems])
 
 
 class LogWriter(threading.Thread):
@@ -200,7 +192,7 @@ class LogWriter(threading.Thread):
         self._path, self._most_bytes = path, most_bytes
 
     def start(self) -> None:
-        """Close `sink` and read until nobody holds it any longer."""
+        """Close `sink` and read until it is closed everywhere."""
         os.close(self.sink)
         super().start()
 

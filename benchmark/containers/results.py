@@ -4,7 +4,7 @@ A result is the content of an `efficiency/CASE.json`, or a row of the organisers
 words. Of several runs of a case the run of median time counts, whole; least and most time stand
 beside it. A run that failed counts an hour (FLARE 2022), so that a case counts as failed where most
 of its runs failed. Of an even number of runs, which `efficiency` refuses and older reports may
-hold, it is the faster of the two in the middle. A case whose GPU stopped answering is not measured:
+have, it is the faster of the two in the middle. A case whose GPU stopped answering is not measured:
 it counts nothing until it is measured again.
 """
 
@@ -19,7 +19,7 @@ from benchmark.files import csv_text
 from benchmark.text import by
 
 Result = dict[str, Any]
-"""Of one run, as JSON holds it."""
+"""Of one run, as in its JSON file."""
 
 NOT_MEASURED = "not measured"
 """The status of a run during which the GPU stopped answering."""

@@ -38,7 +38,9 @@ PHASE_LOG = ".abdoseg_phases.jsonl"
 ORGANISERS_COMMAND = ("/bin/bash", "-c", "sh predict.sh")
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
-_LOG_SECONDS = 2.0  # for the last of what it printed; a process that got away may hold the pipe
+_LOG_SECONDS = (
+    2.0  # for the last of what it printed; an escaped process may still have the pipe open
+)
 _ENGINE_FAILED = 125  # `docker run`'s exit code when the engine, not the container, is at fault
 
 _OUT_OF_MEMORY_WORDS = re.compile(
@@ -180,7 +182,7 @@ def run_case(
     log = LogWriter(folders.log)
     with _orphans_killed():
         try:
-            with _interrupts_held():  # so that no process starts without being known here
+            with _interrupts_deferred():  # so that no process starts without being known here
                 sampler.start()
                 try:
                     process = subprocess.Popen(
@@ -206,7 +208,7 @@ def run_case(
         except FileNotFoundError as error:
             raise EngineError(f"{error.filename} is not installed") from error
         finally:
-            with _interrupts_held():
+            with _interrupts_deferred():
                 try:
                     samples, cost = sampler.stop()
                 finally:
@@ -278,15 +280,15 @@ def _end_group(process: subprocess.Popen, *signals: signal.Signals) -> None:
 
 
 @contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
+def _interrupts_deferred() -> Iterator[None]:
     """Let Ctrl-C and its like take effect only at the end of the block."""
-    held: list[int] = []
+    caught: list[int] = []
     try:
-        with handling_stop_signals(lambda number, _: held.append(number)):
+        with handling_stop_signals(lambda number, _: caught.append(number)):
             yield
     finally:
-        if held:
-            signal.raise_signal(held[0])
+        if caught:
+            signal.raise_signal(caught[0])
 
 
 @contextlib.contextmanager

@@ -1,11 +1,11 @@
-"""Compare two runs, case by case: how many times faster, leaner, better is A than B?
+"""Compare two runs, case by case: how many times faster, leaner, better A is than B.
 
 Times, memory and areas are compared as paired ratios A / B (below 1: A needs less), scores as
 paired differences A - B (above 0: A is better). The geometric mean of the ratios (mean of the
 differences) has a 95 % interval by Student's t over the cases, wide where they are few; an interval
-that holds 1 (for scores 0) shows no difference. Failed cases count as in every table, and the cases
-that both finished are compared apart. Several runs of a case are its median run. RAM of a container
-and of a command are read in two ways, and are not compared with one another.
+with 1 in it (for scores 0) shows no difference. Failed cases count as in every table; the cases
+that both finished are compared once more alone. Several runs of a case are its median run. RAM of a
+container and of a command are read in two ways, and are not compared with one another.
 """
 
 import argparse

@@ -10,10 +10,9 @@ names. A case without a team's row gets the values of a failed container: DSC an
   flare23  DSC and NSD of organs and of tumor, time above 15 s, area of GPU memory above 4096 MB;
            no CPU. The weights are equal here: no other are published that we know of.
 
-A team that failed in every case is ranked as one that failed in every case. The interval of a rank
-holds every rank that sign-flip tests over the cases do not rule out (`ranking.rank_intervals`).
-P(first) comes from resampling the cases with replacement and ranking anew, and is not
-given below 20 cases, where it is a count of these cases.
+A team that failed in every case is ranked, with these values. The interval of a rank has every rank
+that sign-flip tests over the cases do not rule out (`ranking.rank_intervals`). P(first) is the part
+of resamplings of the cases, with replacement, in which a team is first; it needs 20 cases.
 """
 
 import argparse
@@ -134,7 +133,7 @@ def markdown(ranking: Ranking, rules: Rules) -> str:
         *(f"**{caution}**" for caution in cautions(ranking)),
         f"{plural(len(ranking.teams), 'team')}, {plural(len(ranking.cases), 'case')}. Score: mean "
         "of the ranks over cases and metrics with the weights shown; ties share the better rank. "
-        f"Time above {seconds:g} s and GPU memory above {mb:g} MB count. The interval holds the "
+        f"Time above {seconds:g} s and GPU memory above {mb:g} MB count. The interval has the "
         "ranks that sign-flip tests over the cases do not rule out (95 %); P(first) is the share "
         f"of first places over {ranks.RESAMPLINGS} resamplings of the cases. Metric columns: mean "
         f"rank (mean value). {PENALTY_SENTENCE}",

@@ -33,7 +33,7 @@ class Metric(NamedTuple):
         return (FIGURES[self.column].penalty or 0.0) if self.column else 0.0
 
     def title_with(self, tolerances: Tolerances) -> str:
-        """Return the title; of time and GPU memory what lies above the tolerance is ranked by."""
+        """Return the title; of time and GPU memory the part above the tolerance is ranked."""
         if self.column == "Time" and tolerances.seconds:
             return f"time above {tolerances.seconds:g} s (s)"
         if self.column == "AUC_GPU_Time" and tolerances.mb:

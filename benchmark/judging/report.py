@@ -1,9 +1,9 @@
-"""One self-contained HTML page about one run or several: it needs no network and no server.
+"""Write one HTML page about one run or several, which needs no network and no server.
 
-It holds a summary, the memory, RAM and CPU curves of every case on one axis, the scores of every
+It has a summary, the memory, RAM and CPU curves of every case on one axis, the scores of every
 structure, a sortable table of cases, and the machines. The page is `report.html` beside this file
-with the data put in; its script draws everything in the reader's browser, and of large reports only
-what is asked for.
+with the data inserted; its script plots everything in the reader's browser, and of large reports
+only what is asked for.
 """
 
 import argparse
@@ -45,7 +45,7 @@ _FIGURES = {
 
 
 def thin(times: list[float], values: list[float]) -> list[list[float]]:
-    """Shorten a curve for drawing; its ends, peaks and dips stay.
+    """Shorten a curve for plotting; its ends, peaks and dips stay.
 
     Args:
         times: seconds, ascending.
@@ -107,7 +107,7 @@ def notes(runs: list[Run]) -> list[str]:
         found.append("Of several runs of a case the one of median time is shown.")
     cases = {case for run in runs for case in run.cases}
     if len(runs) > 1 and len(cases) < FEW_CASES:
-        found.append(f"Caution: {len(cases)} cases are few to tell teams apart by.")
+        found.append(f"Caution: {len(cases)} cases are few to rank teams by.")
     return found
 
 

@@ -1,6 +1,6 @@
 """Read back the folder of one run: what `efficiency` and `accuracy` wrote of one team.
 
-`rank`, `compare` and `report` all start here. A folder holds one or both of
+`rank`, `compare` and `report` all start here. A folder has one or both of
 `TEAM_Efficiency.csv` (with `efficiency/CASE.json` for the samples) and `accuracy_per_case.csv`; the
 organisers' own tables do as well. A number that cannot be right is refused, with team and case.
 """
@@ -159,8 +159,8 @@ def read_run(folder: Path) -> Run:
     """Read one run's folder.
 
     Raises:
-        RunError: there is nothing of a run in it, a file is not what its name says, or a number in
-            it cannot be right.
+        RunError: it has no table of a run, a file has another form than its name implies, or a
+            number in it cannot be right.
     """
     tables = sorted(folder.glob("*" + EFFICIENCY_SUFFIX))
     if len(tables) > 1:
@@ -278,7 +278,7 @@ def _read_measurements(folder: Path) -> dict[str, list[Result]]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """Return a file's JSON object, {} without a file; ValueError if it holds NaN or infinity."""
+    """Return a file's JSON object, {} without a file; ValueError if it has NaN or infinity."""
 
     def refuse(name: str) -> None:
         raise ValueError(f"{name} is no number")

@@ -125,7 +125,7 @@ def markdown(scoring: Scoring) -> str:
 
 def box_plot(scoring: Scoring, metric: str) -> Any:  # noqa: ANN401
     """Return a figure with a box for each label over all cases, and the cases as points."""
-    from matplotlib.figure import Figure  # here, for `training` scores volumes and draws nothing
+    from matplotlib.figure import Figure  # here, for `training` scores volumes without plots
 
     labels = scoring.labels
     columns = [scoring.means(metric, label) for label in labels]

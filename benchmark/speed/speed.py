@@ -19,7 +19,7 @@ import nibabel
 import numpy as np
 
 from benchmark.containers.machine import describe_machine
-from benchmark.options import HarnessError
+from benchmark.options import HarnessError, count
 from benchmark.text import bullets, by, log, show, table
 from inference.files import case_name, write_atomically
 from inference.network.weights import DEMONSTRATION_WEIGHTS
@@ -43,12 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command line of `python -m benchmark speed`."""
     add = parser.add_argument
     add("--input", type=Path, metavar="FILE", help="a CT volume (default: a synthetic one)")
-    add("--slices", type=int, default=50, metavar="N", help="of the synthetic one (default: 50)")
+    add("--slices", type=count, default=50, metavar="N", help="of the synthetic one (default: 50)")
     text = "its rows and columns (default: 512)"
-    add("--size", type=int, default=512, metavar="N", help=text)
-    add("--weights", type=Path, default=DEMONSTRATION_WEIGHTS, metavar="FILE")
-    add("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    add("--repeat", type=int, default=3, metavar="K", help="runs of each, in turn (default: 3)")
+    add("--size", type=count, default=512, metavar="N", help=text)
+    text = "of both (default: the demonstration's)"
+    add("--weights", type=Path, default=DEMONSTRATION_WEIGHTS, metavar="FILE", help=text)
+    text = "of both (default: cuda where there is one)"
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help=text)
+    add("--repeat", type=count, default=3, metavar="K", help="runs of each, in turn (default: 3)")
     add("--report", type=Path, metavar="DIR", help="write speed.md and speed.json there")
 
 

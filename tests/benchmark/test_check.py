@@ -174,7 +174,7 @@ def test_the_phantoms_are_what_they_are_called(tmp_path, monkeypatch):
         "turned": ((8, 32, 48), (8.0, 8.0, 7.0)),
     }
     monkeypatch.setattr(volumes, "_PHANTOMS", small)
-    typical, turned, large = volumes.draw_subjects(tmp_path, 25)
+    typical, turned, large = volumes.make_subjects(tmp_path, 25)
     assert [subject.label for subject in (typical, turned, large)] == [*small, "very large"]
     assert typical.case.size == (64, 48, 10)
     assert large.case.size == (64, 48, 25)

@@ -3,22 +3,22 @@
 Every case and metric ranks the teams; a team's score is the weighted mean of all its ranks
 ("rank then average"). Ties share the better rank, as in challengeR, the package that the challenge
 names. A case without a team's row gets the values of a failed container: DSC and NSD 0, 3600 s,
-29,491,200 MB·s and 360,000 %·s. A case in which a GPU stopped answering is left out for every team.
+29,491,200 MB·s and 360,000 %·s. A case in which a GPU stopped answering is skipped for every team.
 
   flare22  DSC, NSD and time, GPU and CPU area at half weight; GPU memory above 2048 MB counts
            (flare22.grand-challenge.org/Evaluation)
   flare23  DSC and NSD of organs and of tumor, time above 15 s, area of GPU memory above 4096 MB;
            no CPU. The weights are equal here: no other are published that we know of.
 
-A team that failed in every case is ranked as one that failed in every case. The interval of a rank
-holds every rank that sign-flip tests over the cases do not rule out (`ranking.rank_intervals`).
-P(first) comes from resampling the cases with replacement and ranking anew, and is left out below 20
-cases, where it is a count of these cases.
+A team that failed in every case is ranked, with these values. The interval of a rank has every rank
+that sign-flip tests over the cases do not rule out (`ranking.rank_intervals`). P(first) is the part
+of resamplings of the cases, with replacement, in which a team is first; it needs 20 cases.
 """
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--report", type=Path, required=True, metavar="DIR", help=text)
     text = "the year's weights and tolerances (default: %(default)s)"
     add("--protocol", choices=RULES, default="flare23", help=text)
-    text = f"change a weight, 0 leaves the metric out; METRIC: {', '.join(METRICS)}"
+    text = f"change a weight, 0 drops the metric; METRIC: {', '.join(METRICS)}"
     add("--weight", type=_weight, action="append", default=[], metavar="METRIC=W", help=text)
     text = "seconds that cost nothing (default: 15 in flare23, 0 in flare22)"
     add("--time-tolerance", type=not_negative, metavar="S", help=text)
@@ -85,7 +85,7 @@ def cautions(ranking: Ranking) -> list[str]:
     return found
 
 
-def summary_rows(ranking: Ranking) -> list[dict[str, object]]:
+def summary_rows(ranking: Ranking) -> list[dict[str, Any]]:
     """Return one row for each team, best first: the columns of ranking.csv."""
     rows = []
     enough = len(ranking.teams) > 1 and len(ranking.cases) >= FEW_CASES
@@ -115,7 +115,7 @@ def ranking_table(ranking: Ranking, rules: Rules) -> tuple[list[str], list[list[
     for row in summary_rows(ranking):
         first = number_or_dash(row["probability_first"], ".3f")
         interval = f"{row['rank_low']}–{row['rank_high']}"
-        cells = [str(row["rank"]), str(row["team"]), f"{row['score']:.3f}", interval, first]
+        cells = [str(row["rank"]), row["team"], f"{row['score']:.3f}", interval, first]
         for key in ranking.values:
             mean = row[f"{key}_mean"]
             shown = f"{mean:.4f}" if mean < 10 else f"{mean:,.1f}"
@@ -133,7 +133,7 @@ def markdown(ranking: Ranking, rules: Rules) -> str:
         *(f"**{caution}**" for caution in cautions(ranking)),
         f"{plural(len(ranking.teams), 'team')}, {plural(len(ranking.cases), 'case')}. Score: mean "
         "of the ranks over cases and metrics with the weights shown; ties share the better rank. "
-        f"Time above {seconds:g} s and GPU memory above {mb:g} MB count. The interval holds the "
+        f"Time above {seconds:g} s and GPU memory above {mb:g} MB count. The interval has the "
         "ranks that sign-flip tests over the cases do not rule out (95 %); P(first) is the share "
         f"of first places over {ranks.RESAMPLINGS} resamplings of the cases. Metric columns: mean "
         f"rank (mean value). {PENALTY_SENTENCE}",

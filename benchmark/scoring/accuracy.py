@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmark.options import UsageError, count
+from benchmark.options import HarnessError, count
 from benchmark.processes import WorkerDiedError, in_processes
 from benchmark.scoring import protocol as rules
 from benchmark.scoring.label_map import LabelMapError
@@ -41,10 +41,12 @@ from inference.startup import use_for_temporary_files
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m benchmark accuracy`."""
     add = parser.add_argument
-    folder = {"type": Path, "required": True, "metavar": "DIR"}
-    add("--reference", **folder, help="reference label maps, NAME.nii.gz or NAME.nii")
-    add("--prediction", **folder, help="predicted label maps under the same names")
-    add("--report", **folder, help="folder for tables and plots")
+    for name, text in (
+        ("--reference", "reference label maps, NAME.nii.gz or NAME.nii"),
+        ("--prediction", "predicted label maps under the same names"),
+        ("--report", "folder for tables and plots"),
+    ):
+        add(name, type=Path, required=True, metavar="DIR", help=text)
     text = "the year's rules (default: %(default)s; flare22 has no tumor and no NSD floor)"
     add("--protocol", choices=PROTOCOLS, default="flare23", help=text)
     text = (
@@ -65,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Score a folder and write the report; 0 all scored, 1 some failed and the rest is written."""
     for folder in (arguments.reference, arguments.prediction):
         if not folder.is_dir():
-            raise UsageError(f"there is no folder {folder}")
+            raise HarnessError(f"there is no folder {folder}")
     protocol = PROTOCOLS[arguments.protocol]
     if arguments.nsd_floor is not None:
         protocol = replace(protocol, nsd_floor=arguments.nsd_floor)
@@ -74,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         annotated = rules.read_cases_file(arguments.cases)
     references = find_entries(arguments.reference)
     if not references:
-        raise UsageError(f"no .nii.gz or .nii in {arguments.reference}")
+        raise HarnessError(f"no .nii.gz or .nii in {arguments.reference}")
     where = (arguments.prediction, arguments.report)
     well = score_folder(references, *where, protocol, annotated, arguments.workers)
     return 0 if well else 1

@@ -18,8 +18,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from benchmark.containers.environment import describe_machine
-from benchmark.options import HarnessError, UsageError
+from benchmark.containers.machine import describe_machine
+from benchmark.options import HarnessError, count
 from benchmark.text import bullets, by, log, show, table
 from inference.files import case_name, write_atomically
 from inference.network.weights import DEMONSTRATION_WEIGHTS
@@ -43,12 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command line of `python -m benchmark speed`."""
     add = parser.add_argument
     add("--input", type=Path, metavar="FILE", help="a CT volume (default: a synthetic one)")
-    add("--slices", type=int, default=50, metavar="N", help="of the synthetic one (default: 50)")
+    add("--slices", type=count, default=50, metavar="N", help="of the synthetic one (default: 50)")
     text = "its rows and columns (default: 512)"
-    add("--size", type=int, default=512, metavar="N", help=text)
-    add("--weights", type=Path, default=DEMONSTRATION_WEIGHTS, metavar="FILE")
-    add("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    add("--repeat", type=int, default=3, metavar="K", help="runs of each, in turn (default: 3)")
+    add("--size", type=count, default=512, metavar="N", help=text)
+    text = "of both (default: the demonstration's)"
+    add("--weights", type=Path, default=DEMONSTRATION_WEIGHTS, metavar="FILE", help=text)
+    text = "of both (default: cuda where there is one)"
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help=text)
+    add("--repeat", type=count, default=3, metavar="K", help="runs of each, in turn (default: 3)")
     add("--report", type=Path, metavar="DIR", help="write speed.md and speed.json there")
 
 
@@ -59,13 +61,13 @@ def run(arguments: argparse.Namespace) -> int:
         0.
 
     Raises:
-        UsageError: a file is not there.
+        HarnessError: a file is not there.
         HarnessError: a pipeline failed.
     """
     for option in ("input", "weights"):
         path = getattr(arguments, option)
         if path and not path.is_file():
-            raise UsageError(f"--{option} {path}: no such file")
+            raise HarnessError(f"--{option} {path}: no such file")
     with tempfile.TemporaryDirectory() as folder:
         result = _measure(arguments, Path(folder))
     page = markdown(result)
@@ -90,12 +92,13 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> dict:
         "plain": ["benchmark", "plain-pipeline", *common, "--output", str(folder / "plain")],
         "service": ["inference", "--quiet", *common, "--output", str(folder / "service")],
     }
-    runs = {name: [] for name in commands}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
     for number in range(arguments.repeat):
         for name, command in commands.items():
             runs[name].append(_timed(command, folder / f"{name}.{number}.jsonl"))
             log(f"[{number + 1}/{arguments.repeat}] {name}: {runs[name][-1]['wall']:.2f} s")
-    images = [nibabel.load(folder / name / f"{case_name(source)}.nii.gz") for name in commands]
+    outputs = [folder / name / f"{case_name(source)}.nii.gz" for name in commands]
+    images = map(nibabel.Nifti1Image.from_filename, outputs)
     plain, service = (np.asanyarray(image.dataobj) for image in images)
 
     from benchmark.speed.network_speed import measure_network  # torch, for nothing before
@@ -113,7 +116,7 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> dict:
         },
         "label_agreement": float((plain == service).mean()),
         "network": measure_network(arguments.weights, arguments.device, plain.shape[1::-1]),
-        "machine": describe_machine(None, None),
+        "machine": describe_machine(),
     }
 
 
@@ -146,11 +149,11 @@ def markdown(result: dict) -> str:
     plain, service = result["seconds"]["plain"], result["seconds"]["service"]
     outside = [phase for phase in STAGES if phase != "predict"]
     names = {"start": "start: interpreter, imports, weights on the device", **STAGES}
-    rows = [(name, plain[phase], service[phase]) for phase, name in names.items()]
-    sums = [sum(seconds[phase] for phase in outside) for seconds in (plain, service)]
-    rows.append(("all but start and network", *sums))
-    rows.append(("**whole process**", plain["wall"], service["wall"]))
-    rows = [(name, f"{a:.2f}", f"{b:.2f}", f"{a / max(b, 1e-9):.1f}") for name, a, b in rows]
+    times = [(name, plain[phase], service[phase]) for phase, name in names.items()]
+    ours, theirs = (sum(seconds[phase] for phase in outside) for seconds in (plain, service))
+    times.append(("all but start and network", ours, theirs))
+    times.append(("**whole process**", plain["wall"], service["wall"]))
+    rows = [(name, f"{a:.2f}", f"{b:.2f}", f"{a / max(b, 1e-9):.1f}") for name, a, b in times]
     network, machine = result["network"], result["machine"]
     first = network["steps"][0][1]
     steps = [(name, f"{ms:.1f}", f"{first / ms:.2f}") for name, ms in network["steps"]]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -86,7 +86,7 @@ class WeightsMetadata:
     warning: str = ""
 
     @property
-    def network(self) -> dict[str, int | str]:
+    def network(self) -> dict[str, Any]:
         """The arguments of `AttentionUNet`."""
         names = ("num_classes", "base_channels", "attention", "supervised_channels")
         return {name: getattr(self, name) for name in names}

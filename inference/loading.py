@@ -30,6 +30,7 @@ class NetworkLoader:
 
     Attributes:
         provenance: of what the network will label; its device and precision once it is loaded.
+        device: as the argument; may be set until it is first needed.
 
     Args:
         weights: files; () for the default of the device.
@@ -56,7 +57,7 @@ class NetworkLoader:
         quiet: bool = False,
     ) -> None:
         self.provenance = Provenance(lambda: self.weights, labels)
-        self._named, self._device, self._quiet = tuple(weights), device, quiet
+        self._named, self.device, self._quiet = tuple(weights), device, quiet
         self._batch_size, self._gpu_memory_mb, self._timer = batch_size, gpu_memory_mb, timer
         # On CUDA the network takes no memory of the host's.
         self._on_cpu = self._named or (default_weights(on_cuda=False)[0],)
@@ -83,9 +84,9 @@ class NetworkLoader:
             StartError: torch cannot be imported, where the device decides.
         """
         on_cuda = self._named or (default_weights(on_cuda=True)[0],)
-        if self._device.startswith("cuda") or on_cuda == self._on_cpu:
+        if self.device.startswith("cuda") or on_cuda == self._on_cpu:
             return on_cuda
-        on_cpu = self._device == "cpu" or self._chosen_device.type == "cpu"
+        on_cpu = self.device == "cpu" or self._chosen_device.type == "cpu"
         return self._on_cpu if on_cpu else on_cuda
 
     def host_bytes(self) -> int:
@@ -136,7 +137,7 @@ class NetworkLoader:
     @cached_property
     def _prediction(self) -> ModuleType:
         with self._timer.phase("imports"):
-            if self._device != "cpu":
+            if self.device != "cpu":
                 startup.initialise_cuda(expandable_segments=self._choices.expandable_segments)
             startup.reuse_freed_memory()
             with startup.starting():
@@ -154,7 +155,7 @@ class NetworkLoader:
         _ = self._prediction  # torch is imported as the command line does it
         from .device import choose_device
 
-        return choose_device(self._device)
+        return choose_device(self.device)
 
     def _report(self, predictor: "Predictor") -> None:
         import torch
@@ -169,7 +170,7 @@ class NetworkLoader:
             where = f"{self.provenance.device} ({device})"
             if not on_cuda:
                 where = f"the CPU, {torch.get_num_threads()} threads"
-                if self._device != "cpu":
+                if self.device != "cpu":
                     why = "" if driver.cuda_version() is None else f", {cuda.why_no_device()}"
                     where = f"No CUDA device found{why}: running on {where}"
             why = ", averaged" if len(self.weights) > 1 else ""

@@ -83,7 +83,8 @@ def closing_table(cases: list[Case], timer: PhaseTimer) -> str:
     """Return the closing table: case, shape, seconds of each step, status."""
     rows = [("case", "shape", *STAGES, "status")]
     for case in cases:
-        seconds = timer.seconds(case.name) if case.status != "kept" else {}
+        # A case that was not read may have the name of another.
+        seconds = timer.seconds(case.name) if case.shape and case.status != "kept" else {}
         rows.append(
             (
                 printable(case.name),

@@ -3,13 +3,12 @@
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any
 
-from inference.terminal import Parser
+from inference.terminal import Parser, existing
 from training.recipe import Recipe
 
-NUMBERS = {"steps": int, "batch_size": int, "learning_rate": float, "seed": int}
-"""Numbers of a recipe that have options of their own."""
+RECIPE_OPTIONS = {"steps": int, "batch_size": int, "learning_rate": float, "seed": int}
+"""Numbers of a recipe that have options of their own, and their types."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -52,11 +51,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     text = "label map to draw synthetic slices of; MAP: totalsegmentator, spl or .json; repeatable"
     fit.add_argument("--anatomy", action="append", default=[], metavar="FILE[=MAP]", help=text)
-    fit.add_argument("--start-from", type=Path, metavar="FILE", help="weights to begin with")
+    fit.add_argument("--start-from", type=existing, metavar="FILE", help="weights to begin with")
     fit.add_argument("--output", type=Path, required=True, metavar="RUN", help="folder of the run")
     text = "paper, best, slim, phantom or FILE.toml: the run's numbers (default: %(default)s)"
     fit.add_argument("--recipe", default="best", help=text)
-    for name, kind in NUMBERS.items():
+    for name, kind in RECIPE_OPTIONS.items():
         text = "instead of the recipe's"
         fit.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
     names = ", ".join(entry.name for entry in dataclasses.fields(Recipe))
@@ -66,10 +65,6 @@ def make_parser() -> argparse.ArgumentParser:
     fit.add_argument("--held-out", nargs="*", metavar="NAME", help=text)
     text = "end when the command has run so long, whatever the steps, and export weights"
     fit.add_argument("--minutes", type=float, metavar="M", help=text)
-    text = "where slices lie (default: on a CUDA device if they fit)"
-    fit.add_argument("--data-on", choices=("auto", "device", "host"), default="auto", help=text)
-    text = "processes that read slices on the host (default: %(default)s)"
-    fit.add_argument("--workers", type=int, default=0, metavar="N", help=text)
     add_places(fit)
 
     check = add(
@@ -103,16 +98,16 @@ def make_parser() -> argparse.ArgumentParser:
         "Write the safetensors that the container runs, and a model card beside it.",
         "runs/slim --output weights/mine.safetensors --trained-on 'FLARE 2023' --licence MIT",
     )
-    export.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
+    export.add_argument("run", type=existing, metavar="RUN", help="folder of the run")
     export.add_argument("--output", type=Path, required=True, help="NAME.safetensors, to write")
     text = "(default: %(default)s)"
     export.add_argument("--checkpoint", choices=("best", "last"), default="best", help=text)
     export.add_argument("--trained-on", required=True, metavar="TEXT", help="data sets, in a line")
     export.add_argument("--licence", required=True, metavar="TEXT", help="of the weights")
     text = "for weights trained on every case: the run before, whose held-out scores the card gives"
-    export.add_argument("--scores-of", type=Path, metavar="RUN", help=text)
+    export.add_argument("--scores-of", type=existing, metavar="RUN", help=text)
     text = "what `score` wrote of these weights, for the card"
-    export.add_argument("--left-out", type=Path, metavar="FILE.csv", help=text)
+    export.add_argument("--left-out", type=existing, metavar="FILE.csv", help=text)
     text = "a known weakness, for the card; repeatable"
     export.add_argument("--note", action="append", default=[], metavar="TEXT", help=text)
 
@@ -125,7 +120,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--held-out patients of fit.",
         "weights/abdomen-slim.safetensors --data CTS --output left-out.csv",
     )
-    score.add_argument("weights", type=Path, metavar="FILE.safetensors")
+    score.add_argument("weights", type=existing, metavar="FILE.safetensors")
     add_data(score)
     score.add_argument("--output", type=Path, required=True, help="FILE.csv, to write")
     text = "draw every case beside its reference; the names begin with data set and mean DSC"
@@ -140,12 +135,7 @@ def make_parser() -> argparse.ArgumentParser:
         "patient, with a standard error.",
         "runs/fold-* or: runs/a runs/b --by attention",
     )
-    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
+    compare.add_argument("runs", type=existing, nargs="+", metavar="RUN", help="folders of runs")
     text = "such as attention (default: %(default)s)"
     compare.add_argument("--by", default="fold", metavar="NUMBER", help=text)
     return parser
-
-
-def recipe_numbers(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the numbers of a recipe that have options of their own, by name."""
-    return {name: getattr(options, name) for name in NUMBERS}

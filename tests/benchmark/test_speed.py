@@ -47,6 +47,19 @@ def test_plain_and_service_label_alike_voxel_for_voxel(tmp_path, monkeypatch, or
     assert len(np.unique(service)) > 8
 
 
+def test_weights_and_volumes_that_the_plain_pipeline_cannot_read_are_one_line(tmp_path):
+    broken = tmp_path / "in/a.nii.gz"
+    broken.parent.mkdir()
+    broken.write_bytes(b"no gzip data")
+    for weights, code in ((broken, 2), (DEMONSTRATION_WEIGHTS, 1)):
+        places = ("--input", tmp_path / "in", "--output", tmp_path / "out")
+        done = run_benchmark("plain-pipeline", *places, "--weights", weights, "--device", "cpu")
+        assert done.code == code
+        (line,) = done.err.splitlines()
+        assert str(broken) in line
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_operations_of_the_full_network():
     """The paper's 284.39 GMAC less the classifiers of training, 2.265, and what folding saves.
 

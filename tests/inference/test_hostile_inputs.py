@@ -245,6 +245,15 @@ def test_nothing_called_like_a_volume_is_passed_over(folders, run, ct, capsys):
 # wrong usage without a traceback
 
 
+def test_what_is_no_volume_beside_volumes_is_one_line(folders, run, ct, capsys):
+    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+    for count, name in enumerate(("pair.hdr", "pair.img", "c.nii.zst", "b.mha", ".hidden")):
+        assert run() == 0
+        lines = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
+        assert len(lines) == min(count, 1) and all(f" {count} entr" in line for line in lines)
+        (folders[0] / name).touch()
+
+
 def test_inputs_that_are_no_files(tmp_path, run, capsys):
     os.mkfifo(tmp_path / "pipe.nii.gz")
     for source, words in (

@@ -305,6 +305,22 @@ def test_a_label_map_of_some_organs_does_not_stand_for_all(
     assert predicted == ["a", "a"]
 
 
+def test_an_input_of_the_same_name_does_not_hide_the_record_of_the_first(
+    folders, run, ct, tmp_path, capsys
+):
+    log = tmp_path / "m.jsonl"
+    for ending in (".nii", ".nii.gz"):
+        save_nifti(folders[0] / f"a{ending}", ct)
+    rows = []
+    for _ in range(3):
+        assert run("--keep-existing", "--manifest", str(log)) == 1
+        captured = capsys.readouterr()
+        assert "warning" not in captured.err
+        rows.append([line.split() for line in captured.out.splitlines()[1:3]])
+    assert [line["status"] for line in lines_of(log)] == ["failed", "done", "failed", "failed"]
+    assert [row[1][1:] for row in rows] == [["-"] * 6 + ["failed"]] * 3
+
+
 @pytest.mark.parametrize("torn", [b'{"cas', b'{"case": "a", "status', b'{"case": "\xff'])
 def test_a_torn_last_line_is_taken_away(tmp_path, torn):
     path = tmp_path / "m.jsonl"

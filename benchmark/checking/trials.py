@@ -1,6 +1,5 @@
 """One run of a check: a volume through the team's container, in one of several ways."""
 
-import filecmp
 import hashlib
 import os
 from collections.abc import Iterator
@@ -48,7 +47,6 @@ class Trial:
     digest: str | None = None  # SHA-256 of its bytes
     empty: bool | None = None  # whether it has no label but background; None if unreadable
     extra_files: list[str] = field(default_factory=list)  # in the outputs folder beside it
-    inputs_touched: bool = False  # whether the inputs folder is not as it was
     printed: str = ""  # the last of what the container printed
 
     @property
@@ -105,9 +103,7 @@ def run_trial(
         if result["output"]["scorable"]:
             empty = not read_volume(label_map).voxels.any()
         extra = list(_extra_files(folders.outputs, f"{case.name}.nii.gz"))
-        touched = _touched(folders.inputs, case.image)
-        found_of_it = (label_map, digest, empty, extra, touched, log_tail(log))
-        return Trial(subject.label, mode, result, *found_of_it)
+        return Trial(subject.label, mode, result, label_map, digest, empty, extra, log_tail(log))
 
 
 def _extra_files(outputs: Path, label_map: str) -> Iterator[str]:

@@ -63,12 +63,7 @@ class Trial:
         """Return the run's entry of `check.json`."""
         result = {k: v for k, v in self.result.items() if k not in ("samples", "sampler", "phases")}
         names = {"volume": self.label, "mode": self.mode, "sha256": self.digest}
-        more = {
-            "empty": self.empty,
-            "left": self.extra_files,
-            "inputs_touched": self.inputs_touched,
-        }
-        return names | result | more
+        return names | result | {"empty": self.empty, "left": self.extra_files}
 
 
 def run_trial(
@@ -124,11 +119,3 @@ def _extra_files(outputs: Path, label_map: str) -> Iterator[str]:
             elif path.is_dir() or path.is_file():
                 kind = " (a folder)" * path.is_dir()
             yield printable(shown) + kind
-
-
-def _touched(inputs: Path, image: Path) -> bool:
-    """Return whether the container changed its inputs folder."""
-    copy = inputs / image.name
-    if [path.name for path in inputs.iterdir()] != [image.name]:
-        return True
-    return copy.is_symlink() or not copy.is_file() or not filecmp.cmp(copy, image, shallow=False)

@@ -254,6 +254,8 @@ def edit(name, change):
         (edit("team_Efficiency.csv", lambda text: text + "Average,1,,,1,1,1,1\n"), ["Average"]),
         (edit("team_Efficiency.csv", lambda text: text + "c_0000.nii.gz,1\n"), ["c_0000.nii.gz"]),
         (edit("accuracy_per_case.csv", lambda text: text.replace("0.9", "80.5")), ["a", "80.5"]),
+        (edit("accuracy_per_case.csv", lambda text: text.replace("0.9", "inf")), ["a", "inf"]),
+        (edit("accuracy_per_case.csv", lambda text: text + text.splitlines()[1]), ["a", "2 rows"]),
         (edit("accuracy_per_case.csv", lambda text: text + "mean,1,1\n"), ["mean"]),
         (edit("accuracy_per_case.csv", lambda text: text + "x,1,1\n"), ["x", "3 cells"]),
         (edit("accuracy_per_case.csv", lambda text: ""), ["Name"]),
@@ -291,8 +293,7 @@ def test_tables_are_utf_8_with_or_without_a_mark(tmp_path, encoding, code):
 
 def test_a_number_that_is_none_leaves_the_page_whole(tmp_path):
     run = write_run(tmp_path / "a", "a", ROWS, SCORES)
-    for number, odd in (("0.9", "nan"), ("1\n", "inf\n")):
-        edit("accuracy_per_case.csv", lambda text, n=number, o=odd: text.replace(n, o))(run)
+    edit("accuracy_per_case.csv", lambda text: text.replace("0.9", "nan"))(run)
     assert run_benchmark("report", run, "--output", tmp_path / "page.html").code == 0
 
     def refuse(name):

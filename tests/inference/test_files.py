@@ -147,7 +147,7 @@ def test_the_file_that_is_there_stays_where_its_successor_cannot_be_renamed(tmp_
 
 def test_an_error_of_writing_names_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(files.os, "fsync", refuses(errno.ENOSPC))
-    with pytest.raises(OSError, match="a.npy") as raised:
+    with pytest.raises(OSError, match=r"a\.npy") as raised:
         write_atomically(tmp_path / "a.npy", b"content")
     assert raised.value.filename == str(tmp_path / "a.npy")
 

@@ -97,6 +97,11 @@ class Run:
             return None
         return sum(COLUMNS[label - 1] in names for names in self.in_reference.values())
 
+    @property
+    def has_samples(self) -> bool:
+        """Return whether the samples of every case that was done are there."""
+        return all("samples" in one for case, one in self.shown.items() if not self.failed(case))
+
     def score(self, case: str, metric: str) -> float | None:
         """Return a score of a case, 0 to 1; None where the run has none.
 

@@ -1,10 +1,12 @@
 """Command line of the cluster: `python -m cluster`."""
 
 import argparse
+import logging
 import os
 import re
 import secrets
 import socket
+from typing import Any
 
 from inference.command import run
 from inference.files import one_line
@@ -22,9 +24,10 @@ _OBJECT_STORE_BYTES = 100 << 20
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.description += (
-        " Spreads them over a Ray cluster: a worker for each GPU or, without any, for every few "
-        "cores. All nodes need this project and the folders under the same paths."
+    parser.description = (
+        f"{parser.description} Spreads them over a Ray cluster: a worker for each GPU or, without "
+        "any, for every few cores. All nodes need this project and the folders under the same "
+        "paths."
     )
     parser.add_argument(
         "--address",
@@ -78,7 +81,7 @@ def _join(address: str) -> None:
         StartError: there is none, or no Ray.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    how = {}
+    how: dict[str, Any] = {}
     if address == "local":
         # Ray runs whatever reaches its ports. This is how it is told to use the loopback address,
         # and to ask for a token that nobody else has and that is not kept in the home folder. It
@@ -93,7 +96,7 @@ def _join(address: str) -> None:
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         import ray
 
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **how)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **how)
     except ImportError as error:
         raise StartError("Ray is missing: pip install -r requirements-cluster.txt") from error
     except Exception as error:  # a time-out of Ray's is none of its own kinds

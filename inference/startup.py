@@ -101,7 +101,7 @@ def import_nibabel() -> None:
 
     That takes 0.17 instead of 0.37 s (benchmark/LIMITS.md); only DICOM input needs pydicom.
     """
-    sys.modules["pydicom"] = None
+    sys.modules["pydicom"] = None  # type: ignore[assignment]
     try:
         import nibabel  # noqa: F401
     finally:
@@ -125,13 +125,13 @@ def import_torch() -> None:
     vars(torch).pop("_meta_registrations", None)  # not every version of torch names it
 
 
-def initialise_cuda(*, expandable_segments: bool) -> None:
+def initialise_cuda() -> None:
     """Set torch's allocator up, and initialise the driver while torch is imported, if there is one.
 
-    Args:
-        expandable_segments: of `CudaChoices`.
+    An allocator that lets its blocks grow, instead of adding more, keeps less memory: in a model
+    of it 2,260 instead of 2,730 MB at a batch of 16.
     """
-    if expandable_segments and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     driver.initialise()
 

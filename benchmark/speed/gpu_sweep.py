@@ -1,10 +1,10 @@
 """Measure whatever only a GPU can tell, and end by the clock.
 
 In the order of what they are worth: labels against the CPU's, the network alone, and the choices
-of `inference/cuda/choices.py` that act while a process predicts (`gpu_stages`, one process); cold
-cases of the service, the plain pipeline and a peer (`benchmark efficiency --command`); a folder in
-one process; the choices that act when a process starts or ends. An error costs its own measurement,
-and what the time does not allow is named. This process itself never uses the device.
+of `inference.prediction.Predictor` (`gpu_stages`, one process); cold cases of the service, the
+plain pipeline and a peer (`benchmark efficiency --command`); a folder in one process. An error
+costs its own measurement, and what the time does not allow is named. This process itself never uses
+the device.
 
 In the report's folder, written after each stage: gpu-CARD.md, the page; gpu-CARD.json, its figures
 and every sample of the cold cases; and as they come gpu_stages.jsonl, what the one process prints.
@@ -31,7 +31,6 @@ from benchmark.containers.gpu import open_gpu
 from benchmark.options import not_negative
 from benchmark.speed.gpu_page import SECTIONS, markdown
 from benchmark.text import log, show
-from inference.cuda.choices import CHOICES_VARIABLE, CudaChoices
 from inference.files import write_atomically
 from inference.network.weights import SLIM, WEIGHTS
 from inference.phases import LOG_VARIABLE
@@ -42,9 +41,6 @@ FULL_SIZE, PAPER_SIZE = "full-size.safetensors", "paper.safetensors"
 
 STAGES = ("rates", "labels", "network", "choices")
 """Of `gpu_stages`, in their order."""
-
-COLD_CHOICES = ("ends_context", "folds_meanwhile", "expandable_segments")
-"""Choices that act when a process starts or ends."""
 
 _ROOT = Path(__file__).parents[2]
 
@@ -206,16 +202,12 @@ class Sweep:
         rate = (len(written) - 1) / (written[-1] - written[0])
         self.result["warm folder"].append({"what": "volumes a second", "rate": rate})
 
-    def case(
-        self, program: str, network: Path, volume: str = "middle", choice: str = ""
-    ) -> tuple[str, str, str]:
+    def case(self, program: str, network: Path, volume: str = "middle") -> tuple[str, str, str]:
         """Return a cold case of the service or the plain pipeline, for `cold`."""
         module = {"service": "inference --quiet", "plain pipeline": "benchmark plain-pipeline"}
-        changed = f"{choice}={int(not getattr(CudaChoices(), choice))}" if choice else ""
-        command = f"env {CHOICES_VARIABLE}={changed} {sys.executable} -m {module[program]}"
-        command += f" --device {self.device} --weights '{network}'"
-        name = ", ".join(filter(None, (program, network.stem, changed)))
-        return name, volume, command + " --input {inputs} --output {outputs}"
+        command = f"{sys.executable} -m {module[program]} --device {self.device}"
+        command += f" --weights '{network}' --input {{inputs}} --output {{outputs}}"
+        return f"{program}, {network.stem}", volume, command
 
     def stages(self) -> dict[str, Callable[[], None]]:
         """Return the stages by name, what is worth most first."""
@@ -229,13 +221,11 @@ class Sweep:
             self.case("service", paper, "short"),
             self.case("service", paper, "long"),
         ]
-        pairs = [self.case("service", paper, choice=choice) for choice in ("", *COLD_CHOICES)]
         return {
             "volumes": self.draw,
             "one process": self.one_process,
             "cold cases": lambda: self.cold(cases, 170),
             "warm folder": self.warm_folder,
-            "cold choices": lambda: self.cold([*pairs, *reversed(pairs)], 100),
         }
 
     def run(self, stages: dict[str, Callable[[], None]], write: Callable[[], None]) -> None:

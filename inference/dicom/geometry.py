@@ -79,7 +79,7 @@ def stack(slices: list[Slice]) -> Stack:
 
     ordered, step = _in_order(slices, normal)
     distance = float(step @ normal)
-    tilt = float(np.degrees(np.arccos(min(1.0, distance / np.linalg.norm(step)))))
+    tilt = float(np.degrees(np.arccos(min(1.0, float(distance / np.linalg.norm(step))))))
     if tilt > _MAX_TILT:
         raise VolumeError(f"its slices are stacked at {tilt:.0f} degrees to their normal")
     row_mm, column_mm = slices[0].pixel_mm  # between rows, and between columns

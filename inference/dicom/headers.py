@@ -38,7 +38,8 @@ def _correct(dataset: Dataset, encodings: list[str]) -> list[str]:
     if "SpecificCharacterSet" in dataset:
         encodings = _encodings(dataset.SpecificCharacterSet or "")
         del dataset.SpecificCharacterSet
-    dataset.set_original_encoding(*dataset.original_encoding, encodings)
+    implicit, little_endian = dataset.original_encoding
+    dataset.set_original_encoding(implicit, little_endian, encodings)
     wrong = []
     for tag in sorted(dataset.keys()):
         if tag.group >= _FUNCTIONAL_GROUPS:

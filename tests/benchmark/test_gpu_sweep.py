@@ -15,7 +15,6 @@ from benchmark.__main__ import main
 from benchmark.containers.results import flare_area, true_area
 from benchmark.speed import gpu_stages, gpu_sweep
 from benchmark.speed.gpu_page import SECTIONS, markdown
-from inference.cuda.choices import CudaChoices
 from inference.network.model import AttentionUNet
 from inference.network.weights import save_weights
 from synthetic.phantom import write_nifti
@@ -34,7 +33,7 @@ def sweep(tmp_path):
 def test_what_the_time_did_not_allow_is_named(tmp_path):
     assert main(["gpu-sweep", "--rehearse", "--minutes", "0", "--report", str(tmp_path)]) == 1
     result = json.loads((tmp_path / "gpu-rehearsal.json").read_text())
-    stages = ["volumes", "one process", "cold cases", "warm folder", "cold choices"]
+    stages = ["volumes", "one process", "cold cases", "warm folder"]
     assert [line["what"] for line in result["not measured"]] == stages
     assert all(stage in (tmp_path / "gpu-rehearsal.md").read_text() for stage in stages)
 
@@ -97,8 +96,7 @@ def test_cold_cases(sweep, nvml_stub, tmp_path, weights_file, monkeypatch):  # n
     rng = np.random.default_rng(0)
     write_nifti(tmp_path / "middle.nii.gz", rng.normal(0, 300, (3, 48, 48)).astype("i2"), (4, 2, 2))
     service = sweep.case("service", weights_file)
-    wrong = sweep.case("service", weights_file, choice="overlap")
-    wrong = (wrong[0], wrong[1], wrong[2].replace("overlap", "overlaps"))
+    wrong = ("wrong", service[1], service[2].replace("--device", "--devices"))
     sweep.cold([service, ("peer, its own", "middle", "false {inputs} {outputs}"), wrong], 60)
     (case,) = sweep.result["cold cases"]
     assert case["slices"] == 3
@@ -132,11 +130,13 @@ def test_page():
         {"what": "a", "DSC": {"liver": 1.0, "spleen": 0.9949}},
         {"what": "b", "DSC": {"liver": 0.996}},
     ]
-    result["choices"] = [{"what": "overlap", "as it is (s)": [1.5, 12.25], "changed (s)": [2.0]}]
+    result["choices"] = [
+        {"what": "dense_borders", "as it is (s)": [1.5, 12.25], "changed (s)": [2.0]}
+    ]
     result["cold cases"] = [{"what": "x|y", "slices": 1000, "peak (MB)": None}]
     rows = re.findall(r"^\| (.*) \|$", markdown(result), re.MULTILINE)
     assert "a | **spleen 0.9949**" in rows
-    assert "overlap | 1.500, 12.2 | 2.000" in rows
+    assert "dense_borders | 1.500, 12.2 | 2.000" in rows
     assert r"x\|y | 1,000 | " in rows
     assert "b | 1 organs well" in rows
     assert markdown(result).count("\n## ") == 3
@@ -189,7 +189,7 @@ def test_stages_on_fake_cuda(tmp_path, cuda_device, monkeypatch, capsys, weights
         noise = np.random.default_rng(0).normal(0, 200, (1, 32, 32)).astype("i2")
         write_nifti(tmp_path / f"{name}.nii.gz", noise, (4, 2, 2))
     monkeypatch.setattr(gpu_stages, "BATCH_SIZES", (1,))
-    monkeypatch.setattr(gpu_stages, "WARM_CHOICES", ("dense_borders",))
+    monkeypatch.setattr(gpu_stages, "CHOICES", ("dense_borders",))
     monkeypatch.setattr(gpu_stages, "WEIGHTS", tmp_path)
     stages = gpu_stages.Stages(tmp_path, "cuda")
     stages.rate = 2.0
@@ -208,10 +208,3 @@ def test_stages_on_fake_cuda(tmp_path, cuda_device, monkeypatch, capsys, weights
             assert min(line["DSC"].values()) > 0.9
         if line["stage"] == "choices":
             assert len(line["as it is (s)"]) == len(line["changed (s)"]) == 4
-
-
-def test_every_choice_is_turned():
-    turned = {*gpu_stages.WARM_CHOICES, *gpu_sweep.COLD_CHOICES}
-    assert turned == set(CudaChoices.__dataclass_fields__)
-    for name in turned:
-        assert getattr(gpu_stages.changed(name), name) != getattr(CudaChoices(), name)

@@ -29,23 +29,11 @@ def calls(library, tmp_path, monkeypatch):
     return lambda: (tmp_path / "log").read_text().splitlines()
 
 
-def test_no_memory_is_taken_before_it_is_needed(calls):
-    driver.initialise().join()
-    assert calls() == ["cuInit 0"]
-
-
-def test_the_context_is_destroyed(calls):
-    driver.end_context(1)
-    assert calls() == ["cuDeviceGet 1", "cuDevicePrimaryCtxReset 41"]
-
-
-@pytest.mark.parametrize("fails", "ID")
-def test_errors_of_the_driver_are_ignored(calls, monkeypatch, fails):
+@pytest.mark.parametrize("fails", ["", "I"])  # torch gets the same error
+def test_no_memory_is_taken_before_it_is_needed(calls, monkeypatch, fails):
     monkeypatch.setenv("CUDA_STUB_FAILS", fails)
     driver.initialise().join()
-    driver.end_context(0)
-    reset = [] if fails == "D" else ["cuDevicePrimaryCtxReset 40"]
-    assert calls() == ["cuInit 0", "cuDeviceGet 0", *reset]
+    assert calls() == ["cuInit 0"]
 
 
 def test_version(calls):
@@ -56,4 +44,3 @@ def test_without_a_driver(monkeypatch):
     monkeypatch.setattr(driver, "_library", lambda: None)
     assert driver.initialise() is None
     assert driver.cuda_version() is None
-    driver.end_context(0)

@@ -6,15 +6,22 @@ import os
 import re
 import secrets
 import socket
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 from inference.command import run
 from inference.files import one_line
+from inference.loading import NetworkLoader
 from inference.memory import cpu_limit
 from inference.options import make_parser, parse_arguments
+from inference.phases import PhaseTimer
+from inference.service import Observer
 from inference.sources import NiftiFile
-from inference.startup import CANNOT_START, StartError
+from inference.startup import StartError
 from inference.terminal import log
+
+if TYPE_CHECKING:
+    from cluster.runner import RayRunner
 
 _CPUS = 4
 """Cores for a worker without a GPU, or as many as a node has."""
@@ -132,6 +139,26 @@ def _plan_workers(options: argparse.Namespace) -> None:
     options.workers = options.workers or most
 
 
+def _start(
+    options: argparse.Namespace, loader: NetworkLoader, observer: Observer, timer: PhaseTimer
+) -> "RayRunner":
+    """Join the cluster, and return what runs cases on it.
+
+    Raises:
+        StartError: it cannot be joined.
+        ValueError: it has no room for a worker.
+    """
+    _join(options.address)
+    from cluster.runner import RayRunner
+
+    _plan_workers(options)
+    if not options.quiet:
+        cores = options.each["num_cpus"]
+        size = "a GPU each" if options.device == "cuda" else f"no GPU, cores for each: {cores}"
+        log(f"Ray at {options.address}: {options.workers} workers, {size}")
+    return RayRunner(options, loader, observer, timer)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
@@ -140,24 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     options = _parse(arguments)
     try:
-        _join(options.address)
-    except StartError as error:
-        log(f"error: it cannot start: {error}")
-        return CANNOT_START
-
-    import ray
-
-    from cluster.runner import RayRunner
-
-    try:
-        _plan_workers(options)
-        if not options.quiet:
-            cores = options.each["num_cpus"]
-            size = "a GPU each" if options.device == "cuda" else f"no GPU, cores for each: {cores}"
-            log(f"Ray at {options.address}: {options.workers} workers, {size}")
-        return run(options, RayRunner)
-    except ValueError as error:
-        log(f"error: {one_line(error)}")
-        return 2
+        return run(options, _start)
     finally:
-        ray.shutdown()
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()

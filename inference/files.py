@@ -153,8 +153,15 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             # Some network and FUSE file systems rename, but not over a file that is there.
             if error.errno not in _REFUSES_TO_REPLACE or not path.is_file():
                 raise
-            path.unlink()
-            temporary.replace(path)
+            aside = path.with_name(f".{secrets.token_hex(8)}.partial")
+            path.replace(aside)
+            try:
+                temporary.replace(path)
+            except BaseException:
+                aside.replace(path)
+                raise
+            with contextlib.suppress(OSError):  # a store of files that are written once
+                aside.unlink()
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -29,7 +29,7 @@ class NetworkLoader:
         provenance: of what the network will label; its device and precision once it is loaded.
 
     Args:
-        options: of `parse_arguments`.
+        options: of `parse_arguments`; `device` may be changed until it is first needed.
         timer: of the phases "imports" and "context".
 
     Raises:
@@ -38,7 +38,7 @@ class NetworkLoader:
 
     def __init__(self, options: argparse.Namespace, timer: PhaseTimer) -> None:
         self.provenance = Provenance(lambda: self.weights, options.organs)
-        self._options, self._device, self._timer = options, options.device, timer
+        self._options, self._timer = options, timer
         self._named = tuple(options.weights)
         # On CUDA the network takes no memory of the host's.
         self._on_cpu = self._named or (default_weights(on_cuda=False)[0],)
@@ -52,9 +52,9 @@ class NetworkLoader:
             StartError: torch cannot be imported, where the device decides.
         """
         on_cuda = self._named or (default_weights(on_cuda=True)[0],)
-        if self._device.startswith("cuda") or on_cuda == self._on_cpu:
+        if self._options.device.startswith("cuda") or on_cuda == self._on_cpu:
             return on_cuda
-        on_cpu = self._device == "cpu" or self._chosen_device.type == "cpu"
+        on_cpu = self._options.device == "cpu" or self._chosen_device.type == "cpu"
         return self._on_cpu if on_cpu else on_cuda
 
     def host_bytes(self) -> int:
@@ -94,7 +94,7 @@ class NetworkLoader:
     @cached_property
     def _prediction(self) -> ModuleType:
         with self._timer.phase("imports"):
-            if self._device != "cpu":
+            if self._options.device != "cpu":
                 startup.initialise_cuda()
             startup.reuse_freed_memory()
             with startup.starting():
@@ -112,7 +112,7 @@ class NetworkLoader:
         _ = self._prediction  # torch is imported as the command line does it
         from .device import choose_device
 
-        return choose_device(self._device)
+        return choose_device(self._options.device)
 
     def _report(self, predictor: "Predictor") -> None:
         import torch
@@ -127,7 +127,7 @@ class NetworkLoader:
             where = f"{self.provenance.device} ({device})"
             if not on_cuda:
                 where = f"the CPU, {torch.get_num_threads()} threads"
-                if self._device != "cpu":
+                if self._options.device != "cpu":
                     why = "" if driver.cuda_version() is None else f", {cuda.why_no_device()}"
                     where = f"No CUDA device found{why}: running on {where}"
             why = ", averaged" if len(self.weights) > 1 else ""

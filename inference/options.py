@@ -235,6 +235,9 @@ def _find_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -
     if not reason:
         if options.format != "nifti":
             parser.error(f"--format {options.format}: a DICOM SEG belongs to a DICOM series")
+        if others := _find_others(source, paths):
+            count = f"{len(others)} entries" if len(others) > 1 else "1 entry"
+            options.skipped = [f"{count} of {source} without .nii.gz or .nii, such as {others[0]}"]
         return [NiftiFile(path) for path in paths]
     of_volume = source.name.lower().endswith(SUFFIXES) and not stat.S_ISDIR(mode)
     if of_volume or not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
@@ -244,6 +247,14 @@ def _find_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -
         skipped = "".join(f"; skipped: {line}" for line in options.skipped)
         parser.error(f"--input {source}: {reason}, and no CT series in DICOM{skipped}")
     return series
+
+
+def _find_others(source: Path, paths: list[Path]) -> list[str]:
+    """Return the names in a folder that are not hidden and none of these paths."""
+    if not source.is_dir():
+        return []
+    names = {path.name for path in source.iterdir() if not path.name.startswith(".")}
+    return sorted(names - {path.name for path in paths})
 
 
 def _find_series(options: argparse.Namespace, parser: argparse.ArgumentParser) -> "list[Series]":

@@ -90,7 +90,8 @@ def closing_table(cases: list[Case], timer: PhaseTimer) -> str:
     """Return the closing table: case, shape, seconds of each step, status."""
     rows: list[tuple[str, ...]] = [("case", "shape", *STAGES, "status")]
     for case in cases:
-        seconds = timer.seconds(case.name) if case.status != "kept" else {}
+        # A case that was not read may have the name of another.
+        seconds = timer.seconds(case.name) if case.shape and case.status != "kept" else {}
         rows.append(
             (
                 printable(case.name),

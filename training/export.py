@@ -23,6 +23,18 @@ WEAK_DSC = 0.7
 USELESS_DSC = 0.1
 """Weights whose organs score below this on average carry a warning wherever they are used."""
 
+_USES = (
+    "## Intended use",
+    "",
+    "Research: label maps of 13 abdominal organs and tumors in CT of the abdomen in HU, each "
+    "checked by a person before anything rests on it.",
+    "",
+    "## Out of scope",
+    "",
+    "Diagnosis, treatment and every other clinical use: not a medical device. MR, cone-beam "
+    "CT, CT without calibrated HU, other parts of the body, and children.",
+)
+
 _FEWEST_SLICES = 2000  # seen in training, below which no network of ours has learned anything
 
 
@@ -143,23 +155,25 @@ def _model_card(
         of_these: whether the held-out scores are of these weights, not of the run's before them.
     """
     training, held_out = about["training"], about["held_out"]
-    lines = [f"# {name}", "", "Not a medical device; for research only.", ""]
+    lines = [f"# {name}", ""]
     if metadata.warning:
         lines += [f"**Warning: {metadata.warning}.**", ""]
     clip = " and to {:g} to {:g} HU".format(*metadata.clip_hu) if metadata.clip_hu else ""
     lines += [
         f"- network: `AttentionUNet({_arguments(metadata)})`, matrix reduction "
         f"{metadata.matrix_reduction}",
-        f"- trained on: {metadata.trained_on}",
-        f"- licence: {metadata.licence}",
-        f"- exported: {metadata.date}, code revision {metadata.revision}, step {done} of "
-        f"{recipe.steps}, {done * recipe.batch_size:,} slices",
         f"- intensities: clipped to the volume's percentiles 1 and 99{clip}, then z-scored with "
         f"mean {metadata.intensity_mean:.2f} HU and standard deviation "
         f"{metadata.intensity_std:.2f} HU",
+        f"- exported: {metadata.date}, code revision {metadata.revision}, step {done} of "
+        f"{recipe.steps}, {done * recipe.batch_size:,} slices",
         *(["- first weights: " + about["start_from"]] if about["start_from"] else []),
         "",
+        *_USES,
+        "",
         "## Training data",
+        "",
+        f"{metadata.trained_on[:1].upper()}{metadata.trained_on[1:]}.",
         "",
         f"{len(training)} cases of {len({case['patient'] for case in training})} patients, "
         f"{sum(case['slices'] for case in training):,} slices; held out: "
@@ -179,7 +193,7 @@ def _model_card(
         present = sum(label in case["present_labels"] for case in annotated)
         rows.append([LABEL_NAMES[label], len(annotated), present])
     lines += _table(["label", "training cases annotated", "of these present"], rows)
-    lines += ["", "## Held-out scores", ""]
+    lines += ["", "## Evaluation", "", "### Held-out cases", ""]
     means = mean_by_label(scores)
     cases = sorted({score.case for score in scores})
     if scores:
@@ -206,14 +220,14 @@ def _model_card(
     if unseen:
         lines += [
             "",
-            "## Left-out scores",
+            "### Left-out cases",
             "",
             "These very weights, once, on patients that nobody trained on, tuned on or chose by. "
             "DSC (cases); in stacks of single slices without largest components and only where the "
             "label is in the reference. Only labels that were annotated.",
             *_left_out_table(_by_data_set(unseen)),
         ]
-    lines += ["", "## Known weaknesses", ""]
+    lines += ["", "## Limitations", ""]
     never = [
         LABEL_NAMES[label]
         for label in range(1, len(LABEL_NAMES))
@@ -231,6 +245,7 @@ def _model_card(
             "phases and diseases."
         )
     lines += [f"- {note}" for note in notes]
+    lines += ["", "## Licence", "", f"{metadata.licence[:1].upper()}{metadata.licence[1:]}."]
     command = "python -m training fit --data DIR --output RUN --recipe FILE.toml"
     command += "".join(f" --anatomy {anatomy}" for anatomy in about["anatomies"])
     command += f" --start-from {about['start_from']}" if about["start_from"] else ""

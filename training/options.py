@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from inference.terminal import Parser
+from inference.terminal import Parser, existing
 from training.recipe import Recipe
 
 NUMBERS = {"steps": int, "batch_size": int, "learning_rate": float, "seed": int}
@@ -52,7 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     text = "label map to draw synthetic slices of; MAP: totalsegmentator, spl or .json; repeatable"
     fit.add_argument("--anatomy", action="append", default=[], metavar="FILE[=MAP]", help=text)
-    fit.add_argument("--start-from", type=Path, metavar="FILE", help="weights to begin with")
+    fit.add_argument("--start-from", type=existing, metavar="FILE", help="weights to begin with")
     fit.add_argument("--output", type=Path, required=True, metavar="RUN", help="folder of the run")
     text = "paper, best, slim, phantom or FILE.toml: the run's numbers (default: %(default)s)"
     fit.add_argument("--recipe", default="best", help=text)
@@ -103,16 +103,16 @@ def make_parser() -> argparse.ArgumentParser:
         "Write the safetensors that the container runs, and a model card beside it.",
         "runs/slim --output weights/mine.safetensors --trained-on 'FLARE 2023' --licence MIT",
     )
-    export.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
+    export.add_argument("run", type=existing, metavar="RUN", help="folder of the run")
     export.add_argument("--output", type=Path, required=True, help="NAME.safetensors, to write")
     text = "(default: %(default)s)"
     export.add_argument("--checkpoint", choices=("best", "last"), default="best", help=text)
     export.add_argument("--trained-on", required=True, metavar="TEXT", help="data sets, in a line")
     export.add_argument("--licence", required=True, metavar="TEXT", help="of the weights")
     text = "for weights trained on every case: the run before, whose held-out scores the card gives"
-    export.add_argument("--scores-of", type=Path, metavar="RUN", help=text)
+    export.add_argument("--scores-of", type=existing, metavar="RUN", help=text)
     text = "what `score` wrote of these weights, for the card"
-    export.add_argument("--left-out", type=Path, metavar="FILE.csv", help=text)
+    export.add_argument("--left-out", type=existing, metavar="FILE.csv", help=text)
     text = "a known weakness, for the card; repeatable"
     export.add_argument("--note", action="append", default=[], metavar="TEXT", help=text)
 
@@ -125,7 +125,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--held-out patients of fit.",
         "weights/abdomen-slim.safetensors --data CTS --output left-out.csv",
     )
-    score.add_argument("weights", type=Path, metavar="FILE.safetensors")
+    score.add_argument("weights", type=existing, metavar="FILE.safetensors")
     add_data(score)
     score.add_argument("--output", type=Path, required=True, help="FILE.csv, to write")
     text = "draw every case beside its reference; the names begin with data set and mean DSC"
@@ -140,7 +140,7 @@ def make_parser() -> argparse.ArgumentParser:
         "patient, with a standard error.",
         "runs/fold-* or: runs/a runs/b --by attention",
     )
-    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
+    compare.add_argument("runs", type=existing, nargs="+", metavar="RUN", help="folders of runs")
     text = "such as attention (default: %(default)s)"
     compare.add_argument("--by", default="fold", metavar="NUMBER", help=text)
     return parser

@@ -17,10 +17,12 @@ import torch
 from skimage.measure import label
 from torch.nn import functional
 
-from inference.files import case_name, find_cases
+from benchmark.options import HarnessError
+from benchmark.text import log
+from inference.files import case_name, find_cases, one_line
 from inference.labels import ORGANS
 from inference.network.model import DOWNSAMPLING, AttentionUNet
-from inference.network.weights import WeightsMetadata, load_weights
+from inference.network.weights import WeightsError, WeightsMetadata, load_weights
 from inference.phases import LOG_VARIABLE, PhaseTimer
 from inference.terminal import existing
 from inference.volume import ORIENTATION
@@ -125,14 +127,25 @@ def run(options: argparse.Namespace) -> int:
     """Run it.
 
     Returns:
-        0; a bad volume stops the run with its error.
+        0, or 1 if a case failed.
+
+    Raises:
+        HarnessError: the weights cannot be used.
     """
     timer = PhaseTimer(os.environ.get(LOG_VARIABLE))
     device = torch.device(options.device)
-    with timer.phase("context"):
-        network, metadata = load_network(options.weights, device)
+    try:
+        with timer.phase("context"):
+            network, metadata = load_network(options.weights, device)
+    except WeightsError as error:
+        raise HarnessError(f"--weights {options.weights}: {error}") from error
     options.output.mkdir(parents=True, exist_ok=True)
+    code = 0
     for source in find_cases(options.input):
-        target = options.output / f"{case_name(source)}.nii.gz"
-        segment(source, target, network, metadata, device, timer)
-    return 0
+        try:
+            target = options.output / f"{case_name(source)}.nii.gz"
+            segment(source, target, network, metadata, device, timer)
+        except Exception as error:
+            log(f"error: {source}: {one_line(error)}")
+            code = 1
+    return code

@@ -20,7 +20,7 @@ from highdicom.sr import CodedConcept
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
 from pydicom.sr.codedict import codes
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, generate_uid
 
 from .. import __version__
 from ..files import write_atomically
@@ -30,7 +30,7 @@ from ..records.provenance import Provenance, same_signature
 from ..sources import Source
 from ..volume import Volume, VolumeError
 from .codes import label_code
-from .headers import correct
+from .headers import REFERENCES, correct
 from .series import Series, slices_of_label_map
 from .slices import integer
 
@@ -64,7 +64,8 @@ class SegmentationWriter:
             source: the series that it was read from; its headers are read again.
 
         Returns:
-            Notes: which attributes of the patient and the study the SEG lacks.
+            Notes: which attributes of the patient and the study differ from the series', or are
+            not legal.
 
         Raises:
             VolumeError: an attribute that a SEG needs is missing; the message names it.
@@ -88,7 +89,10 @@ class SegmentationWriter:
                 named = ", ".join([type(error).__name__, *keywords])
                 raise VolumeError(f"no DICOM SEG can be made of its headers ({named})") from None
         write_atomically(path, content.getvalue())
-        return [f"in the SEG, wrong values are left empty: {', '.join(lost)}"] if lost else []
+        notes = [f"in the SEG, wrong values are emptied or cut: {', '.join(lost)}"] if lost else []
+        if odd := [uid for uid in REFERENCES if not UID(headers[0][uid].value).is_valid]:
+            notes.append(f"in the SEG as in the series, no legal UID: {', '.join(odd)}")
+        return notes
 
     def why_stale(self, path: Path, source: Source) -> str:
         """Return why a file is no whole SEG of a series, or ""; its pixels are not checked."""

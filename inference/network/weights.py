@@ -275,18 +275,26 @@ def load_weights(path: Path) -> tuple[dict[str, "Tensor"], WeightsMetadata]:
 def _contradicted_attention(state_dict: dict[str, "Tensor"], metadata: WeightsMetadata) -> str:
     """Return how weights contradict the metadata's `attention`, by what follows it, or "".
 
-    The output of attention is in [0.5, 1): the variance of its convolution is at most the square of
-    half the sum of its absolute weights. Of that it is 0.0025 to 0.005 at the median in
-    weights/phantom-slim.safetensors, and without attention 13 to 26 in weights/abdomen-slim.
+    Attention's output is in [0.5, 1). So its convolution's variance is at most the square of half
+    the sum of its absolute weights; and its mean, less the bias, is about the sum of its weights
+    times the mean output. The least-squares factor is 0.35 to 0.76 in all decoders of 25 networks
+    with attention, of 1 to 6000 steps, and in no network without it in more than one.
     """
-    parts = []
+    excess, factors, fits = [], [], []
     for name, weight in state_dict.items():
-        variance = state_dict.get(name.replace(".0.weight", ".1.running_var"))
-        if name.endswith(".refine.0.weight") and variance is not None:
-            most = weight.float().abs().flatten(1).sum(1).div(2).square()
-            parts.append(float((variance / most).median()))
+        layer = name.removesuffix(".refine.0.weight") + ".refine"
+        if name != f"{layer}.0.weight" or f"{layer}.1.running_var" not in state_dict:
+            continue
+        each = weight.float().flatten(1)
+        most = each.abs().sum(1).div(2).square()
+        excess.append(float((state_dict[f"{layer}.1.running_var"] / most).median()))
+        sums = each.sum(1)
+        means = state_dict[f"{layer}.1.running_mean"] - state_dict[f"{layer}.0.bias"].float()
+        factors.append(float((sums * means).sum() / sums.square().sum()))
+        fits.append(1 - float((means - factors[-1] * sums).square().sum() / means.square().sum()))
     attends = metadata.attention != "none"
-    if not parts or not (min(parts) > 1 if attends else max(parts) < 0.01):
+    follows = all(0.25 < factor < 1 for factor in factors) and all(fit > 0.1 for fit in fits)
+    if not excess or not (min(excess) > 1 if attends else follows):
         return ""
     trained = f"trained {'without' if attends else 'with'} it"
     return f"its metadata's attention is {metadata.attention!r}, and its weights were {trained}"

@@ -109,7 +109,10 @@ class Manifest:
         self._append(text.encode() + b"\n")
 
     def lines(self, signature: str) -> dict[str, bytes]:
-        """Return, by case, its last line if that has a label map by a signature.
+        """Return, by case, its last label map's line if that is by a signature.
+
+        Lines of failures are skipped: they leave the label map, which may be of another input of
+        the same name, as it is.
 
         Raises:
             OSError: the file cannot be read.
@@ -119,10 +122,10 @@ class Manifest:
             for line in file:
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     record = json.loads(line)
-                    found.pop(record["case"], None)
-                    is_made = record["status"] in ("done", "kept")  # "kept" by versions before 0.3
-                    if is_made and same_signature(record["made_by"], signature):
-                        found[record["case"]] = line
+                    if record["status"] in ("done", "kept"):  # "kept" by earlier versions
+                        found.pop(record["case"], None)
+                        if same_signature(record["made_by"], signature):
+                            found[record["case"]] = line
         return found
 
     def _append(self, data: bytes) -> None:

@@ -38,3 +38,16 @@ def test_label_maps_are_equal_voxel_for_voxel(tmp_path, monkeypatch, orientation
     labels = np.asanyarray(service.dataobj)
     np.testing.assert_array_equal(np.asanyarray(plain.dataobj), labels)
     assert len(np.unique(labels)) > 8
+
+
+def test_what_cannot_be_read_is_one_line(tmp_path, capsys):
+    inputs, weights = tmp_path / "inputs", tmp_path / "w.safetensors"
+    inputs.mkdir()
+    (inputs / "a.nii.gz").write_bytes(b"no gzip data")
+    weights.write_bytes(b"no weights")
+    for path, code in ((weights, 2), (DEMONSTRATION_WEIGHTS, 1)):
+        places = ["--input", inputs, "--output", tmp_path / "out", "--weights", path]
+        assert main(["plain-pipeline", *map(str, places), "--device", "cpu"]) == code
+        (line,) = capsys.readouterr().err.splitlines()
+        assert str(weights if code == 2 else inputs / "a.nii.gz") in line
+    assert not list((tmp_path / "out").iterdir())

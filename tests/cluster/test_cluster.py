@@ -295,6 +295,16 @@ def test_a_cluster_that_cannot_be_joined(inputs, tmp_path, monkeypatch, capsys, 
     assert command.main(call("cluster", inputs, tmp_path, *nobody)[3:]) == CANNOT_START
 
 
+@pytest.mark.parametrize("option", ["--statistics", "--manifest"])
+def test_a_table_that_cannot_be_written_is_wrong_usage_before_ray_starts(
+    inputs, tmp_path, monkeypatch, capsys, option
+):
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was started"))
+    assert command.main(call("cluster", inputs, tmp_path, option, "/proc/none/t.json")[3:]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert option in line
+
+
 def test_a_worker_refuses_to_begin_where_the_folders_are_others(inputs, tmp_path):
     """A node that lacks them would otherwise be the quickest of all, and fail every case."""
     options = command._parse(call("cluster", inputs, tmp_path)[3:])

@@ -126,6 +126,23 @@ def test_a_file_system_that_renames_over_nothing(tmp_path, monkeypatch, number):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.nii.gz", "folder"]
 
 
+def test_the_file_that_is_there_stays_where_its_successor_cannot_be_renamed(tmp_path, monkeypatch):
+    replace, path = Path.replace, tmp_path / "a.nii.gz"
+    path.write_bytes(b"one")
+    tries = []
+
+    def replace_nothing(self, target):
+        tries.append(target)
+        if target.exists() or len(tries) == 3:  # over a file, and then the disk is gone
+            refuses(errno.EBUSY)()
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace_nothing)
+    with pytest.raises(OSError, match="busy"):
+        write_atomically(path, b"two")
+    assert path.read_bytes() == b"one" and [*tmp_path.iterdir()] == [path]
+
+
 def test_two_containers_write_one_cache_file(tmp_path):
     """Both are process 1: what one is writing is not the other's."""
     path, array = tmp_path / "a.npy", np.arange(5)

@@ -146,6 +146,15 @@ def test_nothing_called_like_a_volume_is_passed_over(folders, run, ct, capsys):
     assert [path.name for path in find_cases(inputs)] == ["good_0000.nii.gz"]
 
 
+def test_what_is_no_volume_beside_volumes_is_one_line(folders, run, cts, capsys):
+    cts("a")
+    for count, name in enumerate(("pair.hdr", "pair.img", "c.nii.zst", "b.mha", ".hidden")):
+        assert run() == 0
+        lines = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
+        assert len(lines) == min(count, 1) and all(f" {count} entr" in line for line in lines)
+        (folders[0] / name).touch()
+
+
 def weights_with(path, stored=None, **fields):
     network = trained_looking_network()
     save_weights(path, network.state_dict(), metadata_of(network))

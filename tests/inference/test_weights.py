@@ -103,6 +103,23 @@ def test_attention_that_contradicts_the_weights_is_refused(tmp_path, path, atten
         load_weights(tmp_path / "w.safetensors")
 
 
+@pytest.mark.parametrize("attention", ["none", "relu-sigmoid"])
+def test_attention_is_known_before_the_first_step(tmp_path, attention):
+    """Its weights are random then; only what was seen of slices tells."""
+    torch.manual_seed(1)
+    network = AttentionUNet(base_channels=8, attention=attention).train()
+    with torch.no_grad():
+        for _ in range(30):
+            network(torch.randn(2, 1, 32, 32).repeat(1, 3, 1, 1))
+    path = tmp_path / "w.safetensors"
+    save_weights(path, network.state_dict(), metadata_of(network, attention=attention))
+    assert load_weights(path)[1].attention == attention
+    if attention != "none":
+        save_weights(path, network.state_dict(), metadata_of(network, attention="none"))
+        with pytest.raises(WeightsError, match="attention"):
+            load_weights(path)
+
+
 @pytest.mark.parametrize("supervised_channels", [0, 6])
 def test_supervised_channels_are_kept_and_the_papers_are_not_named(tmp_path, supervised_channels):
     """Versions that know no others read files of the paper's."""

@@ -264,3 +264,33 @@ def test_what_cannot_be_parsed_is_empty_and_named(provenance, tmp_path, keyword,
     assert not found.get(keyword) and found.PatientName == datasets[0].PatientName
     assert keyword in note and value not in note
     assert not shutil.which("dciodvfy") or dciodvfy_errors(path) == []
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "legal"),
+    [
+        ("PatientName", "M" * 90 + "^Mia", "M" * 64),
+        ("PatientName", "A^B^C^D^E^F=1=2=3", "A^B^C^D^E F=1=2"),
+        ("PatientID", "X" * 80, "X" * 64),
+        ("AccessionNumber", "one\ttwo", "one two"),
+        ("StudyID", "LONGER-THAN-SIXTEEN", "LONGER-THAN-SIXT"),
+        ("PatientComments", "c" * 11000, "c" * 10240),
+        ("PatientWeight", "70.000000000000001776", "70.0"),
+    ],
+)
+def test_what_is_too_long_is_cut_and_named(provenance, tmp_path, keyword, value, legal):
+    datasets = single_slices(HU)
+    for dataset in datasets:
+        dataset.add_new(keyword, dictionary_VR(keyword), value)
+    path, _, (note,) = made(tmp_path, provenance, datasets)
+    assert str(pydicom.dcmread(path)[keyword].value) == legal
+    assert keyword in note and value not in note
+    assert not shutil.which("dciodvfy") or dciodvfy_errors(path) == []
+
+
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "FrameOfReferenceUID"])
+def test_a_uid_that_is_not_legal_still_refers_to_the_source_and_is_named(
+    provenance, tmp_path, keyword
+):
+    path, _, (note,) = made(tmp_path, provenance, single_slices(HU, **{keyword: "1.2.anon.03"}))
+    assert pydicom.dcmread(path)[keyword].value == "1.2.anon.03" and keyword in note

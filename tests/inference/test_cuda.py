@@ -3,7 +3,6 @@
 Long because it is one device and one way onto it: labels, memory, batches, then the whole service.
 """
 
-import copy
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +18,6 @@ from inference.command import main
 from inference.cuda import driver
 from inference.cuda import runtime as cuda
 from inference.device import choose_device
-from inference.network.folding import fold
-from inference.network.fusion import fuse_on_cuda
-from inference.network.model import AttentionUNet
 from inference.network.weights import save_weights
 from inference.prediction import Predictor
 from inference.startup import CANNOT_START
@@ -77,7 +73,9 @@ def test_labels_are_those_of_the_cpu(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", ">i2", "int32", "float64"])
+@pytest.mark.parametrize(
+    "dtype", [*("uint8", "int8", "uint16", ">i2", "int32", "int64"), *("float16", "float64")]
+)
 def test_every_type_of_voxels(network, hu, cuda_device, dtype):
     voxels = (hu // 8 + (64 if "u" in dtype else 0)).clip(-100, 120).astype(dtype)
     expected = predictor_of(network, CPU).predict(voxels, window=(-50, 60))
@@ -150,24 +148,6 @@ def test_fused_kernels_that_compute_wrongly_are_not_used(network, hu, expected, 
     device.operators.clear()
     assert (predictor.predict(hu, window=WINDOW) == expected[1]).mean() >= 0.9999
     assert aten.cudnn_convolution_relu not in device.operators
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("attention", ["relu-sigmoid", "none"])
-def test_fused_network_is_the_plain_one(cuda_device, network, attention):
-    slices = torch.randn(2, 1, 48, 32)
-    if attention == "none":
-        plain = AttentionUNet(base_channels=8, attention="none").eval()
-        plain.load_state_dict(network.state_dict())
-    else:
-        plain = copy.deepcopy(network)
-    expected = plain(slices.expand(-1, 3, -1, -1))
-    folded = fold(plain)
-    cuda_device()
-    fuse_on_cuda(folded)
-    logits = folded.to(CUDA, memory_format=torch.channels_last)(slices.to(CUDA)).cpu()
-    assert logits.shape == expected.shape
-    assert (logits - expected).norm() / expected.norm() < 1e-4
 
 
 # Memory.
@@ -286,27 +266,18 @@ def test_too_little_memory_is_refused_with_the_least_that_works(network, cuda_de
         predictor_of(network, CUDA, gpu_memory_mb=least - 1)
 
 
-def test_a_full_device_is_told(network, cuda_device):
-    cuda_device(total_mb=1000, context_mb=990)
-    with pytest.raises(ValueError, match=r"cuda:0 cannot be used: its memory is full"):
-        predictor_of(network, CUDA)
-
-
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "named"),
     [
-        (
-            RuntimeError("CUDA error: no kernel image is available for execution on the device\n…"),
-            "no kernels for it",
-        ),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "memory is full"),
-        (RuntimeError("CUDA error: out of memory"), "memory is full"),
-        (RuntimeError("The NVIDIA driver on your system is too old (found version 11040)."), "too"),
-        (RuntimeError("CUDA error: unknown error\nmore"), "unknown error; --device cpu"),
+        (RuntimeError("CUDA error: no kernel image is available for this\n…"), "TORCH_INDEX"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "memory"),
+        (RuntimeError("CUDA error: out of memory"), "memory"),
+        (RuntimeError("The NVIDIA driver on your system is too old (found 11040)."), "11040"),
+        (RuntimeError("CUDA error: unknown error\nmore"), "unknown error"),
         (AssertionError("Torch not compiled with CUDA enabled"), "not compiled"),
     ],
 )
-def test_a_device_that_cannot_be_made_ready(network, cuda_device, monkeypatch, error, told):
+def test_a_device_that_cannot_be_made_ready(network, cuda_device, monkeypatch, error, named):
     cuda_device()
 
     def fail(device):
@@ -315,8 +286,7 @@ def test_a_device_that_cannot_be_made_ready(network, cuda_device, monkeypatch, e
     monkeypatch.setattr(torch.cuda, "set_device", fail)
     with pytest.raises(ValueError, match="cuda:0 cannot be used") as refused:
         predictor_of(network, CUDA)
-    assert told in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert named in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_the_device_is_the_threads_that_uses_it(network, hu, cuda_device, monkeypatch):

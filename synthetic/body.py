@@ -1,6 +1,6 @@
 """The frame of the body: its walls and spine, skeleton, muscles and bowel."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ SQUARENESS = 0.5
 
 
 def spine(superior: float) -> float:
-    """How far posterior the vertebral bodies' axis lies at a level, mm."""
+    """Return how far posterior the vertebral bodies' axis lies at a level, mm."""
     return float(np.interp(superior, _SPINE_S, _SPINE_P))
 
 
@@ -39,13 +39,13 @@ class Layer(NamedTuple):
     """
 
     number: int
-    solids: list[Solid]
+    solids: Sequence[Solid]
     over: np.ndarray
     gap: float = 0.0
 
 
 def numbers(*names: str) -> np.ndarray:
-    """(256,) bool: True at the numbers of the structures named."""
+    """Return (256,) bool: True at the numbers of the structures named."""
     chosen = np.zeros(256, bool)
     chosen[[NUMBERS[name] for name in names]] = True
     return chosen
@@ -62,7 +62,7 @@ _SOLID_BODY = numbers("muscle", "visceral fat", "subcutaneous fat", "lung")
 
 
 def _outline(theta: float, thickness: float, superior: float) -> tuple[float, float, float]:
-    """A point `thickness` mm outside the cavity at an angle (0 posterior, π/2 left), mm."""
+    """Return a point `thickness` mm outside the cavity at an angle (0 posterior, π/2 left), mm."""
     sine, cosine = np.sin(theta), np.cos(theta)
     product = SQUARENESS * (sine * cosine) ** 2
     reach = 1.0 if product < 1e-9 else np.sqrt((1 - np.sqrt(1 - 4 * product)) / (2 * product))
@@ -72,12 +72,15 @@ def _outline(theta: float, thickness: float, superior: float) -> tuple[float, fl
 
 
 def skeleton() -> list[Layer]:
-    """Spine, ribs and pelvis; muscles beside the spine."""
+    """Return spine, ribs and pelvis, and the muscles beside the spine."""
     levels = [*range(-137, 0, 34), *range(0, 300, 30)]
-    muscles, discs, canal, vertebrae, ribs, pelvis = [], [], [], [], [], []
+    muscles: list[Solid] = []
+    vertebrae: list[Solid] = []
+    ribs: list[Solid] = []
+    pelvis: list[Solid] = []
     column = range(-250, 320, 15)
-    discs += tube([(s, spine(s), 0) for s in column], [17 if s < 60 else 14 for s in column])
-    canal += tube([(s, spine(s) + 26, 0) for s in column if s > -210], [7.5] * 35)
+    discs = tube([(s, spine(s), 0) for s in column], [17 if s < 60 else 14 for s in column])
+    canal = tube([(s, spine(s) + 26, 0) for s in column if s > -210], [7.5] * 35)
     muscles += tube([(s, min(spine(s) + 42, 80), 0) for s in column], [20 for _ in column])
     for side in (-1, 1):
         muscles += tube(
@@ -157,7 +160,7 @@ def skeleton() -> list[Layer]:
 
 
 def bowel(near: Callable[..., np.ndarray], rng: np.random.Generator) -> list[Layer]:
-    """Loops of small bowel and the frame of the colon; `near` shakes a point."""
+    """Return loops of small bowel and the frame of the colon; `near` shakes a point."""
     fat = numbers("visceral fat")
     loops = []
     for row, s in enumerate(range(-45, -250, -27)):
@@ -179,7 +182,7 @@ def bowel(near: Callable[..., np.ndarray], rng: np.random.Generator) -> list[Lay
     )  # fmt: skip
     frame += rng.uniform(-5, 5, frame.shape)
     calibre = rng.uniform(14, 20, len(frame))
-    colon = tube(frame, calibre)
+    colon = tube(list(frame), calibre)
     filled = [part.grown(-2.5) for part in colon]
     gas = [part.grown(-4.0) for part in colon if rng.random() < 0.45]
     return [

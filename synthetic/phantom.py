@@ -71,7 +71,7 @@ def draw_phantom(
     anatomy = draw_anatomy(shape, spacing, anatomy_rng)
     volume = render(anatomy, spacing, look_rng, drawn)
     label_map = np.where(anatomy <= TUMOR, anatomy, 0).astype(np.uint8)
-    return Phantom(volume, label_map, tuple(spacing), drawn, seed)
+    return Phantom(volume, label_map, spacing, drawn, seed)
 
 
 def write_nifti(path: Path, array: np.ndarray, spacing: Sequence[float]) -> None:

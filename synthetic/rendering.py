@@ -10,11 +10,18 @@ from synthetic.grid import bspline_field, bspline_weights, check_grid, slabs, vo
 from synthetic.structures import ALIKE, CORES, GAS, NUMBERS, PHASES, STRUCTURES
 
 
-def _core(mask: np.ndarray, depth: float, spacing: Sequence[float]) -> np.ndarray:
-    """Where a mask is farther than about `depth` mm from its surface."""
+def core(
+    mask: np.ndarray, depth: float, spacing: Sequence[float], mode: str = "reflect"
+) -> np.ndarray:
+    """Return where a mask is farther than about `depth` mm from its surface.
+
+    At its array's border it goes on (mode "reflect") or ends ("constant").
+    """
     smooth = mask.astype(np.float32)
     # Across a flat surface a step blurred with this sigma reaches 0.84 one sigma inside.
-    ndimage.gaussian_filter(smooth, [depth / d for d in spacing], output=smooth, truncate=2)
+    ndimage.gaussian_filter(
+        smooth, [depth / d for d in spacing], output=smooth, truncate=2, mode=mode
+    )
     return mask & (smooth > 0.84)
 
 
@@ -61,12 +68,12 @@ def render(
         box = boxes[NUMBERS[name] - 1]
         if box is None:
             continue
-        core = _core(anatomy[box] == NUMBERS[name], depth, spacing)
-        hu[box][core] = inner[name]
-        if name == "stomach" and core.any():
-            rows = np.arange(core.shape[1])[None, :, None]
-            gas = rows < gas_share * core.shape[1]
-            hu[box][core & gas] = GAS
+        inside = core(anatomy[box] == NUMBERS[name], depth, spacing)
+        hu[box][inside] = inner[name]
+        if name == "stomach" and inside.any():
+            rows = np.arange(inside.shape[1])[None, :, None]
+            gas = rows < gas_share * inside.shape[1]
+            hu[box][inside & gas] = GAS
     if boxes[TUMOR - 1] is not None:
         box = boxes[TUMOR - 1]
         lesions, _ = ndimage.label(anatomy[box] == TUMOR)

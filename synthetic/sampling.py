@@ -27,7 +27,7 @@ from synthetic.structures import NUMBERS
 def _torso(
     patient: Patient, slices: np.ndarray, p: np.ndarray, left: np.ndarray, s: np.ndarray
 ) -> np.ndarray:
-    """Skin, fat, muscle, lungs and abdominal cavity (uint8); `slices` in mm, the rest (n, P, L)."""
+    """Return the trunk (uint8) at `slices` (mm) and points of (n, P, L)."""
 
     def inside(centre: Sequence[float], axes: Sequence[float], taper: np.ndarray) -> np.ndarray:
         taper = np.maximum(taper, 1e-3).astype(np.float32)[:, None, None]

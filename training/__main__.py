@@ -12,34 +12,42 @@ from typing import TYPE_CHECKING
 from inference import startup
 from inference.files import one_line
 from training import TrainingError
-from training.options import make_parser, recipe_numbers
+from training.options import RECIPE_OPTIONS, make_parser
 from training.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from training.cases import Case
+    from training.cases import Case, CaseFiles
     from training.processes import Processes, StopRequest
 
+    Found = dict[Path, tuple[list[CaseFiles], dict[str, list[str]]]]
+    """Of each data set the cases, and the names of those that cannot be used, by reason."""
 
-def _cases(
-    options: argparse.Namespace, parser: argparse.ArgumentParser, *, left_out: bool = False
-) -> "dict[Path, list[Case]]":
-    """Return the cases of each `--data DIR[=MAP]`; ends the program where they cannot be used."""
+
+def _find(
+    options: argparse.Namespace,
+    parser: argparse.ArgumentParser,
+    *,
+    left_out: tuple[bool, ...] = (False,),
+) -> "Found":
+    """Return the cases of each `--data DIR[=MAP]`, those that are left out or not.
+
+    Ends the program where they cannot be used.
+    """
     from training.cases import find_training_cases
-    from training.label_mapping import load_label_mapping, nnunet_label_mapping
+    from training.label_mapping import CHALLENGE, load_label_mapping, nnunet_label_mapping
 
-    found = {}
+    found: Found = {}
     try:
         for folder, _, name in (argument.partition("=") for argument in options.data):
             path = Path(folder)
-            mapping = load_label_mapping(name) if name else nnunet_label_mapping(path)
-            if mapping and mapping.ignored:
-                print(f"{folder}: not labels of ours, taken as 0: {', '.join(mapping.ignored)}")
-            found[path] = find_training_cases(path, mapping, left_out=left_out)
+            mapping = load_label_mapping(name) if name else nnunet_label_mapping(path) or CHALLENGE
+            if mapping.ignored:
+                print(f"{folder}: not our labels, taken as 0: {', '.join(mapping.ignored)}")
+            cases, unused = find_training_cases(path, mapping)
+            found[path] = [case for case in cases if case.left_out in left_out], unused
     except (TrainingError, OSError) as error:
         parser.error(str(error))
-    counts = Counter(case.name for cases in found.values() for case in cases)
+    counts = Counter(case.name for cases, _ in found.values() for case in cases)
     if twice := sorted(name for name, count in counts.items() if count > 1):
         parser.error(f"--data: case names occur twice: {', '.join(twice[:5])}")
     return found
@@ -47,14 +55,15 @@ def _cases(
 
 def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     started = time.monotonic()
+    numbers = {name: getattr(options, name) for name in RECIPE_OPTIONS}
     try:
-        recipe = load_recipe(options.recipe, options.set, **recipe_numbers(options))
+        recipe = load_recipe(options.recipe, options.set, **numbers)
     except TrainingError as error:
         parser.error(str(error))
     if recipe.folds and options.held_out is not None:
-        parser.error("--held-out and folds both say what is held out: give one of them")
+        parser.error("--held-out and folds: give one of them")
     if recipe.synthetic_fraction and not options.anatomy and not recipe.synthetic_phantoms:
-        parser.error("synthetic slices are drawn of --anatomy FILE or synthetic_phantoms")
+        parser.error("synthetic slices are drawn from --anatomy FILE or synthetic_phantoms")
     # Torch takes seconds to import: wrong usage is reported before.
     from torch import distributed
 
@@ -63,9 +72,9 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from training.processes import StopRequest, join_processes
     from training.run_folder import held
 
-    found = _cases(options, parser)
+    found = _find(options, parser)
     try:
-        check_clip([case for cases in found.values() for case in cases], recipe.clips)
+        check_clip([case for cases, _ in found.values() for case in cases], recipe.clips)
         processes = join_processes(options.device)
     except (ValueError, RuntimeError) as error:
         parser.error(f"--data or --device {options.device}: {str(error).splitlines()[0]}")
@@ -81,110 +90,108 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             print("stopped at once", file=sys.stderr)
             return 128 + stop.signal
     if stop.signal:
-        processes.report(f"stopped at step {step}; the same command goes on from there")
+        processes.report(f"stopped at step {step}; the same command resumes there")
     return 128 + stop.signal if stop.signal else 0
+
+
+def _read_cases(
+    options: argparse.Namespace, recipe: Recipe, found: "Found", processes: "Processes", cache: Path
+) -> "tuple[list[Case], list[Case], list[Case]]":
+    """Return the cases to train on, the synthetic ones, and those held out."""
+    from training import synthesis
+    from training.cases import label_table, split_patients
+    from training.data_set import read_data_set
+    from training.processes import first_then_others
+
+    report = processes.report
+    data_sets = first_then_others(
+        processes,
+        lambda: [read_data_set(path, *entry, cache, report) for path, entry in found.items()],
+    )
+    for data_set in data_sets:
+        report(data_set.describe())
+    training: list[Case] = []
+    held_out = [case for data_set in data_sets for case in data_set.cases]
+    if recipe.synthetic_fraction < 1:  # else the cases that were read are only scored
+        fold = (recipe.fold, recipe.folds) if recipe.folds else None
+        training, held_out = split_patients(
+            held_out, recipe.held_out_fraction, recipe.seed, options.held_out, fold
+        )
+    report(label_table(training, held_out))
+    report(f"held out: {', '.join(case.name for case in held_out) or 'none'}")
+    synthetic: list[Case] = []
+    if recipe.synthetic_fraction:  # last: it takes a minute, and the data has been checked
+        sources = options.anatomy, recipe.synthetic_phantoms, cache, synthesis.SLICES
+        synthetic = first_then_others(processes, lambda: synthesis.synthetic_cases(*sources))
+    return training, synthetic, held_out
 
 
 def _train(
     options: argparse.Namespace,
     recipe: Recipe,
-    found: "dict[Path, list[Case]]",
+    found: "Found",
     processes: "Processes",
     stop: "StopRequest",
     started: float,
 ) -> int:
     """Read the data, train, and export a run by the clock; returns the steps done."""
     from inference.network.weights import load_weights
-    from training import synthesis
     from training.augmentation import Intensities
-    from training.cases import intensity_statistics, label_table, split_patients
-    from training.data_set import read_data_set
+    from training.cases import intensity_statistics
     from training.export import export
-    from training.fit import fit
-    from training.processes import first_then_others
+    from training.fit import Run
     from training.run_folder import describe_run, start_or_resume
 
-    report, output = processes.report, options.output
+    output = options.output
     cache = options.cache or output.resolve().parent / "cache"
-    data_sets = first_then_others(
-        processes, lambda: [read_data_set(*entry, cache, report) for entry in found.items()]
-    )
-    for data_set in data_sets:
-        report("\n".join(data_set.describe()))
-    cases = [case for data_set in data_sets for case in data_set.cases]
-    if recipe.synthetic_fraction == 1:  # what is read is for scoring alone
-        training, held_out = [], cases
-    else:
-        fold = (recipe.fold, recipe.folds) if recipe.folds else None
-        training, held_out = split_patients(
-            cases, recipe.held_out_fraction, recipe.seed, options.held_out, fold
-        )
-    report(label_table(training, held_out))
-    report(f"held out: {', '.join(case.name for case in held_out) or 'none'}")
-    start = intensities = synthesise = None
+    training, synthetic, held_out = _read_cases(options, recipe, found, processes, cache)
+    start = None
     if options.start_from:
         _, metadata = start = load_weights(options.start_from)
         intensities = Intensities(metadata.intensity_mean, metadata.intensity_std)
     elif recipe.clips:
         intensities = Intensities.within(recipe.clips)
-    elif training:
-        intensities = Intensities(*intensity_statistics(training))
-    if recipe.synthetic_fraction:  # only now: it takes a minute, and the data is in order
-        phantoms = recipe.synthetic_phantoms
-        synthesise = first_then_others(
-            processes, lambda: synthesis.load(options.anatomy, phantoms, cache)
+    else:
+        intensities = Intensities(
+            *intensity_statistics([case.cached for case in training or synthetic])
         )
-    if intensities is None:
-        intensities = Intensities(*synthesis.intensity_statistics(synthesise))
     anatomies = [Path(file).name for file in options.anatomy]
     start_from = options.start_from and options.start_from.name
     about = describe_run(training, held_out, intensities, anatomies, start_from)
-    deadline = started + 60 * options.minutes if options.minutes else None
-    if deadline:
+    deadline = None
+    if options.minutes:
+        deadline = started + 60 * options.minutes
         recipe = dataclasses.replace(recipe, steps=sys.maxsize)  # known at the end
     if processes.first:
-        report("\n".join(start_or_resume(output, recipe, about)))
-    step = fit(
-        training,
-        held_out,
-        recipe,
-        intensities,
-        output,
-        processes,
-        stop,
-        workers=options.workers,
-        on_device={"device": True, "host": False}.get(options.data_on),
-        deadline=deadline,
-        synthesise=synthesise,
-        start=start,
-    )
+        processes.report("\n".join(start_or_resume(output, recipe, about)))
+    run = Run(training, synthetic, held_out, recipe, intensities, output, processes, start)
+    step = run.train(stop, deadline)
     if deadline and processes.first and not stop.signal:
         start_or_resume(output, dataclasses.replace(recipe, steps=step), about)
         weights, names = output / "weights.safetensors", ", ".join(path.name for path in found)
         export(output, weights, "last", trained_on=names, licence="not stated")
-        report(f"{weights} ({weights.stat().st_size / 1e6:.1f} MB)")
+        processes.report(f"{weights} ({weights.stat().st_size / 1e6:.1f} MB)")
     return step
 
 
 def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from training.cases import label_table
-    from training.data_set import read_data_set, unpaired
+    from training.data_set import read_data_set
 
-    data_sets = []
-    for folder, cases in _cases(options, parser).items():
-        data_set = read_data_set(folder, cases, None)
-        data_set.lost |= unpaired(folder)
-        print("\n".join(data_set.describe()), flush=True)
-        data_sets.append(data_set)
-    cases = [case for data_set in data_sets for case in data_set.cases]
+    cases, unused = [], 0
+    for folder, entry in _find(options, parser).items():
+        data_set = read_data_set(folder, *entry, None)
+        print(data_set.describe(), flush=True)
+        cases += data_set.cases
+        unused += sum(map(len, data_set.unused.values()))
     print(label_table(cases, []))
-    lost = sum(len(names) for data_set in data_sets for names in data_set.lost.values())
-    print(f"{len(cases)} cases to train on, {lost} not used")
-    return 1 if lost or not cases else 0
+    print(f"{len(cases)} cases to train on, {unused} not used")
+    return 1 if unused or not cases else 0
 
 
 def _pack(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    from training.packing import Packer, pack_data_set
+    from inference.volume import VolumeError
+    from training.packing import Packer
 
     try:
         clip_hu = load_recipe(options.recipe).clips
@@ -194,13 +201,18 @@ def _pack(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         parser.error(f"--recipe {options.recipe}: its clip_hu is 0 0: 8 bits need a range")
     if options.output.is_dir() and any(options.output.iterdir()):
         parser.error(f"--output {options.output}: not empty")
-    splits = (False, True) if options.left_out else (False,)
-    packer, lost = Packer(options.output, clip_hu, options.step), 0
-    for found in [_cases(options, parser, left_out=left_out) for left_out in splits]:
-        lost += sum(pack_data_set(*entry, packer) for entry in found.items())
+    left_out = (False, True) if options.left_out else (False,)
+    packer, failed = Packer(options.output, clip_hu, options.step), 0
+    found = _find(options, parser, left_out=left_out)
+    for case in (case for cases, _ in found.values() for case in cases):
+        try:
+            packer.add(case)
+        except VolumeError as error:
+            print(f"{case.name}: not packed: {error}", flush=True)
+            failed += 1
     for number, (size, about) in enumerate(packer.parts, 1):
         print(f"{options.output}/part-{number}: {len(about)} cases, {size / 2**20:.1f} MiB")
-    return 1 if lost else 0
+    return 1 if failed else 0
 
 
 def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -219,37 +231,36 @@ def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
 
 
 def _score(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    found = _cases(options, parser, left_out=True)
-    if not any(found.values()):
+    found = _find(options, parser, left_out=(True,))
+    if not any(cases for cases, _ in found.values()):
         parser.error("--data: no case has the split left_out in its cases.json")
     from inference.device import choose_device
     from inference.network.weights import load_weights
     from training.data_set import read_data_set
-    from training.evaluation import Score, score_cases, summary_lines, write_scores
+    from training.evaluation import score_cases
     from training.packing import check_clip
     from training.pictures import draw_overlay
+    from training.tables import Score, summary, write_table
 
     try:
         weights, metadata = load_weights(options.weights)
-        check_clip([case for cases in found.values() for case in cases], metadata.clip_hu)
+        check_clip([case for cases, _ in found.values() for case in cases], metadata.clip_hu)
         device = choose_device(options.device)
     except ValueError as error:
         parser.error(str(error))
-
-    def draw(case: "Case", prediction: "np.ndarray", of_case: list[Score]) -> None:
-        if options.pictures and of_case:
-            dsc = sum(score.dsc for score in of_case) / len(of_case)
-            path = options.pictures / f"{case.data_set}-{dsc:.3f}-{case.name}.png"
-            draw_overlay(path, case, prediction, f"{case.name}: mean DSC {dsc:.3f}")
-
     cache = options.cache or options.output.resolve().parent / "cache"
     scores: list[Score] = []
-    for folder, cases in found.items():
-        data_set = read_data_set(folder, cases, cache)
-        of_set = score_cases(data_set.cases, weights, metadata, device, on_case=draw)
+    for folder, (cases, _) in found.items():
+        data_set, of_set = read_data_set(folder, cases, {}, cache), []
+        for case, prediction, of_case in score_cases(data_set.cases, weights, metadata, device):
+            of_set += of_case
+            if options.pictures and of_case:
+                dsc = sum(score.dsc for score in of_case) / len(of_case)
+                path = options.pictures / f"{folder.name}-{dsc:.3f}-{case.name}.png"
+                draw_overlay(path, case, prediction, f"{case.name}: mean DSC {dsc:.3f}")
         scores += of_set
-        print("\n".join([*data_set.describe(), *summary_lines(of_set)]), flush=True)
-        write_scores(options.output, scores)
+        print(data_set.describe(), summary(of_set), sep="\n", flush=True)
+        write_table(options.output, Score, scores)
     return 0
 
 
@@ -271,7 +282,7 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code, as `--help` says."""
+    """Run the command line; returns the exit code, as in `--help`."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] not in (*COMMANDS, "-h", "--help"):
         arguments = ["fit", *arguments]

@@ -5,17 +5,18 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from inference.files import one_line, whole_file, write_atomically
 from inference.intensity import percentiles
 from inference.volume import Volume, VolumeError, read_volume
-from training.cases import CachedVolume, Case
+from training.cases import CachedVolume, CaseFiles
 from training.label_mapping import LARGEST_NUMBER, NUM_LABELS, LabelMapping
 from training.packing import read_packed
 
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 
 
 def _corners(volume: Volume) -> np.ndarray:
@@ -28,7 +29,7 @@ def _corners(volume: Volume) -> np.ndarray:
     return unit * (volume.affine @ indices)[:3]
 
 
-def _disagreement(image: Volume, label: Volume) -> str:
+def _check_geometry(image: Volume, label: Volume) -> str:
     """Return where the headers of an image and its label map disagree, or "".
 
     Both are compared as SPL arrays. Where only positions differ, the arrays belong together as
@@ -57,24 +58,21 @@ def _hu(volume: Volume) -> np.ndarray:
     """Return the volume in HU as int16, rounded where the file has fractions or scales."""
     if volume.voxels.dtype == np.int16 and (volume.slope, volume.intercept) == (1, 0):
         return np.ascontiguousarray(volume.voxels)
-    limits = np.iinfo(np.int16)
     hu = np.empty(volume.voxels.shape, np.int16)
     for index in range(len(hu)):
-        values = np.nan_to_num(_values(volume, index))
-        hu[index] = np.clip(np.rint(values), limits.min, limits.max)
+        hu[index] = np.rint(np.nan_to_num(_values(volume, index))).clip(-32768, 32767)
     return hu
 
 
-def _our_labels(volume: Volume, mapping: LabelMapping | None) -> np.ndarray:
+def _our_labels(volume: Volume, mapping: LabelMapping) -> np.ndarray:
     """Return a label map in our numbers, uint8; floats are taken where they are whole numbers.
 
     Raises:
-        VolumeError: it holds a number that the mapping does not know: as background it would be
+        VolumeError: it holds a number that the mapping does not list: as background it would be
             taught that nothing is there.
     """
-    known = mapping.labels if mapping else {label: label for label in range(NUM_LABELS)}
-    table = np.zeros(LARGEST_NUMBER + 1, np.uint8)
-    table[list(known)] = list(known.values())
+    table = np.full(LARGEST_NUMBER + 1, 255, np.uint8)
+    table[list(mapping.labels)] = list(mapping.labels.values())
     found: set[int] = set()
     ours = np.empty(volume.voxels.shape, np.uint8)
     for index in range(len(ours)):
@@ -82,25 +80,22 @@ def _our_labels(volume: Volume, mapping: LabelMapping | None) -> np.ndarray:
         numbers = np.rint(values)
         if not np.isfinite(values).all() or np.abs(values - numbers).max() > 1e-3:
             raise VolumeError("the label map holds values that are not whole numbers")
-        if numbers.min() < 0 or numbers.max() > LARGEST_NUMBER:
-            found.update(np.unique(numbers).astype(int).tolist())
-            continue
-        numbers = numbers.astype(np.uint16)
-        found.update(np.flatnonzero(np.bincount(numbers.ravel())).tolist())
-        ours[index] = table[numbers]
-    if unknown := sorted(found - set(known)):
+        ours[index] = table[numbers.clip(0, LARGEST_NUMBER).astype(np.uint16)]
+        wrong = (ours[index] == 255) | (numbers < 0) | (numbers > LARGEST_NUMBER)
+        found.update(np.unique(numbers[wrong]).astype(int).tolist())
+    if unknown := sorted(found):
         shown = ", ".join(map(str, unknown[:5])) + (", …" if len(unknown) > 5 else "")
         raise VolumeError(
-            f"the label map holds {shown}, not in {mapping.name}: add what is no label of ours to "
-            "its background"
-            if mapping
+            f"the label map holds {shown}, not in {mapping.name}: add numbers of other structures "
+            "to its background"
+            if mapping.name
             else f"the label map holds {shown}, our labels are 0 to {NUM_LABELS - 1}: name the "
             "data set's own numbers with DIR=MAP"
         )
     return ours
 
 
-def _identity(path: Path, *, by_content: bool) -> list[str]:
+def file_identity(path: Path, *, by_content: bool) -> list[str]:
     """Return what tells a file from an earlier one of the same name.
 
     A time of change is trusted only where it can be one: archives and squashfs set 0 or 1, and a
@@ -114,11 +109,12 @@ def _identity(path: Path, *, by_content: bool) -> list[str]:
     return [*parts, str(status.st_mtime_ns)]
 
 
-def _cache_key(case: Case) -> str:
+def _cache_key(case: CaseFiles) -> str:
     """Return what the cached files depend on; label maps are small and get corrected by hand."""
-    labels = sorted(case.mapping.labels.items()) if case.mapping else None
-    parts = [str(_CACHE_VERSION), json.dumps(labels)]
-    parts += _identity(case.image, by_content=False) + _identity(case.label, by_content=True)
+    parts = [str(_CACHE_VERSION), json.dumps(sorted(case.mapping.labels.items()))]
+    parts += file_identity(case.image, by_content=False) + file_identity(
+        case.label, by_content=True
+    )
     return hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
@@ -130,51 +126,59 @@ def save_array(path: Path, array: np.ndarray) -> None:
         file.write(array.data)  # np.save would lose the reason of an error
 
 
-def read_case(case: Case) -> tuple[np.ndarray, np.ndarray, dict]:
+def read_case(case: CaseFiles) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Read a case.
 
     Returns:
         HU, int16, and labels in our numbers, uint8, both (slices, rows, columns), SPL; and by name
-        what `CachedVolume` says of them.
+        the other attributes of `CachedVolume`.
 
     Raises:
         VolumeError: a file cannot be read or used, or image and label map do not belong together.
     """
     if case.packed:
-        return read_packed(case)
+        return read_packed(case.packed)
     try:
         image, label = read_volume(case.image), read_volume(case.label)
         low, high = percentiles(image.voxels)
     except (OSError, ValueError) as error:
         raise VolumeError(one_line(error)) from error
-    notes = (*image.notes, _disagreement(image, label))
-    window = sorted(image.slope * value + image.intercept for value in (low, high))
+    notes = (*image.notes, _check_geometry(image, label))
+    low, high = sorted(image.slope * value + image.intercept for value in (low, high))
     hu, labels = _hu(image), _our_labels(label, case.mapping)
+    about = describe(hu, labels, image.spacing, (low, high))
+    return hu, labels, {**about, "remark": "; ".join(filter(None, notes))}
+
+
+def describe(
+    hu: np.ndarray,
+    labels: np.ndarray,
+    spacing: tuple[float, float, float],
+    window: tuple[float, float],
+) -> dict[str, Any]:
+    """Return the attributes of `CachedVolume` for a volume's arrays."""
     total = total_of_squares = 0.0
     for values in hu:
-        clipped = np.clip(values.astype(np.float64), *window)
+        clipped = values.astype(np.float64).clip(*window)
         total += float(clipped.sum())
         total_of_squares += float(np.square(clipped).sum())
-    return hu, labels, {
+    present = [np.flatnonzero(np.bincount(part.ravel())) for part in labels]
+    return {
         "shape": hu.shape,
-        "spacing": image.spacing,
+        "spacing": spacing,
         "window": window,
         "count": hu.size,
         "total": total,
         "total_of_squares": total_of_squares,
-        "slice_labels": [
-            int(np.bitwise_or.reduce(1 << np.flatnonzero(np.bincount(part.ravel()))))
-            for part in labels
-        ],
-        "remark": "; ".join(filter(None, notes)),
-    }  # fmt: skip
+        "slice_labels": [int(np.bitwise_or.reduce(1 << numbers)) for numbers in present],
+    }
 
 
-def cache_case(case: Case, folder: Path, report: Callable[[str], None]) -> CachedVolume:
-    """Read a case into the cache, or find it there; a packed one is kept in memory instead.
+def cache_case(case: CaseFiles, folder: Path, report: Callable[[str], None]) -> CachedVolume:
+    """Read a case into the cache, or find it there; a packed one stays in memory instead.
 
     Args:
-        case: to read; its files are known by `_identity`.
+        case: to read; its files are known by `file_identity`.
         folder: of the cache.
         report: gets a line where the cached files are damaged.
 

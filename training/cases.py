@@ -1,4 +1,4 @@
-"""Training data: data sets on disk, a memory-mapped cache of their volumes, and random slices.
+"""Data sets on disk and their cases.
 
 A data set is a folder in one of three layouts:
 
@@ -6,54 +6,53 @@ A data set is a folder in one of three layouts:
     images/NAME_0000.nii.gz and labels/NAME.nii.gz          plain
     part-*/cases.json and part-*/NAME-*.png                 packed (`training/packing.py`)
 
-Beside them may lie `cases.json`, which says of each case what its annotator looked for:
+Beside them may lie `cases.json`, which describes each case:
 
     {"NAME": {"annotated_labels": [1, 2, 13], "patient": "P7", "split": "left_out",
               "slices": "stack", "window_hu": [-160, 240], "label_quality": "expert"}, …}
 
-A label that is not listed may be present and unmarked. A case with an empty list is unlabelled and
-not used. `patient` is whom several cases share; without it each case is a patient. A case whose
-`split` is `left_out` is never trained on; it is there for a last score. A `stack` is of single
-slices that do not touch, so that nothing in it is whole in 3D. `window_hu` is the range outside
-which an 8-bit picture lost its HU (training draws such windows for other slices as well, by the
-recipe's `window_probability`, so that the network does not learn them as a mark). Labels whose
-`label_quality` does not begin with "expert" are sampled half as often. Where nothing
-says what was looked for, it is the labels present, the rule for the challenge's own set. A data
-set with numbers of its own comes with a label map file (`label_maps/*.json`), or with nnU-Net's
-`dataset.json`, whose names say which of its numbers are ours and that all of these were looked for.
+`annotated_labels` are those that the annotator marked wherever they are; any other may be present
+and unmarked. A case with an empty list is unlabelled and not used. `patient` is shared by the cases
+of a patient; without it each case is a patient. A case whose `split` is `left_out` is never trained
+on, only scored at last. A `stack` has single slices that do not touch, so that nothing in it is
+whole in 3D. `window_hu` is the range outside which HU were lost, as in 8-bit images (training clips
+other slices so as well, by the recipe's `window_probability`, that the network does not learn the
+window as a mark). Labels whose `label_quality` does not begin with "expert" are sampled half as
+often. Without `annotated_labels` they are the labels present, the rule for the challenge's own set.
+A data set with numbers of its own comes with a label map file (`label_maps/*.json`), or with
+nnU-Net's `dataset.json`, whose names tell which of its numbers are ours, all of them annotated.
 """
 
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
 from inference.files import case_name, find_cases
 from inference.labels import LABEL_NAMES
 from training import TrainingError
-from training.label_mapping import NUM_LABELS, LabelMapping
+from training.label_mapping import CHALLENGE, NUM_LABELS, LabelMapping
 
 
-@dataclass
-class Case:
-    """One labelled volume.
+@dataclass(frozen=True)
+class CaseFiles:
+    """A labelled volume on disk.
 
     Attributes:
         data_set: name of its folder.
         name: NAME of `NAME_0000.nii.gz`.
-        image, label: paths of the files.
-        patient: whom the case is of.
-        mapping: of its label numbers, or None if they are the challenge's.
-        annotated: our labels that its annotator looked for, without 0; None until the label map is
-            read, where the rule is "labels present".
+        image, label: paths of the files; of a packed case the first of each.
+        patient: its name, shared by the patient's cases.
+        mapping: of its label numbers.
+        annotated: our labels that its annotator marked, without 0; None: the labels present.
+        left_out: whether it is only scored.
         stack: whether its slices do not touch: single slices of a patient in one file.
         window_hu: the range outside which its HU are lost, or None.
         expert: whether people, not a model, made its labels.
-        packed: what is known of a packed case, or None.
-        cached: what the cache knows of it, once there.
+        packed: what `cases.json` has of a packed case, or None.
     """
 
     data_set: str
@@ -61,13 +60,13 @@ class Case:
     image: Path
     label: Path
     patient: str
-    mapping: LabelMapping | None = None
+    mapping: LabelMapping = CHALLENGE
     annotated: tuple[int, ...] | None = None
+    left_out: bool = False
     stack: bool = False
     window_hu: tuple[float, float] | None = None
     expert: bool = True
-    packed: dict | None = None
-    cached: "CachedVolume | None" = None
+    packed: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -94,11 +93,13 @@ class CachedVolume:
     total: float
     total_of_squares: float
     slice_labels: tuple[int, ...]
-    remark: str
+    remark: str = ""
 
     @classmethod
-    def of(cls, image: Path | np.ndarray, labels: Path | np.ndarray, about: dict) -> "CachedVolume":
-        """Return a volume of which `about`, maybe out of JSON, holds the other attributes."""
+    def of(
+        cls, image: Path | np.ndarray, labels: Path | np.ndarray, about: dict[str, Any]
+    ) -> "CachedVolume":
+        """Return a volume with its other attributes out of JSON."""
         lists = ("shape", "spacing", "window", "slice_labels")
         about = {**about, **{name: tuple(about[name]) for name in lists}}
         return cls(image=image, labels=labels, **about)
@@ -106,12 +107,12 @@ class CachedVolume:
     @property
     def hu(self) -> np.ndarray:
         """The HU; mapped anew each time: thousands of open maps would exhaust a process's files."""
-        return self.image if isinstance(self.image, np.ndarray) else np.load(self.image, "r")
+        return np.load(self.image, "r") if isinstance(self.image, Path) else self.image
 
     @property
     def label_map(self) -> np.ndarray:
         """The label map, as `hu`."""
-        return self.labels if isinstance(self.labels, np.ndarray) else np.load(self.labels, "r")
+        return np.load(self.labels, "r") if isinstance(self.labels, Path) else self.labels
 
     @property
     def pixel_mm(self) -> float:
@@ -125,45 +126,71 @@ class CachedVolume:
         return tuple(label for label in range(1, NUM_LABELS) if mask >> label & 1)
 
 
-class Files(NamedTuple):
-    """The files of a data set.
+@dataclass(frozen=True)
+class Case:
+    """A labelled volume that was read.
 
     Attributes:
-        images: case names and images.
-        labels: label maps by case name.
-        described: what `cases.json` says, by case.
+        files: what is on disk.
+        annotated: our labels that its annotator marked, without 0; all others count as unknown.
+        cached: its arrays.
     """
 
-    images: list[tuple[str, Path]]
-    labels: dict[str, Path]
-    described: dict[str, dict]
+    files: CaseFiles
+    annotated: tuple[int, ...]
+    cached: CachedVolume
+
+    @property
+    def name(self) -> str:
+        """The name of the case."""
+        return self.files.name
+
+    @property
+    def patient(self) -> str:
+        """The name of its patient."""
+        return self.files.patient
 
 
-def find_files(folder: Path) -> Files:
-    """Find the files of a data set in one of the layouts of this module's head.
+def annotated_mask(labels: tuple[int, ...]) -> np.ndarray:
+    """Return (15,) bool: True for the labels given and for 0."""
+    mask = np.zeros(NUM_LABELS, bool)
+    mask[[0, *labels]] = True
+    return mask
 
-    Raises:
-        TrainingError: not a data set, or its description is damaged.
-    """
-    described: dict[str, dict] = {}
+
+def annotated_only(labels: np.ndarray, annotated: tuple[int, ...]) -> np.ndarray:
+    """Return a label map in which labels that were not annotated are 0."""
+    return np.where(annotated_mask(annotated), np.arange(NUM_LABELS), 0).astype(np.uint8)[labels]
+
+
+def _cases_json(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what is described of each case; of packed ones with the folder of their part."""
+    described: dict[str, dict[str, Any]] = {}
     for path in (folder / "cases.json", *sorted(folder.glob("part-*/cases.json"))):
         if not path.is_file():
             continue
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            packed = [about["packed"] for about in content.values() if about.get("packed")]
+            for about in content.values():
+                if about.get("packed"):
+                    about["packed"]["folder"] = path.parent
         except (ValueError, AttributeError, TypeError) as error:
             raise TrainingError(f"{path}: not of the form {{case: {{…}}, …}} ({error})") from error
-        for about in packed:
-            about["folder"] = path.parent
         described |= content
+    return described
+
+
+def _files(
+    folder: Path, described: dict[str, dict[str, Any]]
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Return images and label maps by case, in the layout that the folder has."""
     packed = {name: about["packed"] for name, about in described.items() if "packed" in about}
     if packed:
-        images, labels = (
+        of_packed = [
             {name: about["folder"] / about[kind][0] for name, about in packed.items()}
             for kind in ("images", "labels")
-        )
-        return Files(list(images.items()), labels, described)
+        ]
+        return of_packed[0], of_packed[1]
     for patterns in (("imagesTr*", "labelsTr*"), ("images", "labels")):
         images, labels = (
             [file for part in sorted(folder.glob(pattern)) if part.is_dir()
@@ -173,72 +200,80 @@ def find_files(folder: Path) -> Files:
         if images or labels:
             # A label map has no channel number: phantom_0000 is that of phantom_0000_0000.
             names = [path.name.removesuffix(".gz").removesuffix(".nii") for path in labels]
-            named = [(case_name(path), path) for path in images]
-            return Files(named, dict(zip(names, labels, strict=True)), described)
+            of_image = {case_name(path): path for path in images}
+            return of_image, dict(zip(names, labels, strict=True))
     raise TrainingError(
         f"{folder}: no volumes in imagesTr*/ and labelsTr*/, images/ and labels/, and no part-*/"
     )
 
 
-def _one_of(about: dict, name: str, *choices: str) -> str:
+def _one_of(about: dict[str, Any], name: str, *choices: str) -> str:
     if (value := about.get(name, choices[0])) not in choices:
         raise ValueError(f"{name} is {' or '.join(choices)}, not {value!r}")
     return value
 
 
+def _window(about: dict[str, Any]) -> tuple[float, float] | None:
+    if (window := about.get("window_hu")) is None:
+        return None
+    low, high = map(float, window)
+    if not low < high:
+        raise ValueError(f"window_hu is [low, high], not {window!r}")
+    return low, high
+
+
 def find_training_cases(
-    folder: Path, mapping: LabelMapping | None = None, *, left_out: bool = False
-) -> list[Case]:
-    """Return the labelled cases of a data set, sorted by name; none of their files is read.
+    folder: Path, mapping: LabelMapping = CHALLENGE
+) -> tuple[list[CaseFiles], dict[str, list[str]]]:
+    """Find the labelled cases of a data set; none of their volumes is read.
 
     Args:
         folder: in one of the layouts of this module's head.
         mapping: of its label numbers.
-        left_out: find the cases whose split is `left_out`, and only them; else all but them.
 
     Returns:
-        Cases that have a label map and are not described as unlabelled.
+        Cases that have a label map and are not described as unlabelled, sorted by name; and the
+        names of the others, by reason.
 
     Raises:
-        TrainingError: not a data set, or its description holds what is none of this module's head:
-            read as something else, a case that was to be left out might be trained on.
+        TrainingError: not a data set, or `cases.json` has values that this module's head does not
+            list: taken as something else, a left-out case might be trained on.
     """
-    files, cases = find_files(folder), []
-    for name, image in sorted(files.images):
-        about = files.described.get(name, {})
-        annotated = about.get("annotated_labels", mapping.annotated_labels if mapping else None)
-        if name not in files.labels or annotated == []:
-            continue
+    described, cases = _cases_json(folder), []
+    images, labels = _files(folder, described)
+    unlabelled = {name for name, about in described.items() if about.get("annotated_labels") == []}
+    for name in sorted((set(images) & set(labels)) - unlabelled):
+        about = described.get(name, {})
         try:
-            if (_one_of(about, "split", "train", "left_out") == "left_out") != left_out:
-                continue
+            annotated = about.get("annotated_labels", mapping.annotated_labels)
             if annotated is not None:
                 annotated = tuple(sorted(set(annotated) - {0}))
                 if not set(annotated) <= set(range(NUM_LABELS)):
                     raise ValueError(f"labels are 1 to {NUM_LABELS - 1}")
-            window_hu = about.get("window_hu")
-            if window_hu is not None:
-                low, high = window_hu = tuple(map(float, window_hu))
-                if not low < high:
-                    raise ValueError(f"window_hu is [low, high], not {about['window_hu']!r}")
-            cases.append(
-                Case(
-                    data_set=folder.name,
-                    name=name,
-                    image=image,
-                    label=files.labels[name],
-                    patient=str(about.get("patient", name)),
-                    mapping=mapping,
-                    annotated=annotated,
-                    stack=_one_of(about, "slices", "volume", "stack") == "stack",
-                    window_hu=window_hu,
-                    expert=str(about.get("label_quality", "expert")).startswith("expert"),
-                    packed=about.get("packed"),
-                )
+            case = CaseFiles(
+                data_set=folder.name,
+                name=name,
+                image=images[name],
+                label=labels[name],
+                patient=str(about.get("patient", name)),
+                mapping=mapping,
+                annotated=annotated,
+                left_out=_one_of(about, "split", "train", "left_out") == "left_out",
+                stack=_one_of(about, "slices", "volume", "stack") == "stack",
+                window_hu=_window(about),
+                expert=str(about.get("label_quality", "expert")).startswith("expert"),
+                packed=about.get("packed"),
             )
         except (TypeError, ValueError) as error:
             raise TrainingError(f"{folder}/cases.json: {name}: {error}") from error
-    return cases
+        cases.append(case)
+    unused = {
+        "no label map": set(images) - set(labels),
+        "a label map without an image": set(labels) - set(images),
+        "in cases.json without an image": set(described) - set(images),
+        "described as unlabelled (annotated_labels is empty)": unlabelled & set(images),
+    }
+    return cases, {reason: sorted(names) for reason, names in unused.items() if names}
 
 
 def split_patients(
@@ -266,10 +301,11 @@ def split_patients(
             train on.
     """
     patients = sorted({case.patient for case in cases})
-    ranked = sorted(
-        patients,
-        key=lambda name: hashlib.sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest(),
-    )
+
+    def rank(patient: str) -> bytes:
+        return hashlib.sha256(f"{seed}:{patient}".encode(errors="surrogateescape")).digest()
+
+    ranked = sorted(patients, key=rank)
     if held_out is not None:
         unknown = set(held_out) - {case.name for case in cases} - set(patients)
         if unknown:
@@ -282,20 +318,20 @@ def split_patients(
         chosen = set(ranked[number::count])
     else:
         chosen = set(ranked[: max(1, round(fraction * len(patients)))] if fraction else ())
-    kept = [case for case in cases if case.patient not in chosen]
-    if not kept:
+    training = [case for case in cases if case.patient not in chosen]
+    if not training:
         raise TrainingError(
             f"nothing is left to train on: {len(cases)} cases of {len(patients)} patients, "
             f"{len(chosen)} held out"
         )
-    return kept, [case for case in cases if case.patient in chosen]
+    return training, [case for case in cases if case.patient in chosen]
 
 
-def intensity_statistics(cases: list[Case]) -> tuple[float, float]:
+def intensity_statistics(volumes: list[CachedVolume]) -> tuple[float, float]:
     """Return mean and deviation, HU, of all voxels, each volume clipped to its own window."""
-    count = sum(case.cached.count for case in cases)
-    mean = sum(case.cached.total for case in cases) / count
-    variance = sum(case.cached.total_of_squares for case in cases) / count - mean**2
+    count = sum(volume.count for volume in volumes)
+    mean = sum(volume.total for volume in volumes) / count
+    variance = sum(volume.total_of_squares for volume in volumes) / count - mean**2
     return mean, max(variance, 0.0) ** 0.5
 
 

@@ -1,23 +1,23 @@
-"""The state of a run: what a checkpoint holds, and what a run goes on from."""
+"""The state of a run: what a checkpoint holds, and where a run resumes."""
 
 import math
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from inference.files import one_line, whole_file
 from training import TrainingError
+from training.tables import Metrics
 
 ADVICE = (
     "the same command with a lower --learning-rate, --set gradient_clip=1 or --set precision=fp32 "
-    "goes on from the last checkpoint"
+    "resumes at the last checkpoint"
 )
 """What may help a run whose loss or weights are no longer finite; these may change on resuming."""
-
-_NUMBERS = ("step", "loss_count", "seconds", "best")
 
 
 @dataclass
@@ -27,26 +27,26 @@ class State:
     Attributes:
         network: that is trained.
         average: its exponential moving average, or None.
-        optimizer, scaler: with their moments and scale.
-        loss_sum: of the steps since the last row of metrics.csv, on the device.
+        optimizer: with its moments.
+        loss_sum: of the steps since the last row of metrics, on the device.
         loss_count: of those steps.
         step: done so far.
         seconds: of training.
-        best: the greatest held-out mean organ DSC yet; -1 before the first scoring.
+        metrics: rows of `metrics.csv`.
     """
 
     network: nn.Module
     average: nn.Module | None
     optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
     loss_sum: Tensor
     loss_count: int = 0
     step: int = 0
     seconds: float = 0.0
-    best: float = -1.0
+    metrics: list[Metrics] = field(default_factory=list)
 
+    @property
     def trained(self) -> nn.Module:
-        """Return the network that is scored and exported: the average where there is one."""
+        """The network that is scored and exported: the average where there is one."""
         return self.average or self.network
 
     def save(self, path: Path) -> None:
@@ -59,11 +59,11 @@ class State:
         content = {
             "network": self.network.state_dict(),
             "average": self.average and self.average.state_dict(),
-            "weights": self.trained().state_dict(),
+            "weights": self.trained.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
             "loss_sum": self.loss_sum.item(),
-            **{name: getattr(self, name) for name in _NUMBERS},
+            **{name: getattr(self, name) for name in ("loss_count", "step", "seconds")},
+            "metrics": [tuple(row) for row in self.metrics],
         }
         if not all_finite(content):
             there = f"{path} stays as it was" if path.is_file() else "no checkpoint is there"
@@ -77,21 +77,16 @@ class State:
                 raise error.__context__ or error from None
 
     def load(self, path: Path, device: torch.device) -> None:
-        """Resume from what `save` wrote.
-
-        Raises:
-            TrainingError: as `read_checkpoint`.
-        """
+        """Resume from what `save` wrote; raises as `read_checkpoint`."""
         content = read_checkpoint(path, device)
         self.network.load_state_dict(content["network"])
         if self.average:
             self.average.load_state_dict(content["average"])
         self.optimizer.load_state_dict(content["optimizer"])
-        if content["scaler"]:  # empty where the run has been of another precision than fp16 so far
-            self.scaler.load_state_dict(content["scaler"])
         self.loss_sum.fill_(content["loss_sum"])
-        for name in _NUMBERS:
-            setattr(self, name, content[name])
+        self.loss_count, self.step = content["loss_count"], content["step"]
+        self.seconds = content["seconds"]
+        self.metrics = [Metrics(*row) for row in content["metrics"]]
 
 
 def all_finite(content: object) -> bool:
@@ -103,7 +98,9 @@ def all_finite(content: object) -> bool:
     return not isinstance(content, float) or math.isfinite(content)
 
 
-def read_checkpoint(path: Path, device: torch.device | str = "cpu", *, mmap: bool = False) -> dict:
+def read_checkpoint(
+    path: Path, device: torch.device | str = "cpu", *, mmap: bool = False
+) -> dict[str, Any]:
     """Read what `State.save` wrote.
 
     Args:
@@ -127,4 +124,4 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu", *, mmap: boo
         TypeError,
         ValueError,
     ) as e:
-        raise TrainingError(f"{path}: a damaged checkpoint: delete it to begin anew") from e
+        raise TrainingError(f"{path}: a damaged checkpoint: delete it to start again") from e

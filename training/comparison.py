@@ -7,9 +7,9 @@ import numpy as np
 from benchmark.text import table
 from inference.labels import LABEL_NAMES, ORGANS
 from training import TrainingError
-from training.evaluation import Score, read_scores
 from training.recipe import MAY_CHANGE_ON_RESUME
 from training.run_folder import read_run
+from training.tables import Score, read_scores
 
 
 def comparison_table(runs: list[Path], number: str) -> str:

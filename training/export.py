@@ -13,9 +13,9 @@ from inference.network.model import AttentionUNet
 from inference.network.weights import WeightsMetadata, save_weights
 from training import TrainingError
 from training.checkpoint import ADVICE, all_finite, read_checkpoint
-from training.evaluation import Score, mean_by_label, mean_organ_dsc, read_scores
 from training.recipe import Recipe, to_toml
 from training.run_folder import read_run, weights_metadata
+from training.tables import Score, mean_by_label, mean_organ_dsc, read_scores
 
 WEAK_DSC = 0.7
 """Labels below this held-out DSC are named among the known weaknesses."""

@@ -4,26 +4,24 @@ A run's folder holds `recipe.toml` (its numbers, all of them), `run.json` (its c
 intensities), `metrics.csv`, `held_out.csv`, `curves.png`, `last.pt` and `best.pt` (checkpoints),
 and `overlays/` (of the first held-out cases).
 
-Whatever is random at a step depends on the seed and the step alone, so a run that was stopped goes
-on as if it had not been: the same command resumes at `last.pt`.
+Whatever is random at a step depends on the seed and the step alone, so a run that was stopped
+continues as if it had not been: the same command resumes at `last.pt`.
 """
 
 import copy
 import dataclasses
-import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from inference.device import choose_dtype
@@ -31,44 +29,43 @@ from inference.network.model import DOWNSAMPLING, AttentionUNet
 from inference.network.weights import WeightsMetadata
 from inference.prediction import trained_network
 from training import TrainingError
-from training.augmentation import Intensities, prepare
+from training.augmentation import Intensities, prepare, to_device
 from training.cases import Case
 from training.checkpoint import ADVICE, State
-from training.device_slices import DeviceSlices, fits
-from training.held_out import HeldOut
+from training.evaluation import score_cases
 from training.loss import deep_supervision_loss
-from training.pictures import draw_curves, or_warn
-from training.processes import Processes, StopRequest, leave_stopping_to_parent
+from training.pictures import draw_curves, draw_overlay, or_warn
+from training.processes import Processes, StopRequest
 from training.recipe import Recipe, learning_rate_at
-from training.run_folder import (
-    METRICS,
-    read_metrics,
-    weights_metadata,
-    write_metrics,
-)
-from training.slices import Batch, Slice, SliceDataset, collate
+from training.run_folder import weights_metadata
+from training.slices import Batch, Slices, collate, fit_on
+from training.tables import Metrics, Score, mean_organ_dsc, read_scores, summary, write_table
 from training.widening import widen
 
+OVERLAYS = 8
+"""Held-out cases of which overlays are drawn at each scoring."""
+
 _AUGMENTATION, _DEVICE_NOISE = 1, 2  # streams of random numbers beside that of the slices
-_STATISTICS_POSITIONS = range(0, 512, 8)  # of the first slices of batches
+_STATISTICS_BATCHES = 64  # of 8 slices
 _CHECKPOINT_S = 300.0  # between checkpoints, at least
 _SILENCE_S = 30.0  # without a line, at most
 _UNKNOWN = 1_000_000  # steps, until their rate is measured
+_SCORING_PART, _SCORING_S = 0.1, 60.0  # of a run by the clock, for its last scores, at most
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """Return the type of convolutions for a recipe's `precision`."""
     if name != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
     if device.type == "cuda":
-        # Asked for bf16, torch says yes of Turing as well, which emulates it slowly.
+        # `torch.cuda.is_bf16_supported` is True on Turing as well, which emulates it slowly.
         major, _ = torch.cuda.get_device_capability(device)
-        return torch.bfloat16 if major >= 8 else torch.float16
+        return torch.bfloat16 if major >= 8 else torch.float32
     return choose_dtype(device)
 
 
 @torch.no_grad()
-def follow(average: nn.Module, network: nn.Module, decay: float, step: int) -> None:
+def update_average(average: nn.Module, network: nn.Module, decay: float, step: int) -> None:
     """Move the exponential moving average of a network's weights and statistics, in place.
 
     At first the decay is smaller, (1 + step) / (10 + step): the first weights are soon outdated.
@@ -117,7 +114,7 @@ def estimate_statistics(
 def _network(
     recipe: Recipe, start: tuple[dict[str, Tensor], WeightsMetadata] | None
 ) -> AttentionUNet:
-    """Return a network with random weights, or those to start from; raises as `fit`."""
+    """Return a network with random weights, or those to start from; raises as `Run`."""
     torch.manual_seed(recipe.seed)
     network = AttentionUNet(
         base_channels=recipe.base_channels,
@@ -138,7 +135,7 @@ def _network(
 def _optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
     """Return AdamW that decays convolutions alone; without decay, as in the paper, it is Adam."""
     weights = list(model.parameters())
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [weight for weight in weights if weight.ndim > 1]},
         {"params": [weight for weight in weights if weight.ndim == 1], "weight_decay": 0.0},
     ]
@@ -150,244 +147,272 @@ def _optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.
     )
 
 
-def fit(
-    training: list[Case],
-    held_out: list[Case],
-    recipe: Recipe,
-    intensities: Intensities,
-    output: Path,
-    processes: Processes,
-    stop: StopRequest,
-    *,
-    workers: int = 0,
-    on_device: bool | None = None,
-    deadline: float | None = None,
-    synthesise: Callable[[np.random.Generator], Slice] | None = None,
-    start: tuple[dict[str, Tensor], WeightsMetadata] | None = None,
-) -> int:
-    """Train until the recipe's last step or a time, from `last.pt` if it is there.
+class Run:
+    """A network in training, with its slices and its folder."""
 
-    Args:
-        training, held_out: cached cases.
-        recipe: all numbers.
-        intensities: of the training set.
-        output: the run's folder.
-        processes: of which this is one.
-        stop: asks to save and end after a step.
-        workers: processes that read slices; 0 reads them here.
-        on_device: hold all slices on the device; None does where they fit a CUDA device.
-        deadline: of `time.monotonic`, at which the last step ends, whatever the recipe's steps: the
-            learning rate's schedule follows the measured rate of steps.
-        synthesise: draws the recipe's synthetic part of the slices.
-        start: the network's first weights, or a narrower network's, and their metadata; None begins
-            with random ones.
+    def __init__(
+        self,
+        training: list[Case],
+        synthetic: list[Case],
+        held_out: list[Case],
+        recipe: Recipe,
+        intensities: Intensities,
+        output: Path,
+        processes: Processes,
+        start: tuple[dict[str, Tensor], WeightsMetadata] | None = None,
+    ) -> None:
+        """Make the network, or resume at `last.pt` if it is there.
 
-    Returns:
-        The steps done.
+        Args:
+            training, synthetic, held_out: cases; synthetic ones as `Slices` takes them.
+            recipe: all numbers.
+            intensities: of the training set.
+            output: the run's folder.
+            processes: of which this is one.
+            start: the network's first weights, or a narrower network's, and their metadata; None
+                starts with random ones.
 
-    Raises:
-        TrainingError: the batch cannot be divided, or the loss is no longer a number.
-        OSError: the run's files cannot be written.
-    """
-    device, first, report = processes.device, processes.first, processes.report
-    share = recipe.batch_size // processes.count
-    if share * processes.count != recipe.batch_size:
-        raise TrainingError(
-            f"a batch of {recipe.batch_size} cannot be divided over {processes.count} processes"
+        Raises:
+            TrainingError: the batch cannot be divided, the weights to start from are of another
+                network, or the checkpoint is damaged.
+        """
+        device = processes.device
+        self.share = recipe.batch_size // processes.count
+        if self.share * processes.count != recipe.batch_size:
+            raise TrainingError(
+                f"a batch of {recipe.batch_size} cannot be divided over {processes.count} processes"
+            )
+        self.held_out, self.recipe, self.intensities = held_out, recipe, intensities
+        self.output, self.processes, self.device = output, processes, device
+        self.metadata = weights_metadata(recipe, intensities.mean, intensities.std)
+        self.precision = choose_precision(recipe.precision, device)
+        torch.backends.cudnn.benchmark = recipe.slice_size > 0  # where all batches are of one size
+        network = _network(recipe, start).to(device)
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        average = copy.deepcopy(network) if recipe.ema_decay else None
+        self.model: nn.Module = network
+        if processes.count > 1:
+            # Normalisation sees the whole batch where torch can do that, which is on CUDA.
+            on_cuda = device.type == "cuda"
+            shared = nn.SyncBatchNorm.convert_sync_batchnorm(network) if on_cuda else network
+            self.model = DistributedDataParallel(
+                shared, device_ids=[device] if on_cuda else None, broadcast_buffers=False
+            )
+        optimizer = _optimizer(self.model, recipe, device)
+        self.state = State(network, average, optimizer, torch.zeros((), device=device))
+        if (output / "last.pt").is_file():
+            self.state.load(output / "last.pt", device)
+        self.scores: list[Score] = []
+        if self.state.step and (output / "held_out.csv").is_file():
+            known = read_scores(output / "held_out.csv")
+            self.scores = [score for score in known if score.step <= self.state.step]
+        resident = fit_on([*training, *synthetic], device)
+        self.slices = Slices(
+            training,
+            synthetic,
+            seed=recipe.seed,
+            label_balanced_fraction=recipe.label_balanced_fraction,
+            synthetic_fraction=recipe.synthetic_fraction,
+            device=device if resident else None,
         )
-    precision = choose_precision(recipe.precision, device)
-    autocast = (
-        torch.autocast(device.type, precision) if precision != torch.float32 else nullcontext()
-    )
-    torch.backends.cudnn.benchmark = recipe.slice_size > 0  # where all batches are of one size
-
-    # The network. Normalisation sees the whole batch where torch can do that, which is on CUDA.
-    network = _network(recipe, start).to(device, memory_format=torch.channels_last)
-    average = copy.deepcopy(network) if recipe.ema_decay else None
-    model: nn.Module = network
-    if processes.count > 1:
-        if device.type == "cuda":
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        model = DistributedDataParallel(
-            model, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+        self.generator = torch.Generator(device)
+        self.reported = self.state.step, self.state.seconds
+        processes.report(
+            f"step {self.state.step}: {device}, {str(self.precision).removeprefix('torch.')}, "
+            f"{processes.count} process(es), slices on {'the device' if resident else 'the host'}, "
+            f"{sum(weight.numel() for weight in network.parameters()):,} parameters"
         )
-    bare = model.module if processes.count > 1 else model
-    optimizer = _optimizer(model, recipe, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
-    state = State(bare, average, optimizer, scaler, torch.zeros((), device=device))
-    last = output / "last.pt"
-    if last.is_file():
-        state.load(last, device)
 
-    # The slices: position p of the endless sequence is in batch p // batch_size.
-    dataset = SliceDataset(
-        training,
-        seed=recipe.seed,
-        label_balanced_fraction=recipe.label_balanced_fraction,
-        synthesise=synthesise,
-        synthetic_fraction=recipe.synthetic_fraction,
-    )
-    plain = dataclasses.replace(
-        dataset, label_balanced_fraction=0.0, synthetic_fraction=0.0 if training else 1.0
-    )
-    multiple = DOWNSAMPLING * recipe.matrix_reduction
-    resident = None
-    if fits(dataset, device) if on_device is None else on_device:
-        resident = DeviceSlices(dataset, device, multiple)
+    def batch(self, positions: range, *, plain: bool = False) -> Batch:
+        """Return the slices at some positions of the sequence, sampled as `Slices.locate` does."""
+        slices = [self.slices.slice_at(position, plain=plain) for position in positions]
+        return collate(slices, DOWNSAMPLING * self.recipe.matrix_reduction)
 
-    def batch_at(source: SliceDataset, positions: range) -> Batch:
-        if resident:
-            return resident.batch(source, positions)
-        return collate([source[position] for position in positions], multiple)
-
-    def positions_from(step: int) -> Iterator[range]:
-        for number in itertools.count(step):
-            begin = number * recipe.batch_size + processes.rank * share
-            yield range(begin, begin + share)
-
-    batches: Iterable[Batch] = (batch_at(dataset, drawn) for drawn in positions_from(state.step))
-    if workers and not resident:
-        batches = DataLoader(
-            dataset,
-            batch_sampler=positions_from(state.step),
-            collate_fn=partial(collate, multiple=multiple),
-            num_workers=workers,
-            worker_init_fn=leave_stopping_to_parent,
-            pin_memory=device.type == "cuda",
-        )
-    generator = torch.Generator(device)
-
-    def gradient_step(positions: range, batch: Batch, rate: float) -> Tensor:
-        """Change the weights by one batch; returns its loss, on the device."""
-        for group in optimizer.param_groups:
+    def step(self, rate: float) -> None:
+        """Change the weights by one batch: position p is in batch p // batch_size."""
+        state, recipe, device = self.state, self.recipe, self.device
+        start = state.step * recipe.batch_size + self.processes.rank * self.share
+        positions = range(start, start + self.share)
+        for group in state.optimizer.param_groups:
             group["lr"] = rate
+        batch = self.batch(positions)
         rngs = [np.random.default_rng((recipe.seed, p, _AUGMENTATION)) for p in positions]
-        noise_seed = np.random.SeedSequence((recipe.seed, positions[0], _DEVICE_NOISE))
-        generator.manual_seed(int(noise_seed.generate_state(1, np.uint64)[0] >> 1))
-        images, labels = prepare(batch, device, recipe, intensities, rngs, generator)
-        annotated = batch.annotated.to(device, non_blocking=True)
-        with autocast:
-            logits, supervised = model(images)
+        noise_seed = np.random.SeedSequence((recipe.seed, start, _DEVICE_NOISE))
+        self.generator.manual_seed(int(noise_seed.generate_state(1, np.uint64)[0] >> 1))
+        images, labels = prepare(batch, device, recipe, self.intensities, rngs, self.generator)
+        low = self.precision != torch.float32
+        with torch.autocast(device.type, self.precision) if low else nullcontext():
+            logits, supervised = self.model(images)
         loss = deep_supervision_loss(
             [logits, *supervised],
             labels,
-            annotated,
+            to_device(batch.annotated, device),
             cross_entropy=recipe.cross_entropy,
             dice_weight=recipe.dice_weight,
         )
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
+        state.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
         if recipe.gradient_clip:
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clip)
-        scaler.step(optimizer)
-        scaler.update()
-        if average:
-            follow(average, bare, recipe.ema_decay, state.step)
-        return loss.detach()
-
-    metadata = weights_metadata(recipe, intensities.mean, intensities.std)
-    scoring = HeldOut(held_out, metadata, output, processes, state)
-    metrics = read_metrics(output) if (output / "metrics.csv").is_file() else []
-    metrics = [row for row in metrics if row["step"] <= state.step]  # the others are done again
-    if first:
-        write_metrics(output, metrics)
-    report(
-        f"step {state.step}: {device}, {str(precision).removeprefix('torch.')}, "
-        f"{processes.count} process(es), slices on {'the device' if resident else 'the host'}, "
-        f"{sum(weight.numel() for weight in network.parameters()):,} parameters"
-    )
-
-    began, reported, told = state.step, (state.step, state.seconds), state.seconds
-    measured: tuple[int, float] | None = None  # step and seconds after the sitting's first step
-    end = recipe.steps if deadline is None else state.step + _UNKNOWN
-
-    def planned_end() -> int:
-        """Return the last step by the rate of steps measured so far."""
-        if deadline is None or measured is None or state.step <= measured[0] + 1:
-            return end
-        pace = (state.seconds - measured[1]) / (state.step - 1 - measured[0])
-        return state.step + max(0, int((deadline - time.monotonic()) / pace))
-
-    def say(loss: float) -> float:
-        """Print a line; returns the slices a second since the last row of metrics.csv."""
-        pace = (state.seconds - reported[1]) / (state.step - reported[0])
-        speed, left = recipe.batch_size / pace, tqdm.format_interval((end - state.step) * pace)
-        report(
-            f"step {state.step}/{end}  loss {loss:.4f}  lr {rate:.2e}  {speed:.1f} slices/s  "
-            f"{left} left"
-        )
-        return speed
-
-    def save() -> float:
-        """Save a checkpoint; returns when the next is due: they take 5 % of the time at most."""
-        start = time.monotonic()
-        if first:
-            state.save(last)
-        now = time.monotonic()
-        return now + max(_CHECKPOINT_S, 20 * (now - start))
-
-    def score() -> float:
-        """Save and score; returns when that is due again: it takes a tenth of the time at most."""
-        start = time.monotonic()
-        uniform = (batch_at(plain, range(n, n + 8)) for n in _STATISTICS_POSITIONS)
-        estimate_statistics(state.trained(), uniform, recipe, intensities)
-        save()  # before the scoring: what goes wrong there costs no steps
-        if scoring.due:
-            stop.after_step = False  # nothing is lost that is saved
-            scoring.score(recipe.batch_size)
-            stop.after_step = True
-        now = time.monotonic()
-        return now + max(60 * recipe.evaluation_minutes, 9 * (now - start))
-
-    model.train()
-    stop.after_step, stopped = True, 0
-    next_save = time.monotonic() + _CHECKPOINT_S
-    next_score = time.monotonic() + 60 * recipe.evaluation_minutes
-    sequence = zip(positions_from(state.step), batches, strict=False)
-    while state.step < end and not stopped:
-        start = time.monotonic()
-        rate = learning_rate_at(state.step, dataclasses.replace(recipe, steps=end))
-        loss = gradient_step(*next(sequence), rate)
+            nn.utils.clip_grad_norm_(self.model.parameters(), recipe.gradient_clip)
+        state.optimizer.step()
+        if state.average:
+            update_average(state.average, state.network, recipe.ema_decay, state.step)
         state.step += 1
-        state.loss_sum += loss
+        state.loss_sum += loss.detach()
         state.loss_count += 1
-        reporting, score_due = state.step % recipe.log_interval == 0, False
-        if processes.count == 1 or reporting:  # asking the others waits for the device
-            end, stopped, score_due = processes.greatest(
-                planned_end() if first else 0, stop.signal, start > next_score
-            )
-        reporting = reporting or state.step >= end
-        if reporting:
-            if processes.count > 1:
-                distributed.all_reduce(state.loss_sum)
-            loss = state.loss_sum / (state.loss_count * processes.count)
-        told_now = reporting or state.step == began + 1 or state.seconds - told > _SILENCE_S
-        shown = loss.item() if told_now else 0.0  # waits for the device
-        state.seconds += time.monotonic() - start
-        measured = measured or (state.step, state.seconds)
-        if not math.isfinite(shown):
-            raise TrainingError(f"the loss is {shown} at step {state.step}: {ADVICE}")
-        if told_now:
-            told, speed = state.seconds, say(shown)
-        if reporting:
-            row = (state.step, shown, rate, round(speed, 2), round(state.seconds, 1))
-            metrics.append(dict(zip(METRICS, row, strict=True)))
-            if first:
-                write_metrics(output, metrics)
-            state.loss_sum, state.loss_count = torch.zeros((), device=device), 0
-            reported = state.step, state.seconds
-        if state.step < end and not stopped:
-            if score_due:
-                next_score = score()
-            elif time.monotonic() > next_save:
-                next_save = save()
-    if stopped:
-        save()
-    elif state.step > began or scoring.due:
-        score()
-    if first:
-        or_warn(draw_curves, output)
-    if processes.count > 1:  # one that leaves while the first still writes may abort
-        distributed.barrier()
-    return state.step
+
+    def save(self) -> float:
+        """Save a checkpoint; returns the seconds that it took."""
+        start = time.monotonic()
+        if self.processes.first:
+            self.state.save(self.output / "last.pt")
+        return time.monotonic() - start
+
+    def score(self, stop: StopRequest, deadline: float = math.inf) -> None:
+        """Save a checkpoint and score the held-out cases; every process must call it.
+
+        Writes `held_out.csv`, `overlays/`, `curves.png` and, where the mean is the best yet,
+        `best.pt`.
+
+        Args:
+            stop: ends the scoring at once; all steps are saved before.
+            deadline: of `time.monotonic`: no case is started that is likely to end after it, and
+                statistics take half of the time until then at most.
+        """
+        state, processes = self.state, self.processes
+        until = (time.monotonic() + deadline) / 2
+        plain = (
+            self.batch(range(n, n + 8), plain=True)
+            for n in range(0, 8 * _STATISTICS_BATCHES, 8)
+            if n == 0 or time.monotonic() < until
+        )
+        estimate_statistics(state.trained, plain, self.recipe, self.intensities)
+        deadline -= self.save()
+        if not self.held_out or any(score.step == state.step for score in self.scores):
+            return
+        stop.after_step = False
+        found, started = [], time.monotonic()
+        for case, prediction, scores in score_cases(
+            self.held_out[processes.rank :: processes.count],
+            state.trained.state_dict(),
+            self.metadata,
+            self.device,
+            step=state.step,
+            batch_size=self.recipe.batch_size if self.device.type == "cuda" else None,
+        ):
+            found.append((case.name, scores))
+            if case in self.held_out[:OVERLAYS]:
+                title = f"{case.name}, step {state.step}: mean DSC {mean_organ_dsc(scores):.3f}"
+                path = self.output / "overlays" / f"{case.name}.png"
+                or_warn(draw_overlay, path, case, prediction, title)
+            now = time.monotonic()
+            if now + (now - started) > deadline:
+                break
+            started = now
+        if processes.count > 1:
+            parts: list = [None] * processes.count
+            distributed.all_gather_object(parts, found)
+            found = [entry for part in parts for entry in part]
+        of_step = [score for _, scores in found for score in scores]
+        whole = len(found) == len(self.held_out)
+        before = {score.step for score in self.scores}
+        best = [mean_organ_dsc([s for s in self.scores if s.step == step]) for step in before]
+        self.scores += of_step
+        if processes.first:
+            if whole and mean_organ_dsc(of_step) > max(best, default=-1):
+                state.save(self.output / "best.pt")
+            write_table(self.output / "held_out.csv", Score, self.scores)
+            or_warn(draw_curves, self.output / "curves.png", state.metrics, self.scores)
+            part = "" if whole else f", {len(found)} of {len(self.held_out)}: no time for more"
+            processes.report(f"held-out cases at step {state.step}{part}:\n{summary(of_step)}")
+        stop.after_step = True
+
+    def report(self, end: int, rate: float, *, row: bool) -> None:
+        """Print a line, and add a row to `metrics.csv`; waits for the device.
+
+        Raises:
+            TrainingError: the loss is no longer a number.
+        """
+        state = self.state
+        if row and self.processes.count > 1:
+            distributed.all_reduce(state.loss_sum)
+        loss = (state.loss_sum / (state.loss_count * (self.processes.count if row else 1))).item()
+        if not math.isfinite(loss):
+            raise TrainingError(f"the loss is {loss} at step {state.step}: {ADVICE}")
+        step, seconds = self.reported
+        pace = max(state.seconds - seconds, 1e-9) / (state.step - step)
+        speed = self.recipe.batch_size / pace
+        self.processes.report(
+            f"step {state.step}/{end}  loss {loss:.4f}  lr {rate:.2e}  {speed:.1f} slices/s  "
+            f"{tqdm.format_interval((end - state.step) * pace)} left"
+        )
+        if row:
+            seconds = round(state.seconds, 1)
+            state.metrics.append(Metrics(state.step, loss, rate, round(speed, 2), seconds))
+            if self.processes.first:
+                write_table(self.output / "metrics.csv", Metrics, state.metrics)
+            state.loss_sum, state.loss_count = torch.zeros((), device=self.device), 0
+            self.reported = state.step, state.seconds
+
+    def train(self, stop: StopRequest, deadline: float | None = None) -> int:
+        """Train until the recipe's last step or a time; returns the steps done.
+
+        Args:
+            stop: asks to save and end after a step.
+            deadline: of `time.monotonic`, at which the last scores end, whatever the recipe's
+                steps: the learning rate's schedule follows the measured rate of steps.
+
+        Raises:
+            TrainingError: the loss or the weights are no longer finite.
+            OSError: the run's files cannot be written.
+        """
+        state, recipe, processes = self.state, self.recipe, self.processes
+        began, printed, now = state.step, -math.inf, time.monotonic()
+        end, steps_until = recipe.steps, math.inf
+        if deadline is not None:
+            end = state.step + _UNKNOWN
+            steps_until = deadline - min(_SCORING_PART * (deadline - now), _SCORING_S)
+        next_save, next_score = now + _CHECKPOINT_S, now + 60 * recipe.evaluation_minutes
+        first_ended = now
+        self.model.train()
+        stop.after_step, stopped = True, 0
+        while state.step < end and not stopped:
+            start = time.monotonic()
+            rate = learning_rate_at(state.step, dataclasses.replace(recipe, steps=end))
+            self.step(rate)
+            now = time.monotonic()
+            planned = end
+            if state.step == began + 1:
+                first_ended = now  # it is slower than the others
+            elif deadline is not None:
+                pace = (now - first_ended) / (state.step - began - 1)
+                planned = state.step + max(0, int((steps_until - now) / pace))
+            row, score_due = state.step % recipe.log_interval == 0, 0
+            if processes.count == 1 or row:  # asking the others waits for the device
+                end, stopped, score_due = processes.greatest(
+                    planned if processes.first else 0, stop.signal, int(now > next_score)
+                )
+            row = row or state.step >= end
+            state.seconds += now - start
+            if row or now - printed > _SILENCE_S:
+                self.report(end, rate, row=row)
+                printed = time.monotonic()
+                state.seconds += printed - now
+            if state.step < end and not stopped:
+                if score_due:  # it takes a tenth of the time at most, and saving 5 %
+                    before = time.monotonic()
+                    self.score(stop)
+                    now = time.monotonic()
+                    next_score = now + max(60 * recipe.evaluation_minutes, 9 * (now - before))
+                elif now > next_save:
+                    took = self.save()
+                    next_save = time.monotonic() + max(_CHECKPOINT_S, 20 * took)
+        if stopped:
+            self.save()
+        else:
+            self.score(stop, deadline or math.inf)
+        if processes.first:
+            or_warn(draw_curves, self.output / "curves.png", state.metrics, self.scores)
+        if processes.count > 1:  # one that leaves while the first still writes may abort
+            distributed.barrier()
+        return state.step

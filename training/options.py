@@ -3,13 +3,12 @@
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from inference.terminal import Parser, existing
 from training.recipe import Recipe
 
-NUMBERS = {"steps": int, "batch_size": int, "learning_rate": float, "seed": int}
-"""Numbers of a recipe that have options of their own."""
+RECIPE_OPTIONS = {"steps": int, "batch_size": int, "learning_rate": float, "seed": int}
+"""Numbers of a recipe that have options of their own, and their types."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -56,7 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     fit.add_argument("--output", type=Path, required=True, metavar="RUN", help="folder of the run")
     text = "paper, best, slim, phantom or FILE.toml: the run's numbers (default: %(default)s)"
     fit.add_argument("--recipe", default="best", help=text)
-    for name, kind in NUMBERS.items():
+    for name, kind in RECIPE_OPTIONS.items():
         text = "instead of the recipe's"
         fit.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
     names = ", ".join(entry.name for entry in dataclasses.fields(Recipe))
@@ -66,10 +65,6 @@ def make_parser() -> argparse.ArgumentParser:
     fit.add_argument("--held-out", nargs="*", metavar="NAME", help=text)
     text = "end when the command has run so long, whatever the steps, and export weights"
     fit.add_argument("--minutes", type=float, metavar="M", help=text)
-    text = "where slices lie (default: on a CUDA device if they fit)"
-    fit.add_argument("--data-on", choices=("auto", "device", "host"), default="auto", help=text)
-    text = "processes that read slices on the host (default: %(default)s)"
-    fit.add_argument("--workers", type=int, default=0, metavar="N", help=text)
     add_places(fit)
 
     check = add(
@@ -144,8 +139,3 @@ def make_parser() -> argparse.ArgumentParser:
     text = "such as attention (default: %(default)s)"
     compare.add_argument("--by", default="fold", metavar="NUMBER", help=text)
     return parser
-
-
-def recipe_numbers(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the numbers of a recipe that have options of their own, by name."""
-    return {name: getattr(options, name) for name in NUMBERS}

@@ -11,6 +11,7 @@ Volumes are clipped to the recipe's `clip_hu` and cropped to the body in plane. 
 import json
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,16 +19,16 @@ from PIL import Image
 from inference.files import write_atomically
 from inference.volume import VolumeError
 from training import TrainingError
-from training.cases import CachedVolume, Case, find_files
+from training.cases import CachedVolume, CaseFiles
 
 LARGEST_FILE, LARGEST_PART = 15_000_000, 45 * 2**20
 _LARGEST_IMAGE = 1 << 26  # pixels; above some 90 million Pillow suspects an attack
 _AIR_BELOW_HU, _MARGIN = -300, 4
 
 
-def body_box(hu: np.ndarray, labels: np.ndarray | int = 0) -> tuple[slice, slice]:
+def body_box(hu: np.ndarray, labels: np.ndarray) -> tuple[slice, slice]:
     """Return the rows and columns that show tissue or labels, and some air, which edges repeat."""
-    shown = ((hu > _AIR_BELOW_HU) | (labels > 0)).any(axis=0)
+    shown = np.any((hu > _AIR_BELOW_HU) | (labels > 0), axis=0)
     box = []
     for axis in (1, 0):
         filled = np.flatnonzero(shown.any(axis=axis))
@@ -76,15 +77,14 @@ def pack_case(
     return _encoded(codes), _encoded(labels), about
 
 
-def read_packed(case: Case) -> tuple[np.ndarray, np.ndarray, dict]:
-    """Read a packed case; returns what `read_case` does.
+def read_packed(packed: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Read a packed case by what `cases.json` has of it; returns what `read_case` does.
 
     Raises:
         VolumeError: a file is missing or damaged.
     """
-    about = dict(case.packed)
-    folder, levels = about.pop("folder"), np.array(about.pop("levels"), np.int16)
-    about.pop("clip_hu")
+    about = {**packed}
+    folder, levels, _ = (about.pop(name) for name in ("folder", "levels", "clip_hu"))
     arrays = []
     for kind in ("images", "labels"):
         array, start = np.empty(about["shape"], np.uint8), 0
@@ -98,10 +98,10 @@ def read_packed(case: Case) -> tuple[np.ndarray, np.ndarray, dict]:
             start += len(part)
         arrays.append(array)
     codes, labels = arrays
-    return levels[codes], labels, about
+    return np.array(levels, np.int16)[codes], labels, about
 
 
-def check_clip(cases: list[Case], clip_hu: tuple[float, float] | None) -> None:
+def check_clip(cases: list[CaseFiles], clip_hu: tuple[float, float] | None) -> None:
     """Raise TrainingError where HU that a recipe or weights would see were lost in packing."""
     for case in cases:
         low, high = case.packed["clip_hu"] if case.packed else (-np.inf, np.inf)
@@ -119,30 +119,36 @@ class Packer:
     def __init__(self, output: Path, clip_hu: tuple[float, float], step: float) -> None:
         """Take what `pack_case` needs; `parts` are bytes and `cases.json` of each part."""
         self.output, self.clip_hu, self.step = output, clip_hu, step
-        self.parts: list[tuple[int, dict[str, dict]]] = []
+        self.parts: list[tuple[int, dict[str, dict[str, Any]]]] = []
 
-    def add(self, name: str, hu: np.ndarray, labels: np.ndarray, about: dict, packed: dict) -> None:
-        """Write a case into the first part with room for it.
-
-        Args:
-            name: of the case.
-            hu, labels: as `read_case` reads them.
-            about: for `cases.json`.
-            packed: what `read_case` says of the case.
+    def add(self, case: CaseFiles) -> None:
+        """Pack a case into the first part that has space for it.
 
         Raises:
+            VolumeError: it cannot be read, or nothing in it is labelled.
             OSError: a file cannot be written.
         """
+        from training.cache import read_case  # which reads packed cases by this module
+
+        hu, labels, known = read_case(case)
+        annotated = case.annotated or CachedVolume.of(hu, labels, known).present
+        if not annotated:
+            raise VolumeError("nothing is labelled")
         *files, more = pack_case(hu, labels, self.clip_hu, self.step)
         names = [
-            [f"{name}{suffix}-{index}.png" for index, _ in enumerate(kind, 1)]
+            [f"{case.name}{suffix}-{index}.png" for index, _ in enumerate(kind, 1)]
             for suffix, kind in zip(("", "-labels"), files, strict=True)
         ]
         about = {
-            **about,
-            "packed": {**packed, **more, "images": names[0], "labels": names[1]},
+            "annotated_labels": annotated,
+            "patient": case.patient,
+            "split": "left_out" if case.left_out else "train",
+            "slices": "stack" if case.stack else "volume",
+            "window_hu": case.window_hu,
+            "label_quality": "expert" if case.expert else "model",
+            "packed": {**known, **more, "images": names[0], "labels": names[1]},
         }
-        size = sum(map(len, files[0] + files[1])) + len(json.dumps({name: about})) + 2
+        size = sum(map(len, files[0] + files[1])) + len(json.dumps({case.name: about})) + 2
         numbers = (n for n, (used, _) in enumerate(self.parts) if used + size <= LARGEST_PART)
         number = next(numbers, len(self.parts))
         if number == len(self.parts):
@@ -152,30 +158,6 @@ class Packer:
         part.mkdir(parents=True, exist_ok=True)
         for file, content in zip(names[0] + names[1], files[0] + files[1], strict=True):
             write_atomically(part / file, content)
-        described[name] = about
+        described[case.name] = about
         write_atomically(part / "cases.json", json.dumps(described).encode())
         self.parts[number] = used + size, described
-
-
-def pack_data_set(folder: Path, cases: list[Case], packer: Packer) -> int:
-    """Pack the cases of a data set; returns how many could not be read, each with a line.
-
-    Raises:
-        OSError: a file cannot be written.
-    """
-    from training.cache import read_case  # which reads packed cases by this module
-
-    described, lost = find_files(folder).described, 0
-    for case in cases:
-        try:
-            hu, labels, packed = read_case(case)
-            annotated = case.annotated or CachedVolume.of(hu, labels, packed).present
-            if not annotated:
-                raise VolumeError("nothing is labelled")
-        except VolumeError as error:
-            print(f"{case.name}: not packed: {error}", flush=True)
-            lost += 1
-            continue
-        about = {**described.get(case.name, {}), "annotated_labels": annotated}
-        packer.add(case.name, hu, labels, about, packed)
-    return lost

@@ -14,10 +14,9 @@ from matplotlib.patches import Patch
 from inference.files import one_line, write_atomically
 from inference.labels import LABEL_NAMES
 from inference.records.colours import LEGEND_COLOURS, overlay
-from training.cases import Case
-from training.evaluation import mean_by_label, mean_organ_dsc, read_scores, reference_of
+from training.cases import Case, annotated_only
 from training.packing import body_box
-from training.run_folder import read_metrics
+from training.tables import Metrics, Score, mean_by_label, mean_organ_dsc
 
 _OVERLAY_SLICES = 6
 
@@ -36,22 +35,20 @@ def or_warn(draw: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401
         print(f"warning: no picture: {one_line(error)}", file=sys.stderr, flush=True)
 
 
-def draw_curves(run: Path) -> None:
-    """Draw `curves.png` of a run's folder: loss, learning rate and held-out DSC against the step.
+def draw_curves(path: Path, rows: list[Metrics], scores: list[Score]) -> None:
+    """Draw loss, learning rate and held-out DSC of a run against the step.
 
     Raises:
-        OSError, ValueError: a table cannot be read, or the picture not be written.
+        OSError: the picture cannot be written.
     """
-    rows = read_metrics(run)
     figure = Figure(figsize=(15, 4.2), dpi=110, layout="constrained")
     axes = figure.subplots(1, 3)
     for part, name in zip(axes, ("loss", "learning_rate"), strict=False):
         few = {"marker": "o"} if len(rows) < 3 else {}  # a line of one point shows nothing
-        part.plot([row["step"] for row in rows], [row[name] for row in rows], **few)
+        part.plot([row.step for row in rows], [getattr(row, name) for row in rows], **few)
         part.set(xlabel="step", title=name.replace("_", " "))
     accuracy = axes[2]
     accuracy.set(xlabel="step", title="held-out DSC", ylim=(0, 1))
-    scores = read_scores(run / "held_out.csv") if (run / "held_out.csv").is_file() else []
     steps = sorted({score.step for score in scores})
     at_step = [[score for score in scores if score.step == step] for step in steps]
     means = [mean_by_label(part) for part in at_step]
@@ -69,24 +66,24 @@ def draw_curves(run: Path) -> None:
         accuracy.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     if len(steps) == 1:  # its axis would be a fraction of a step
         accuracy.set(xlim=(0, 2 * steps[0]))
-    _save(figure, run / "curves.png")
+    _save(figure, path)
 
 
 def draw_overlay(path: Path, case: Case, prediction: np.ndarray, title: str) -> None:
-    """Draw slices of a cached case with its reference above and a prediction below.
+    """Draw slices of a case with its reference above and a prediction below.
 
     The prediction is a label map, (slices, rows, columns), uint8; raises OSError if the picture
     cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     hu = case.cached.hu
-    reference = reference_of(case)
+    reference = annotated_only(case.cached.label_map, case.annotated)
     labelled = np.flatnonzero((reference | prediction).any(axis=(1, 2)))
     if not labelled.size:
         labelled = np.arange(len(hu))
     shown = labelled[np.linspace(len(labelled) - 1, 0, _OVERLAY_SLICES).round().astype(int)]
     shown = shown[np.sort(np.unique(shown, return_index=True)[1])]  # of few slices each once
-    box = body_box(hu[np.sort(shown)])
+    box = body_box(hu[np.sort(shown)], reference[np.sort(shown)])
     _, row_mm, column_mm = case.cached.spacing
     figure = Figure(figsize=(3 * max(len(shown), 3), 6.8), dpi=70, layout="constrained")
     for row, (name, label_map) in zip(

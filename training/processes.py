@@ -1,7 +1,6 @@
 """The processes of a run: those of `torchrun`, and the signals that ask them to stop."""
 
 import os
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,7 +10,6 @@ import torch
 from torch import distributed
 
 from inference.device import choose_device, thread_count
-from inference.signals import STOP_SIGNALS
 
 Result = TypeVar("Result")
 
@@ -35,12 +33,12 @@ class Processes:
             print(line, flush=True)
 
     def greatest(self, *numbers: int) -> list[int]:
-        """Return the greatest of each of some numbers over all processes; all must ask."""
+        """Return the greatest of each of some numbers over all processes; all must call it."""
         if self.count == 1:
             return list(numbers)
         gathered = torch.tensor(numbers, device=self.device)
         distributed.all_reduce(gathered, distributed.ReduceOp.MAX)
-        return gathered.tolist()
+        return [int(number) for number in gathered]
 
 
 def join_processes(device: str) -> Processes:
@@ -64,7 +62,7 @@ def join_processes(device: str) -> Processes:
 
 
 def first_then_others(processes: Processes, work: Callable[[], Result]) -> Result:
-    """Run in the first process what fills a cache, and then in the others, which find it there."""
+    """Run in the first process what fills a cache, and then in the others, which read it."""
     if not processes.first:
         distributed.barrier()
     done = work()
@@ -94,9 +92,3 @@ class StopRequest:
             raise KeyboardInterrupt
         # By os.write: a print may be under way.
         os.write(2, b"stopping after this step; once more to stop without saving\n")
-
-
-def leave_stopping_to_parent(_worker: int) -> None:
-    """Ignore signals in a reader of slices: they reach the whole group; it must not die first."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

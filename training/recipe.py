@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from training import TrainingError
+from training import TrainingError, shipped_or_own
 
 FOLDER = Path(__file__).parent / "recipes"
 """Where the shipped recipes lie."""
@@ -45,8 +45,7 @@ class Recipe:
     schedule: Literal["constant", "cosine"] = "constant"  # of the learning rate after that
     gradient_clip: float = 0.0  # largest norm of the gradient; 0 does not clip
     ema_decay: float = 0.0  # of the moving average that is scored and exported; 0 has none
-    # Of convolutions; auto: bf16 where the device is fast at it, fp16 on older CUDA, else fp32.
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where it is fast, else fp32
     seed: int = 0  # of weights, held-out patients, slices and augmentation
     # Loss. Marginal: a voxel marked 0 is background or any label its annotator did not look for.
     cross_entropy: Literal["marginal", "plain"] = "marginal"
@@ -121,7 +120,7 @@ def learning_rate_at(step: int, recipe: Recipe) -> float:
 
 def _checked(name: str, value: Any, source: str) -> Any:  # noqa: ANN401
     """Return a value out of TOML or JSON as its field's type."""
-    kinds = {entry.name: entry.type for entry in dataclasses.fields(Recipe)}
+    kinds: dict[str, Any] = {entry.name: entry.type for entry in dataclasses.fields(Recipe)}
     if name not in kinds:
         raise TrainingError(f"{source}: there is no {name} in a recipe")
     kind = kinds[name]
@@ -163,15 +162,12 @@ def load_recipe(name: str, settings: Iterable[str] = (), **numbers: Any) -> Reci
     Raises:
         TrainingError: no such recipe, not TOML, or a number that is unknown or of the wrong kind.
     """
-    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
-    if not path.is_file():
-        shipped = ", ".join(sorted(file.stem for file in FOLDER.glob("*.toml")))
-        raise TrainingError(f"no recipe {name}: name one of {shipped} or a .toml file")
+    path = shipped_or_own(FOLDER, name, ".toml")
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise TrainingError(f"{path}: not TOML ({error})") from error
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in content.items():
         entries = value.items() if isinstance(value, dict) else [(key, value)]
         found |= {entry: _checked(entry, number, str(path)) for entry, number in entries}

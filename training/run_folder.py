@@ -1,13 +1,12 @@
-"""The folder of a run: what it says of itself, and whether it is the run that is asked for."""
+"""The folder of a run: its description, and whether it is the run of a command."""
 
-import csv
 import dataclasses
 import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from inference.files import check_writable, locked, one_line, write_atomically
 from inference.labels import LABEL_NAMES
@@ -30,8 +29,8 @@ def code_revision() -> str:
         return "unknown"
 
 
-def read_run(output: Path) -> tuple[dict, Recipe]:
-    """Return what `run.json` says of a run, and its recipe.
+def read_run(output: Path) -> tuple[dict[str, Any], Recipe]:
+    """Return a run's `run.json`, and its recipe.
 
     Raises:
         TrainingError: there is none, or it is damaged.
@@ -70,26 +69,26 @@ def describe_run(
     intensities: Intensities,
     anatomies: list[str],
     start_from: str | None,
-) -> dict:
-    """Return what `run.json` says of a run: everything but its numbers.
+) -> dict[str, Any]:
+    """Return the content of `run.json` but for the recipe.
 
     Args:
-        training, held_out: cached cases.
+        training, held_out: cases.
         intensities: of the training set.
-        anatomies: the files of which slices are drawn.
-        start_from: the weights with which the run begins, or None for random ones.
+        anatomies: names of the files that synthetic slices are drawn from.
+        start_from: name of the file of first weights, or None for random ones.
     """
 
-    def describe(case: Case) -> dict:
+    def describe(case: Case) -> dict[str, Any]:
         return {
             "name": case.name,
             "patient": case.patient,
-            "image": str(case.image),
+            "image": str(case.files.image),
             "slices": case.cached.shape[0],
             "annotated_labels": case.annotated,
             "present_labels": case.cached.present,
-            "window_hu": case.window_hu,
-            "data_set": case.mapping.description if case.mapping else None,
+            "window_hu": case.files.window_hu,
+            "data_set": case.files.mapping.description,
         }
 
     return {
@@ -102,35 +101,43 @@ def describe_run(
     }
 
 
-def weights_metadata(recipe: Recipe, mean: float, std: float, **texts: str) -> WeightsMetadata:
-    """Return the metadata of a run's weights.
-
-    Args:
-        recipe: of the run.
-        mean, std: of its intensities, HU.
-        texts: trained_on, licence, date, revision, warning; those not given are "".
-    """
+def weights_metadata(
+    recipe: Recipe,
+    mean: float,
+    std: float,
+    *,
+    trained_on: str = "",
+    licence: str = "",
+    date: str = "",
+    revision: str = "",
+    warning: str = "",
+) -> WeightsMetadata:
+    """Return the metadata of a run's weights; mean and std are of its intensities, HU."""
     return WeightsMetadata(
         base_channels=recipe.base_channels,
         num_classes=len(LABEL_NAMES),
         intensity_mean=mean,
         intensity_std=std,
+        trained_on=trained_on,
+        licence=licence,
+        date=date,
+        revision=revision,
         matrix_reduction=recipe.matrix_reduction,
         attention=recipe.attention,
         supervised_channels=recipe.supervised_channels,
         clip_hu=recipe.clips,
-        **{**dict.fromkeys(("trained_on", "licence", "date", "revision"), ""), **texts},
+        warning=warning,
     )
 
 
-def start_or_resume(output: Path, recipe: Recipe, description: dict) -> list[str]:
+def start_or_resume(output: Path, recipe: Recipe, description: dict[str, Any]) -> list[str]:
     """Write a new run's files, or check that the run there is this one.
 
     Returns:
-        What to know before it goes on, a line each.
+        Lines to report before it starts.
 
     Raises:
-        TrainingError: the run there has other numbers or other data, or is beyond the last step.
+        TrainingError: the run there has other numbers or other data, or more steps.
         OSError: the files cannot be written.
     """
     about = json.loads(json.dumps({**description, "recipe": dataclasses.asdict(recipe)}))
@@ -142,11 +149,11 @@ def start_or_resume(output: Path, recipe: Recipe, description: dict) -> list[str
         done = read_checkpoint(output / "last.pt", mmap=True)["step"]
         if done > recipe.steps:
             raise TrainingError(
-                f"{output} has done {done} steps, more than --steps {recipe.steps}: give more to "
-                f"go on, or use it as it is (python -m training export {output} --checkpoint last)"
+                f"{output} has done {done} steps, more than --steps {recipe.steps}: raise it, or "
+                f"export the run (python -m training export {output} --checkpoint last)"
             )
         if done == recipe.steps:
-            lines.append(f"{output} has done all its {done} steps: more --steps would go on")
+            lines.append(f"{output} has done all its {done} steps: --steps N continues it")
         rates = [learning_rate_at(done, one) for one in (known, recipe)]
         if rates[0] != rates[1] and done < recipe.steps:
             lines.append("its learning rate at step {} was {:.1e}, now {:.1e}".format(done, *rates))
@@ -154,7 +161,7 @@ def start_or_resume(output: Path, recipe: Recipe, description: dict) -> list[str
             if (was := getattr(known, name)) != value and name not in MAY_CHANGE_ON_RESUME:
                 raise TrainingError(
                     f"{output} is a run with {name} {was}, not {value}: name another --output, or "
-                    "give the same numbers to go on"
+                    "give the same numbers to resume it"
                 )
         for name in description:
             if before.get(name) != about[name]:
@@ -167,35 +174,3 @@ def start_or_resume(output: Path, recipe: Recipe, description: dict) -> list[str
     write_atomically(output / "recipe.toml", to_toml(recipe).encode())
     write_atomically(output / "run.json", json.dumps(about, indent=1).encode())
     return lines
-
-
-METRICS = ("step", "loss", "learning_rate", "slices_per_s", "seconds")
-"""Columns of metrics.csv: loss is the mean since the row before, seconds those of training."""
-
-
-def read_metrics(output: Path) -> list[dict[str, float]]:
-    """Return the rows of a run's `metrics.csv`.
-
-    Raises:
-        TrainingError: it is damaged.
-        OSError: it cannot be read.
-    """
-    path = output / "metrics.csv"
-    with path.open(encoding="utf-8", newline="") as file:
-        try:
-            return [{name: float(row[name]) for name in METRICS} for row in csv.DictReader(file)]
-        except (KeyError, TypeError, ValueError) as error:
-            raise TrainingError(f"{path}: damaged ({one_line(error)})") from error
-
-
-def write_metrics(output: Path, rows: list[dict[str, float]]) -> None:
-    """Write what `read_metrics` reads, whole: some file systems cannot append.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    table = StringIO()
-    writer = csv.DictWriter(table, METRICS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({**row, "step": int(row["step"])} for row in rows)
-    write_atomically(output / "metrics.csv", table.getvalue().encode())

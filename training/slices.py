@@ -1,124 +1,38 @@
-"""Random slices of cached cases, and batches of them."""
+"""Random slices of cases that were read, and batches of them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.nn import functional
 
-from training.cases import Case
+from training.cases import Case, annotated_mask, annotated_only
 from training.label_mapping import NUM_LABELS
 from training.loss import IGNORED
 
 _MODEL_LABELS_WEIGHT = 0.5
 
+_BYTES = 3  # of a pixel: int16 HU and uint8 label
+_LARGEST_PART = 0.3  # of a device's free memory, the rest is for the network
+
 
 class Slice(NamedTuple):
-    """One slice to train on, whether read or drawn.
+    """One slice to train on.
 
     Attributes:
         hu: (rows, columns), int16.
         labels: (rows, columns), uint8; 0 where no annotated label is.
-        annotated: (15,), bool: the labels looked for, 0 among them.
+        annotated: (15,), bool: the labels annotated, and 0.
         window: to which the HU are clipped.
         pixel_mm: size of a pixel.
     """
 
-    hu: np.ndarray
-    labels: np.ndarray
+    hu: Tensor
+    labels: Tensor
     annotated: np.ndarray
     window: tuple[float, float]
     pixel_mm: float
-
-
-def annotated_mask(labels: tuple[int, ...]) -> np.ndarray:
-    """(15,) bool: True for the labels given and for 0."""
-    mask = np.zeros(NUM_LABELS, bool)
-    mask[[0, *labels]] = True
-    return mask
-
-
-def annotated_only(labels: np.ndarray, annotated: np.ndarray) -> np.ndarray:
-    """A label map in which labels that nobody looked for are 0, as if they were unmarked."""
-    return np.where(annotated, np.arange(NUM_LABELS), 0).astype(np.uint8)[labels]
-
-
-@dataclass
-class SliceDataset(Dataset):
-    """An endless sequence of random slices: the one at a position depends on the seed alone.
-
-    So a run that is taken up again, or divided over processes, draws the very slices that it would
-    have drawn.
-
-    Attributes:
-        cases: cached.
-        seed: of the draws.
-        label_balanced_fraction: of the slices that are sampled by label: a label uniformly, then a
-            patient that shows it (`_MODEL_LABELS_WEIGHT` for labels by a model), then one of the
-            patient's slices; the others are sampled uniformly from all slices.
-        synthesise: draws a slice with a generator, or None.
-        synthetic_fraction: of the slices that come from it.
-    """
-
-    cases: list[Case]
-    seed: int = 0
-    label_balanced_fraction: float = 0.0
-    synthesise: Callable[[np.random.Generator], Slice] | None = None
-    synthetic_fraction: float = 0.0
-    _all: np.ndarray = field(init=False, repr=False)
-    _showing: list[tuple[list[np.ndarray], np.ndarray]] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if not self.cases:  # every slice is drawn
-            return
-        masks = [np.array(case.cached.slice_labels, np.int64) for case in self.cases]
-        self._all = np.array(
-            [(number, index) for number, mask in enumerate(masks) for index in range(len(mask))]
-        )
-        self._showing = []
-        for label in range(1, NUM_LABELS):
-            of_patient: dict[str, list[tuple[int, int]]] = {}
-            weights: dict[str, float] = {}
-            for number, (case, mask) in enumerate(zip(self.cases, masks, strict=True)):
-                shown = np.flatnonzero(mask >> label & 1)
-                if label in case.annotated and len(shown):
-                    of_patient.setdefault(case.patient, []).extend((number, i) for i in shown)
-                    weights[case.patient] = 1.0 if case.expert else _MODEL_LABELS_WEIGHT
-            if of_patient:
-                share = np.array(list(weights.values()))
-                rows = [np.array(of_patient[patient]) for patient in weights]
-                self._showing.append((rows, share / share.sum()))
-
-    def locate(self, position: int) -> tuple[int, int] | np.random.Generator:
-        """Return the case and the slice at a position, or the generator to draw a slice with."""
-        rng, synthetic = np.random.default_rng((self.seed, position)).spawn(2)
-        if rng.random() < self.synthetic_fraction:
-            return synthetic
-        rows = self._all
-        if rng.random() < self.label_balanced_fraction and self._showing:
-            patients, share = self._showing[rng.integers(len(self._showing))]
-            rows = patients[rng.choice(len(patients), p=share)]
-        number, index = rows[rng.integers(len(rows))]
-        return int(number), int(index)
-
-    def __getitem__(self, position: int) -> Slice:
-        """Return the slice at a position, 0 or more, of the sequence."""
-        place = self.locate(position)
-        if isinstance(place, np.random.Generator):
-            return self.synthesise(place)
-        number, index = place
-        case = self.cases[number]
-        annotated = annotated_mask(case.annotated)
-        return Slice(
-            hu=np.array(case.cached.hu[index]),
-            labels=annotated_only(case.cached.label_map[index], annotated),
-            annotated=annotated,
-            window=case.cached.window,
-            pixel_mm=case.cached.pixel_mm,
-        )
 
 
 class Batch(NamedTuple):
@@ -139,29 +53,122 @@ class Batch(NamedTuple):
     pixel_mm: Tensor
 
 
+def fit_on(cases: list[Case], device: torch.device) -> bool:
+    """Return whether all slices leave a CUDA device enough memory to train with them."""
+    if device.type != "cuda":
+        return False
+    pixels = sum(int(np.prod(case.cached.shape)) for case in cases)
+    return pixels * _BYTES < _LARGEST_PART * torch.cuda.mem_get_info(device)[0]
+
+
+class Slices:
+    """An endless sequence of random slices: the one at a position depends on the seed alone.
+
+    So a run that is resumed, or divided over processes, gets the slices that it would have had.
+    """
+
+    def __init__(
+        self,
+        cases: list[Case],
+        synthetic: list[Case],
+        *,
+        seed: int,
+        label_balanced_fraction: float,
+        synthetic_fraction: float,
+        device: torch.device | None = None,
+    ) -> None:
+        """Take the cases.
+
+        Args:
+            cases: read.
+            synthetic: of one slice each.
+            seed: of the sequence.
+            label_balanced_fraction: of the slices of `cases`, those sampled by label: a label
+                uniformly, then a patient that shows it (`_MODEL_LABELS_WEIGHT` for labels by a
+                model), then one of the patient's slices; the others are sampled uniformly.
+            synthetic_fraction: of the slices, the synthetic ones.
+            device: that holds all slices; None: they are read when they are needed.
+        """
+        self.cases, self.real, self.seed = [*cases, *synthetic], len(cases), seed
+        self.label_balanced_fraction = label_balanced_fraction
+        self.synthetic_fraction = synthetic_fraction
+        self._resident: list[tuple[Tensor, Tensor]] = []
+        for case in self.cases if device else ():
+            labels = annotated_only(case.cached.label_map, case.annotated)
+            hu = torch.from_numpy(np.array(case.cached.hu))
+            self._resident.append((hu.to(device), torch.from_numpy(labels).to(device)))
+        masks = [np.array(case.cached.slice_labels, np.int64) for case in cases]
+        self._all = np.array(
+            [(number, index) for number, mask in enumerate(masks) for index in range(len(mask))]
+        )
+        self._showing: list[tuple[list[np.ndarray], np.ndarray]] = []  # patients' slices, by label
+        for label in range(1, NUM_LABELS):
+            of_patient: dict[str, list[tuple[int, int]]] = {}
+            weights: dict[str, float] = {}
+            for number, (case, mask) in enumerate(zip(cases, masks, strict=True)):
+                shown = np.flatnonzero(mask >> label & 1).tolist()
+                if label in case.annotated and shown:
+                    of_patient.setdefault(case.patient, []).extend((number, i) for i in shown)
+                    weights[case.patient] = 1.0 if case.files.expert else _MODEL_LABELS_WEIGHT
+            if of_patient:
+                share = np.array(list(weights.values()))
+                rows = [np.array(of_patient[patient]) for patient in weights]
+                self._showing.append((rows, share / share.sum()))
+
+    def locate(self, position: int, *, plain: bool = False) -> tuple[int, int]:
+        """Return the numbers of the case and the slice at a position.
+
+        Args:
+            position: 0 or more.
+            plain: sample uniformly, and from synthetic slices only where there are no others.
+        """
+        rng, synthetic = np.random.default_rng((self.seed, position)).spawn(2)
+        is_synthetic = rng.random() < self.synthetic_fraction and not plain
+        if is_synthetic or not self.real:
+            return int(synthetic.integers(self.real, len(self.cases))), 0
+        rows = self._all
+        if rng.random() < self.label_balanced_fraction and self._showing and not plain:
+            patients, share = self._showing[rng.integers(len(self._showing))]
+            rows = patients[rng.choice(len(patients), p=share)]
+        number, index = rows[rng.integers(len(rows))]
+        return int(number), int(index)
+
+    def slice_at(self, position: int, *, plain: bool = False) -> Slice:
+        """Return the slice at a position, sampled as `locate` does."""
+        number, index = self.locate(position, plain=plain)
+        case = self.cases[number]
+        if self._resident:
+            hu, labels = (part[index] for part in self._resident[number])
+        else:
+            known = annotated_only(case.cached.label_map[index], case.annotated)
+            hu, labels = torch.from_numpy(np.array(case.cached.hu[index])), torch.from_numpy(known)
+        annotated = annotated_mask(case.annotated)
+        return Slice(hu, labels, annotated, case.cached.window, case.cached.pixel_mm)
+
+
 def collate(slices: list[Slice], multiple: int) -> Batch:
     """Stack slices, padded on all sides to the largest of them: their middles are in one place.
 
     The image's padding repeats its edge, as in inference; the labels' is `IGNORED`.
 
     Args:
-        slices: of any sizes.
+        slices: of any sizes, on one device.
         multiple: of which rows and columns are to be.
     """
     rows, columns = (
         -(-max(part.hu.shape[axis] for part in slices) // multiple) * multiple for axis in (0, 1)
     )
-    hu = np.empty((len(slices), 1, rows, columns), np.int16)
-    labels = np.full((len(slices), rows, columns), IGNORED, np.uint8)
-    for index, part in enumerate(slices):
+    hu, labels = [], []
+    for part in slices:
         height, width = part.hu.shape
         top, left = (rows - height) // 2, (columns - width) // 2
-        around = ((top, rows - height - top), (left, columns - width - left))
-        hu[index, 0] = np.pad(part.hu, around, mode="edge")
-        labels[index, top : top + height, left : left + width] = part.labels
+        around = (left, columns - width - left, top, rows - height - top)
+        # In float32, which torch can pad by the edge and which holds int16 exactly.
+        hu.append(functional.pad(part.hu[None].float(), around, mode="replicate").short())
+        labels.append(functional.pad(part.labels, around, value=IGNORED))
     return Batch(
-        hu=torch.from_numpy(hu),
-        labels=torch.from_numpy(labels),
+        hu=torch.stack(hu),
+        labels=torch.stack(labels),
         annotated=torch.from_numpy(np.stack([part.annotated for part in slices])),
         window=torch.tensor([part.window for part in slices], dtype=torch.float32),
         pixel_mm=torch.tensor([part.pixel_mm for part in slices], dtype=torch.float32),

@@ -1,28 +1,36 @@
-"""Synthetic CT from anatomy: endless fully labelled slices to train on.
+"""Synthetic CT from anatomy: fully labelled slices to train on.
 
 Domain randomisation as SynthSeg does it (Billot et al., Medical Image Analysis 86, 2023): a label
 map of many structures is deformed at random, every structure gets a random attenuation, and the
 scanner's own marks are added. Nothing is learned from real grey values, so that a network trained
 on it depends on shapes and neighbourhoods and not on one contrast phase or one kernel.
 
-An anatomy is a label map in the numbers of `synthetic.structures.STRUCTURES`, widened by those of
-`anatomies.py`.
-It comes from the phantom (many patients, each a cartoon) or from a file in TotalSegmentator's class
-numbers (one patient, in detail).
+An anatomy is a label map in the numbers of `synthetic.structures.STRUCTURES` and `anatomies.py`. It
+comes from the phantom (many patients, each a cartoon) or from a file of structures (one patient, in
+detail).
 
 Axes are (slices, rows, columns), toward (superior, posterior, left); lengths are in mm.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
+from torch.nn import functional
+from tqdm import tqdm
 
-from inference.files import one_line
-from inference.labels import LABEL_NAMES
-from synthetic.structures import CORES, NUMBERS, PHASES, STRUCTURES
+from inference.files import one_line, write_atomically
+from inference.memory import cpu_limit
+from synthetic.grid import bspline_weights
+from synthetic.structures import ALIKE, CORES, NUMBERS, PHASES, STRUCTURES
 from training import TrainingError
 from training.anatomies import (
     COUNT,
@@ -32,14 +40,20 @@ from training.anatomies import (
     RIGHT_MEDULLA,
     STOMACH_CONTENT,
     Anatomy,
-    in_parallel,
     load_anatomy_map,
-    phantom_anatomies,
+    phantom_anatomy,
     read_anatomy,
 )
-from training.deformation import deformed_slab
-from training.slices import Slice, annotated_only
-from training.textures import blurred, doubled, scanner, smooth_noise
+from training.cache import describe, file_identity, save_array
+from training.cases import CachedVolume, Case, CaseFiles, annotated_only
+
+SLICES = 1000
+"""Synthetic slices, drawn before the first step and used again and again."""
+
+PIXEL_MM = 0.8
+"""Of synthetic slices."""
+
+_CACHE_VERSION = 1
 
 _HOSTS = [
     NUMBERS[name] for name in ("liver", "right kidney", "left kidney", "pancreas", "spleen")
@@ -49,61 +63,116 @@ _HOSTS = [
 _HOST_WEIGHTS = np.array([6, 2, 2, 3, 0.5, 1, 0.5, 0.5])
 
 
-@dataclass(frozen=True)
-class Synthesis:
-    """Draws slices: call it with a generator.
-
-    Attributes:
-        anatomies: to draw from, each as often as any other within its group.
-        groups: sizes of the groups, in order: the anatomies of a group share its part equally, and
-            every group has the same part (one detailed patient beside a hundred cartoons).
-        matrix: rows and columns of the slices; even.
-        pixel_mm: of the slices.
-    """
-
-    anatomies: list[Anatomy]
-    groups: tuple[int, ...]
-    matrix: int = 512
-    pixel_mm: float = 0.8
-
-    def __call__(self, rng: np.random.Generator) -> Slice:
-        """One slice; all labels are looked for that its anatomy tells apart."""
-        group = rng.integers(len(self.groups))
-        number = sum(self.groups[:group]) + rng.integers(self.groups[group])
-        return draw_slice(self.anatomies[number], rng, self.matrix, self.pixel_mm)
+@lru_cache(maxsize=64)
+def _splines(size: int, step: float) -> torch.Tensor:
+    """Return B-spline weights (size, cells) of pixels for control points `step` apart."""
+    cells = math.ceil((size - 1) / step) + 3
+    return torch.from_numpy(bspline_weights(np.arange(size) - (size - 1) / 2, cells, step))
 
 
-def _read_file(file: str) -> Anatomy:
-    path, _, name = file.partition("=")
-    try:
-        return read_anatomy(Path(path), load_anatomy_map(name or "totalsegmentator"))
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"{path}: {one_line(error)}") from error
+def smooth_noise(rng: np.random.Generator, size: int, step: float) -> np.ndarray:
+    """Return (size, size) float32: noise of mean 0 and deviation about 1, smooth over `step`."""
+    weights = _splines(size, step)
+    cells = weights.shape[1]
+    control = torch.from_numpy(rng.standard_normal((cells, cells), dtype=np.float32))
+    # By torch, which keeps to one thread here; numpy's BLAS takes all cores in each process.
+    return (weights @ control @ weights.T / 0.5).numpy()
 
 
-def load(files: Sequence[str], phantoms: int, cache: Path) -> Synthesis:
-    """Make ready to draw slices: from files, if there are any, as often as from phantoms.
+def _blurred(image: np.ndarray, sigma: float) -> np.ndarray:
+    """Blur by `sigma` pixels; not by one too small to be seen."""
+    return ndimage.gaussian_filter(image, sigma, truncate=2.5) if sigma > 0.2 else image
+
+
+def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+
+def _scanner(image: np.ndarray, rng: np.random.Generator, pixel_mm: float) -> np.ndarray:
+    """Add noise with a kernel's correlation, cupping and streaks to a slice, HU."""
+    size = len(image)
+    deviation = _log_uniform(rng, 3, 40)
+    noise = rng.standard_normal((size, size), dtype=np.float32)
+    soft = _blurred(noise, rng.uniform(0.3, 1.3) / pixel_mm)
+    if rng.random() < 0.3:  # a sharp kernel strengthens what is fine
+        soft = noise - 0.7 * soft
+    image = image + soft * np.float32(deviation / max(soft.std(), 1e-6))
+    if rng.random() < 0.3:  # beam hardening: darker or brighter toward the middle, and streaks
+        line = np.linspace(-1, 1, size, dtype=np.float32)
+        image += rng.normal(0, 8) * (1 - np.add.outer(line**2, line**2))
+        across = ndimage.gaussian_filter1d(rng.standard_normal(size).astype(np.float32), 2)
+        image += rng.uniform(0, 25) * across[:, None] * (1 - line**2)
+    return image
+
+
+def _choose_level(anatomy: Anatomy, rng: np.random.Generator) -> float:
+    """Return the slice, in voxels, around which to cut: 60 % by label, as rare organs need."""
+    if rng.random() < 0.6:
+        labels = sorted(anatomy.slices_with)
+        slices = anatomy.slices_with[labels[rng.integers(len(labels))]]
+        return float(slices[rng.integers(len(slices))])
+    return rng.uniform(0, anatomy.structures.shape[0] - 1)
+
+
+def _deformed_slab(
+    anatomy: Anatomy, rng: np.random.Generator, size: int, pixel_mm: float
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Cut a deformed slab of the anatomy: nearest structures, and distances from the hull.
 
     Args:
-        files: FILE or FILE=MAP, a path and which map its numbers are of (`load_anatomy_map`).
-        phantoms: number of synthetic patients.
-        cache: folder for these.
+        anatomy: to cut from.
+        rng: source of everything random.
+        size: rows and columns.
+        pixel_mm: size of a pixel.
 
-    Raises:
-        TrainingError: a file is not an anatomy; its name is in the message.
-        OSError: the cache cannot be written.
+    Returns:
+        (k, size, size): the structures in k planes through the thickness of the slice, and
+        `beyond` in the same places, or None.
     """
-    anatomies = in_parallel(_read_file, [(file,) for file in files], "anatomies")
-    anatomies += phantom_anatomies(phantoms, cache)
-    return Synthesis(anatomies, tuple(size for size in (len(files), phantoms) if size))
+    spacing = np.array(anatomy.spacing, np.float32)
+    planes = int(rng.integers(1, 4))
+    thickness = _log_uniform(rng, 1.0, 8.0)
+    depth = ((np.arange(planes) + 0.5) / planes - 0.5) * thickness
+    across = (np.arange(size, dtype=np.float32) - (size - 1) / 2) * pixel_mm
 
+    angles = rng.normal(0, (7, 4, 4))  # about the superior, left and posterior axis
+    rotation = Rotation.from_euler("xzy", angles, degrees=True).as_matrix()
+    scale = np.exp(rng.normal(0, 0.1) + rng.normal(0, 0.06, 3))
+    matrix = (rotation / scale).astype(np.float32)
 
-def intensity_statistics(synthesise: Synthesis, slices: int = 100) -> tuple[float, float]:
-    """Mean and standard deviation, HU, of slices drawn, each clipped to its own window."""
-    rng = np.random.default_rng(0)
-    drawn = [synthesise(rng) for _ in range(slices)]
-    values = np.concatenate([np.clip(part.hu, *part.window).ravel() for part in drawn])
-    return float(values.mean()), float(values.std())
+    # Millimetres from the middle of the slice, before and after.
+    places = np.stack(np.meshgrid(depth, across, across, indexing="ij")).astype(np.float32)
+    points = np.einsum("ab,bpij->apij", matrix, places)
+    for distance, strength in ((90.0, rng.uniform(0, 9)), (30.0, rng.uniform(0, 3))):
+        for axis in range(3):
+            points[axis] += strength * smooth_noise(rng, size, distance / pixel_mm)
+
+    shape = np.array(anatomy.structures.shape)
+    centre = (shape - 1) / 2
+    centre[0] = _choose_level(anatomy, rng)
+    changed = rng.permutation(sorted(anatomy.boxes))[:4]
+    for label in changed:
+        middle, half = anatomy.boxes[label]
+        growth = np.exp(rng.normal(0, 0.2))
+        offset = ((middle - centre) * spacing).astype(np.float32)
+        if abs(offset[0]) > 2 * half[0] + 20:
+            continue
+        away = [points[axis] - offset[axis] for axis in range(3)]
+        square = sum((part / (1.2 * size)) ** 2 for part, size in zip(away, half, strict=True))
+        weight = np.float32(1 / growth - 1) * np.exp(-square)
+        for axis in range(3):
+            points[axis] += weight * away[axis]
+
+    index, outside = np.zeros(points.shape[1:], np.int64), np.zeros(points.shape[1:], bool)
+    for axis in range(3):
+        place = np.rint(points[axis] / spacing[axis] + np.float32(centre[axis])).astype(np.int32)
+        if axis > 0:  # beyond the first and last slice, those go on
+            outside |= (place < 0) | (place >= shape[axis])
+        index = index * shape[axis] + np.clip(place, 0, shape[axis] - 1)
+    structures = np.where(outside, 0, anatomy.structures.reshape(-1)[index])
+    if anatomy.beyond is None:
+        return structures, None
+    return structures, np.where(outside, 255, anatomy.beyond.reshape(-1)[index])
 
 
 def _add_wall(
@@ -114,7 +183,7 @@ def _add_wall(
     uneven = smooth_noise(rng, size, 60 / pixel_mm)
     distance = beyond + 2.0 * uneven
     muscle = rng.uniform(2, 14)
-    fat = muscle + np.exp(rng.uniform(np.log(3), np.log(45)))
+    fat = muscle + _log_uniform(rng, 3, 45)
     empty = structures == 0
     for name, upto in (
         ("skin", fat + 2.5),
@@ -152,7 +221,7 @@ def _add_lesions(
         host = int(rng.choice(_HOSTS, p=weights / weights.sum()))
         rows, columns = np.nonzero(plane == host)
         chosen = rng.integers(len(rows))
-        radius = np.exp(rng.uniform(np.log(3), np.log(35))) / pixel_mm
+        radius = _log_uniform(rng, 3, 35) / pixel_mm
         reach = int(radius * 1.6) + 2
         row, column = int(rows[chosen]), int(columns[chosen])
         window = (
@@ -172,7 +241,7 @@ def _add_lesions(
 
 
 def _levels(rng: np.random.Generator, hosts: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean attenuation and texture of every structure, HU, of one patient in one phase."""
+    """Return mean attenuation and texture of every structure, HU, of a patient in one phase."""
     phase = rng.integers(len(PHASES))
     doubt = rng.uniform(0, 18)  # no table of attenuations is the truth of a clinic
     levels, textures = np.zeros((2, COUNT), np.float32)
@@ -181,12 +250,7 @@ def _levels(rng: np.random.Generator, hosts: dict[int, int]) -> tuple[np.ndarray
         textures[number] = structure.texture
         if -200 < levels[number] < 150:
             levels[number] += rng.normal(0, doubt)
-    for one, other in (
-        ("right kidney", "left kidney"),
-        ("right adrenal gland", "left adrenal gland"),
-        ("aorta", "arteries"),
-        ("inferior vena cava", "veins"),
-    ):
+    for one, other in ALIKE:
         levels[NUMBERS[other]] = levels[NUMBERS[one]] + rng.normal(0, 4)
     if rng.random() < 0.15:  # fatty liver
         levels[NUMBERS["liver"]] -= rng.uniform(10, 60)
@@ -207,7 +271,7 @@ def _levels(rng: np.random.Generator, hosts: dict[int, int]) -> tuple[np.ndarray
 
 
 def _add_gas(structures: np.ndarray, hu: np.ndarray, rng: np.random.Generator) -> None:
-    """Gas above the contents of stomach and bowel, in place: it rises to the front."""
+    """Add gas above the contents of stomach and bowel, in place: it rises to the front."""
     size = structures.shape[-1]
     for content, often in (
         (STOMACH_CONTENT, 0.5),
@@ -230,9 +294,9 @@ def _add_gas(structures: np.ndarray, hu: np.ndarray, rng: np.random.Generator) -
 
 
 def draw_slice(
-    anatomy: Anatomy, rng: np.random.Generator, matrix: int = 512, pixel_mm: float = 0.8
-) -> Slice:
-    """Draw a slice of a patient nobody has seen.
+    anatomy: Anatomy, rng: np.random.Generator, matrix: int = 512, pixel_mm: float = PIXEL_MM
+) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
+    """Draw a slice of a new patient.
 
     The anatomy is sampled at twice the pixel, which is about its own resolution, and noise is added
     at the pixel itself.
@@ -244,19 +308,17 @@ def draw_slice(
         pixel_mm: size of a pixel.
 
     Returns:
-        A slice of (matrix, matrix), all labels looked for but the anatomy's unknown ones. Its
-        window is what the 1st and 99th percentile of a whole CT may be: air or the padding's value,
+        HU, int16, and the anatomy's annotated labels, uint8, both (matrix, matrix); and a window,
+        HU, such as the 1st and 99th percentile of a whole CT may be: air or the padding's value,
         and bone or soft tissue.
     """
     coarse_mm, size = 2 * pixel_mm, matrix // 2
-    structures, beyond = deformed_slab(anatomy, rng, size, coarse_mm)
+    structures, beyond = _deformed_slab(anatomy, rng, size, coarse_mm)
     if beyond is not None:
         _add_wall(structures, beyond, rng, coarse_mm)
     hosts = _add_lesions(structures, rng, coarse_mm)
     levels, textures = _levels(rng, hosts)
-    annotated = np.ones(len(LABEL_NAMES), bool)
-    annotated[list(anatomy.unknown_labels)] = False
-    labels = annotated_only(LABELS[structures[structures.shape[0] // 2]], annotated)
+    labels = annotated_only(LABELS[structures[structures.shape[0] // 2]], anatomy.annotated)
 
     smooth = smooth_noise(rng, size, rng.uniform(6, 25) / coarse_mm)
     # Vessels: thin ridges of a smooth field, where organs have them.
@@ -265,23 +327,103 @@ def draw_slice(
     hu = levels[structures] + textures[structures] * smooth
     hu += vessel * (ridges & np.isin(structures, (NUMBERS["liver"], NUMBERS["visceral fat"])))
     grain = rng.standard_normal((size, size), dtype=np.float32)
-    hu += textures[structures] * blurred(grain, rng.uniform(0.3, 1.2))
+    hu += textures[structures] * _blurred(grain, rng.uniform(0.3, 1.2))
     _add_gas(structures, hu, rng)
     plane = hu.mean(axis=0)
-    plane = blurred(plane, rng.uniform(0.3, 1.0))
+    plane = _blurred(plane, rng.uniform(0.3, 1.0))
 
-    image = scanner(doubled(doubled(plane).T).T, rng, pixel_mm)
-    low, high = rng.normal(-1010, 15), np.exp(rng.uniform(np.log(160), np.log(900)))
+    coarse = torch.from_numpy(plane)[None, None]
+    finer = functional.interpolate(coarse, scale_factor=2, mode="bilinear")[0, 0].numpy()
+    image = _scanner(finer, rng, pixel_mm)
+    low, high = rng.normal(-1010, 15), _log_uniform(rng, 160, 900)
     if rng.random() < 0.4:  # what lies outside the circle that was measured
         padding = float(rng.choice((-1024, -2048, -3024), p=(0.6, 0.25, 0.15)))
         y = np.arange(matrix) - (matrix - 1) / 2
         radius = rng.uniform(0.47, 0.52) * matrix
         image[np.add.outer(y**2, y**2) > radius**2] = padding
         low = min(low, padding) if rng.random() < 0.8 else low
-    return Slice(
-        hu=np.clip(np.rint(image), -3024, 3071).astype(np.int16),
-        labels=labels.repeat(2, axis=0).repeat(2, axis=1),
-        annotated=annotated,
-        window=(float(low), float(high)),
-        pixel_mm=pixel_mm,
-    )
+    hu = np.clip(np.rint(image), -3024, 3071).astype(np.int16)
+    return hu, labels.repeat(2, axis=0).repeat(2, axis=1), (float(low), float(high))
+
+
+def _draw_source(source: str, count: int, folder: Path) -> None:
+    """Draw slices of one source into `hu.npy`, `labels.npy` and, last, `slices.json`.
+
+    Args:
+        source: FILE or FILE=MAP, or the number of a synthetic patient.
+        count: of slices.
+        folder: for the files.
+    """
+    path, _, name = source.partition("=")
+    try:
+        if source.isdigit():
+            anatomy = phantom_anatomy(int(source))
+        else:
+            anatomy = read_anatomy(Path(path), load_anatomy_map(name or "totalsegmentator"))
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{path}: {one_line(error)}") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    seed = int(source) + 1 if source.isdigit() else 0
+    drawn = [draw_slice(anatomy, np.random.default_rng((seed, n))) for n in range(count)]
+    hu, labels, windows = zip(*drawn, strict=True)
+    about = [
+        describe(values[None], part[None], (PIXEL_MM,) * 3, window)
+        for values, part, window in zip(hu, labels, windows, strict=True)
+    ]
+    save_array(folder / "hu.npy", np.stack(hu))
+    save_array(folder / "labels.npy", np.stack(labels))
+    content = {"annotated": anatomy.annotated, "slices": about}
+    write_atomically(folder / "slices.json", json.dumps(content).encode())
+
+
+def _read_source(folder: Path) -> Iterator[Case]:
+    """Return each slice that `_draw_source` drew as a case of its own, with its own window."""
+    content = json.loads((folder / "slices.json").read_text(encoding="utf-8"))
+    hu, labels = (np.load(folder / f"{name}.npy", "r") for name in ("hu", "labels"))
+    for index, about in enumerate(content["slices"]):
+        name = f"{folder.name}-{index}"
+        files = CaseFiles("synthetic", name, folder, folder, name, stack=True)
+        here = slice(index, index + 1)
+        yield Case(
+            files, tuple(content["annotated"]), CachedVolume.of(hu[here], labels[here], about)
+        )
+
+
+def synthetic_cases(files: Sequence[str], phantoms: int, cache: Path, count: int) -> list[Case]:
+    """Return synthetic slices, drawn by all cores or found in the cache.
+
+    Args:
+        files: FILE or FILE=MAP, a path and which map its numbers are of (`load_anatomy_map`).
+        phantoms: number of synthetic patients; of files there are as many slices as of these.
+        cache: folder.
+        count: of slices, about.
+
+    Raises:
+        TrainingError: a file is not an anatomy; its name is in the message.
+        OSError: the cache cannot be written.
+    """
+    groups = [list(files), [str(number) for number in range(phantoms)]]
+    parts = sum(map(bool, groups))
+    tasks = []
+    for group in groups:
+        for source in group:
+            share = math.ceil(count / parts / len(group))
+            key = [_CACHE_VERSION, source, share]
+            if not source.isdigit():
+                try:
+                    key += file_identity(Path(source.partition("=")[0]), by_content=False)
+                except OSError as error:
+                    raise TrainingError(f"{source}: {one_line(error)}") from error
+            digest = hashlib.sha256(repr(key).encode(errors="surrogateescape")).hexdigest()[:16]
+            tasks.append((source, share, cache / f"synthetic-{digest}"))
+    missing = [task for task in tasks if not (task[2] / "slices.json").is_file()]
+    if missing:
+        # Threads of torch do not survive the fork.
+        workers = min(cpu_limit(), len(missing))
+        pool = ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            outcomes = pool.map(_draw_source, *zip(*missing, strict=True))
+            list(tqdm(outcomes, "synthetic slices", len(missing), leave=False, disable=None))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return [case for _, _, folder in tasks for case in _read_source(folder)]

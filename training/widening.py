@@ -13,11 +13,13 @@ The constant 1/2 cancels, at borders and in half precision too.
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from inference.network.model import SKIP_LAYERS, Attention, AttentionUNet
 
-_LEVELS = 4  # supervised maps that the fusion sees, one after another
+_LEVELS = 4  # decoders, and supervised maps that the fusion reads, one after another
+
+_EPSILON = 1e-5  # of batch normalisation
 
 # Standard deviation of z. The attention bends larger ones: 0.08 is the largest with which all maps
 # correlate with the narrow network's by 0.999. Smaller ones are lost in bfloat16, whose steps above
@@ -81,60 +83,73 @@ def _prepared_for_attention(narrow: AttentionUNet) -> AttentionUNet:
     network(torch.randn(1, 1, 256, 256).expand(-1, 3, -1, -1))
     *scales, fusion_scale = (_SPREAD / spread for spread in spreads)
 
-    features_norm = network.encoder[-2]
-    for level, (decoder, scale) in enumerate(zip(network.decoders, scales, strict=True)):
+    weights = network.state_dict()
+    features_norm = f"encoder.{len(network.encoder) - 2}"
+    for level, scale in enumerate(scales):
         skip = SKIP_LAYERS[-1 - level]
         outer = scale**_BY_NORMALISATION
-        for norm in (features_norm, network.encoder[skip - 1]):
-            norm.weight *= outer
-            norm.bias *= outer
+        for norm in (features_norm, f"encoder.{skip - 1}"):
+            _scale(weights, norm, outer)
         # Others that read these: the encoder after its pooling, and the supervision.
-        _absorb(network.encoder[skip + 2 : skip + 4], outer)
+        _absorb(weights, f"encoder.{skip + 2}", f"encoder.{skip + 3}", outer)
         if level > 0:
-            _absorb(network.supervision[level - 1][:2], outer)
+            _absorb(weights, f"supervision.{level - 1}.0", f"supervision.{level - 1}.1", outer)
         # Where `reduce` runs twice, the first half of its weights reads half of the upsampled
         # features, then its own output, which is z: so these features get the whole scale and that
         # half of the weights stays. The second half reads maps with the outer part of the scale.
-        channels = decoder.reduce.out_channels
-        decoder.upsample.weight[:, :channels] *= scale / outer
-        decoder.upsample.bias[:channels] *= scale
-        decoder.upsample.bias[channels:] *= outer
-        decoder.reduce.weight[:, channels:] *= scale / outer
-        decoder.reduce.bias *= scale
+        upsample, reduce = f"decoders.{level}.upsample", f"decoders.{level}.reduce"
+        channels = len(weights[f"{reduce}.bias"])
+        weights[f"{upsample}.weight"][:, :channels] *= scale / outer
+        weights[f"{upsample}.bias"][:channels] *= scale
+        weights[f"{upsample}.bias"][channels:] *= outer
+        weights[f"{reduce}.weight"][:, channels:] *= scale / outer
+        weights[f"{reduce}.bias"] *= scale
         # What reads the attention, which makes z/4 of z.
-        _absorb((decoder.refine or network.supervision[level])[:2], scale / 4)
-        if decoder.refine:
-            features_norm = decoder.refine[-2]
-
-    network.fusion[1].weight *= fusion_scale
-    network.fusion[1].bias *= fusion_scale
-    network.head.weight *= 4 / fusion_scale / (1 - _LESS)
+        reader = _reader(weights, level)
+        _absorb(weights, f"{reader}.0", f"{reader}.1", scale / 4)
+        if reader.startswith("decoders"):
+            features_norm = f"{reader}.4"
+    _scale(weights, "fusion.1", fusion_scale)
+    weights["head.weight"] *= 4 / fusion_scale / (1 - _LESS)
     return network
 
 
-def _absorb(layers: nn.Sequential, scale: Tensor) -> None:
+def _reader(weights: dict[str, Tensor], level: int) -> str:
+    """Return the name of the layers that read a decoder's attention."""
+    refine = f"decoders.{level}.refine"
+    return refine if f"{refine}.0.weight" in weights else f"supervision.{level}"
+
+
+def _scale(weights: dict[str, Tensor], norm: str, scale: Tensor) -> None:
+    weights[f"{norm}.weight"] *= scale
+    weights[f"{norm}.bias"] *= scale
+
+
+def _absorb(weights: dict[str, Tensor], convolution: str, norm: str, scale: Tensor) -> None:
     """Let a convolution and its batch normalisation read scaled inputs as they read them before."""
-    convolution, norm = layers
-    convolution.bias *= scale
-    norm.running_mean *= scale
-    before = norm.running_var + norm.eps
-    norm.running_var *= scale**2
-    norm.weight *= ((norm.running_var + norm.eps) / before).sqrt() / scale  # 1 but for eps
+    weights[f"{convolution}.bias"] *= scale
+    weights[f"{norm}.running_mean"] *= scale
+    variance = weights[f"{norm}.running_var"]
+    before = variance + _EPSILON
+    variance *= scale**2
+    weights[f"{norm}.weight"] *= ((variance + _EPSILON) / before).sqrt() / scale  # 1 but for eps
 
 
 @torch.no_grad()
 def _negate_half(network: AttentionUNet, times: int) -> None:
     """Let half of each channel's copies that the attention sees be the others' negative."""
-    for decoder, supervision in zip(network.decoders, network.supervision, strict=True):
+    weights = network.state_dict()
+    for level in range(_LEVELS):
         # Where `reduce` runs twice it reads positive copies first and both kinds then: so the
         # first half alone.
-        _read_halves(decoder.reduce.weight[:, : decoder.reduce.out_channels], times, 0)
-        for made in (decoder.reduce.weight, decoder.reduce.bias):
-            made.unflatten(0, (-1, 2, times // 2))[:, 1].neg_()
-        _read_halves((decoder.refine or supervision)[0].weight, times, -1)
-    for made in (network.fusion[1].weight, network.fusion[1].bias):
-        made.unflatten(0, (-1, 2, times // 2))[:, 1] *= _LESS
-    _read_halves(network.head.weight, times, -1)
+        made = weights[f"decoders.{level}.reduce.weight"], weights[f"decoders.{level}.reduce.bias"]
+        _read_halves(made[0][:, : len(made[1])], times, 0)
+        for part in made:
+            part.unflatten(0, (-1, 2, times // 2))[:, 1].neg_()
+        _read_halves(weights[f"{_reader(weights, level)}.0.weight"], times, -1)
+    for part in (weights["fusion.1.weight"], weights["fusion.1.bias"]):
+        part.unflatten(0, (-1, 2, times // 2))[:, 1] *= _LESS
+    _read_halves(weights["head.weight"], times, -1)
 
 
 def _read_halves(weights: Tensor, times: int, second: int) -> None:
@@ -169,7 +184,7 @@ def _widened(name: str, weights: Tensor, new: Tensor) -> Tensor:
 
 
 def _times(weights: Tensor, new: Tensor, axis: int) -> int:
-    """How many times as many channels there are."""
+    """Return how many times as many channels there are."""
     times, more = divmod(new.shape[axis], weights.shape[axis])
     if more or not times:
         raise ValueError("the new width is no multiple of the old one")
@@ -177,7 +192,7 @@ def _times(weights: Tensor, new: Tensor, axis: int) -> int:
 
 
 def _reading_copies(weights: Tensor, axis: int, times: int) -> Tensor:
-    """Weights that read so many copies of each channel along an axis, and sum to the old ones."""
+    """Return weights that read copies of each channel along an axis and sum to the old ones."""
     if times == 1:
         return weights
     shares = weights.unsqueeze(axis + 1).repeat_interleave(times, axis + 1) / times
@@ -186,7 +201,7 @@ def _reading_copies(weights: Tensor, axis: int, times: int) -> Tensor:
 
 
 def _reading_more(weights: Tensor, channels: int, levels: int) -> Tensor:
-    """Weights (out, levels x in, …) that read more channels of each level, by 0."""
+    """Return weights (out, levels x in, …) that read more channels of each level, by 0."""
     by_level = weights.unflatten(1, (levels, -1))
     more = channels // levels - by_level.shape[2]
     if more < 0:
@@ -196,7 +211,7 @@ def _reading_more(weights: Tensor, channels: int, levels: int) -> Tensor:
 
 
 def _making(weights: Tensor, new: Tensor, axis: int, layer: str) -> Tensor:
-    """Weights that make more channels along an axis: new ones of supervised maps, else copies."""
+    """Return weights that make more channels: new ones of supervised maps, else copies."""
     if layer == "supervision":
         had = min(weights.shape[axis], new.shape[axis])
         return torch.cat([weights, new.narrow(axis, had, new.shape[axis] - had)], dim=axis)

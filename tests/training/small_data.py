@@ -11,8 +11,9 @@ from training import fit as fit_module
 from training.__main__ import main
 from training.cases import Case, find_training_cases
 from training.data_set import DataSet, read_data_set
+from training.label_mapping import CHALLENGE
 
-fit_module._STATISTICS_POSITIONS = range(0, 8, 8)  # 512 slices at the end of a run take long
+fit_module._STATISTICS_BATCHES = 1  # 512 slices at the end of a run take long
 
 
 def labelled(value=1, shape=(12, 10, 6)) -> np.ndarray:
@@ -42,13 +43,15 @@ def describe(folder: Path, **about: dict) -> Path:
     return folder
 
 
-def read(folder: Path, cache: Path | None = None, mapping=None, **named) -> DataSet:
+def read(folder: Path, cache: Path | None = None, mapping=CHALLENGE, left_out=False) -> DataSet:
     """Read a data set as fit does."""
-    return read_data_set(folder, find_training_cases(folder, mapping, **named), cache, print)
+    files, unused = find_training_cases(folder, mapping)
+    files = [case for case in files if case.left_out == left_out]
+    return read_data_set(folder, files, unused, cache)
 
 
-def cached(folder: Path, cache: Path, mapping=None) -> list[Case]:
-    return read(folder, cache, mapping).cases
+def cached(folder: Path, cache: Path) -> list[Case]:
+    return read(folder, cache).cases
 
 
 def write_phantoms(folder: Path, count: int, slices=16) -> Path:

@@ -10,11 +10,11 @@ from scipy import ndimage
 
 from inference.intensity import clipped_window, normalise
 from inference.volume import read_volume
-from training.augmentation import Intensities, _blur, _clip_tissue, prepare
-from training.draws import draw_affine
+from training.augmentation import Intensities, _blur, _clip_tissue, draw_affine, prepare
+from training.cases import annotated_mask
 from training.loss import IGNORED
 from training.recipe import Recipe, load_recipe
-from training.slices import Slice, annotated_mask, collate
+from training.slices import Slice, collate
 
 CPU = torch.device("cpu")
 HU_SCALE = Intensities(0.0, 1.0)  # leaves HU as they are
@@ -34,8 +34,17 @@ def blocks(size=96, seed=0, width=7):
     )
 
 
+def batch_of(slices, multiple):
+    """Stack slices of numpy arrays."""
+    tensors = [
+        part._replace(hu=torch.from_numpy(part.hu), labels=torch.from_numpy(part.labels))
+        for part in slices
+    ]
+    return collate(tensors, multiple)
+
+
 def prepared(slices, recipe, seed=0):
-    batch = collate(slices, multiple=16 * recipe.matrix_reduction)
+    batch = batch_of(slices, multiple=16 * recipe.matrix_reduction)
     rngs = [np.random.default_rng((seed, index)) for index in range(len(slices))]
     generator = torch.Generator().manual_seed(seed)
     return prepare(batch, CPU, recipe, HU_SCALE, rngs, generator)
@@ -52,7 +61,7 @@ def inside(labels, distance):
 def test_without_augmentation_it_is_what_inference_does(clip_hu):
     rng = np.random.default_rng(1)
     part = blocks()._replace(hu=rng.normal(0, 400, (96, 96)).astype(np.int16), window=(-300.5, 412))
-    batch = collate([part], multiple=16)
+    batch = batch_of([part], multiple=16)
     recipe = Recipe(clip_hu=clip_hu)
     images, labels = prepare(batch, CPU, recipe, Intensities(20, 150), [rng], torch.Generator())
     expected = normalise(
@@ -243,7 +252,7 @@ def test_what_is_drawn_goes_to_the_device_in_one_piece(monkeypatch):
     """Each small tensor made of host numbers would stop a device's queue; one a batch may be."""
     recipe = load_recipe("slim")
     slices = [blocks(256, seed) for seed in range(3)]
-    batch = collate(slices, multiple=32)
+    batch = batch_of(slices, multiple=32)
     rngs = [np.random.default_rng(seed) for seed in range(3)]
     made = []
     for name in ("from_numpy", "tensor", "as_tensor"):

@@ -15,14 +15,15 @@ from small_data import cached, describe, labelled, read, write_case
 from training import TrainingError
 from training.__main__ import main
 from training.cases import (
+    CachedVolume,
     Case,
+    CaseFiles,
     find_training_cases,
     intensity_statistics,
-    split_patients,
 )
-from training.data_set import unpaired
-from training.evaluation import Score, read_scores, write_scores
-from training.label_mapping import load_label_mapping, nnunet_label_mapping
+from training.cases import split_patients as split
+from training.label_mapping import CHALLENGE, load_label_mapping, nnunet_label_mapping
+from training.tables import Score, read_scores, write_table
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ def test_the_layouts_are_found(tmp_path, kinds):
     write_case(tmp_path, "a", kinds=kinds)
     write_case(tmp_path, "b_0000", kinds=kinds)
     save_nifti(tmp_path / kinds[0] / "unlabelled_0000.nii.gz", np.zeros((3, 3, 3), np.int16))
-    cases = find_training_cases(tmp_path)
+    cases, _ = find_training_cases(tmp_path)
     assert [(case.name, case.annotated) for case in cases] == [("a", None), ("b_0000", None)]
     with pytest.raises(TrainingError):
         find_training_cases(tmp_path / kinds[0])
@@ -46,11 +47,12 @@ def test_the_description_says_who_looked_for_what(tmp_path):
     a, c = cached(tmp_path, tmp_path / "cache")
     assert (a.name, a.annotated, a.patient) == ("a", (1, 7), "P")
     assert (c.name, c.annotated, c.patient) == ("c", (1,), "c")  # the labels present
-    (d,) = find_training_cases(tmp_path, left_out=True)
-    assert (d.name, d.expert) == ("d", False)
+    (d,) = read(tmp_path, left_out=True).cases
+    assert (d.name, d.files.expert) == ("d", False)
     (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "spleen": 1, "eso": 2}}')
-    a, c = find_training_cases(tmp_path, nnunet_label_mapping(tmp_path))
+    a, c, d = find_training_cases(tmp_path, nnunet_label_mapping(tmp_path))[0]
     assert (a.annotated, c.annotated) == ((1, 7), (3, 10))  # cases.json wins
+    assert (c.left_out, d.left_out) == (False, True)
 
 
 @pytest.mark.parametrize(
@@ -108,9 +110,10 @@ def test_names_that_the_locale_cannot_decode_are_read(tmp_path):
     folder = tmp_path / "M\udcc3\udcbcller"  # as Python reads UTF-8 names in an ASCII locale
     write_case(folder, "a\udcfc")
     (case,) = cached(folder, tmp_path / "cache")
-    write_scores(tmp_path / "scores.csv", [Score(0, case.data_set, "a", 1, 0.5, 0.5)])
+    score = Score(0, case.files.data_set, "a", 1, 0.5, 0.5)
+    write_table(tmp_path / "scores.csv", Score, [score])
     assert read_scores(tmp_path / "scores.csv")[0].data_set == "Müller"
-    assert split_patients([case, replace(case, patient="b")], 0.1, 0)
+    assert split([case, replace(case, files=replace(case.files, patient="b"))], 0.1, 0)
 
 
 @pytest.mark.parametrize("kind", ["labels", "images"])
@@ -174,13 +177,15 @@ def test_numbers_that_a_map_does_not_know_are_named(tmp_path, mapping, numbers, 
     (tmp_path / "mine.json").write_text(json.dumps(mine))
     if mapping == "mine.json":
         mapping = str(tmp_path / mapping)
-    chosen = nnunet_label_mapping(tmp_path) if mapping == "dataset.json" else mapping
-    chosen = load_label_mapping(mapping) if chosen == mapping and mapping else chosen
+    if mapping == "dataset.json":
+        chosen = nnunet_label_mapping(tmp_path)
+    else:
+        chosen = load_label_mapping(mapping) if mapping else CHALLENGE
     data_set = read(tmp_path, tmp_path / "cache", chosen)
     if used:
         assert [case.cached.present for case in data_set.cases] == [(1,)]
     else:
-        ((reason, cases),) = data_set.lost.items()
+        ((reason, cases),) = data_set.unused.items()
         assert cases == ["a"] and str(numbers[1]) in reason
 
 
@@ -215,10 +220,9 @@ def test_every_fault_is_named_with_its_case(faulty, tmp_path, capsys):
     before = sorted(faulty.rglob("*"))
     assert main(["check", "--data", str(faulty)]) == 1
     assert sorted(faulty.rglob("*")) == before  # it writes nothing
-    alone = [["empty"], ["gone"], ["lonely"], ["unlabelled"]]
-    assert sorted(unpaired(faulty).values()) == alone
     data_set = read(faulty)
-    assert sorted(data_set.lost.values()) == [["blank"], ["damaged"], ["strange"], ["turned"]]
+    unused = ["blank", "damaged", "empty", "gone", "lonely", "strange", "turned", "unlabelled"]
+    assert sorted(data_set.unused.values()) == [[name] for name in unused]
     assert sorted(data_set.doubts.values()) == [["moved"], ["picture"], ["unlisted"]]
     assert [case.name for case in data_set.cases] == ["good", "moved", "picture", "unlisted"]
     lines = capsys.readouterr().out.splitlines()
@@ -250,24 +254,32 @@ def test_a_label_map_in_another_orientation_is_paired_where_it_is(tmp_path):
     assert np.array_equal(turned.cached.label_map, expected)
 
 
+def volume() -> CachedVolume:
+    empty = np.zeros((1, 1, 1), np.int16)
+    return CachedVolume(empty, empty, (1, 1, 1), (1, 1, 1), (0, 1), 1, 0, 0, (1,))
+
+
 def test_cases_of_a_patient_are_never_on_both_sides():
-    cases = [Case("d", f"c{n}", Path(), Path(), patient=f"p{n // 3}") for n in range(60)]
-    training, held_out = split_patients(cases, 0.1, seed=0)
+    cases = [
+        Case(CaseFiles("d", f"c{n}", Path(), Path(), patient=f"p{n // 3}"), (1,), volume())
+        for n in range(60)
+    ]
+    training, held_out = split(cases, 0.1, seed=0)
     assert len(held_out) == 6
     assert not {case.patient for case in training} & {case.patient for case in held_out}
-    assert split_patients(cases[::-1], 0.1, seed=0)[1] == held_out[::-1]
-    assert split_patients(cases, 0.1, seed=1)[1] != held_out
+    assert split(cases[::-1], 0.1, seed=0)[1] == held_out[::-1]
+    assert split(cases, 0.1, seed=1)[1] != held_out
     # More patients leave those held out where they are, or move them out of the tenth.
-    assert len(split_patients(cases[:30], 0.1, seed=0)[1]) == 3
-    _, named = split_patients(cases, 0.1, seed=0, held_out=["c4", "p7"])
+    assert len(split(cases[:30], 0.1, seed=0)[1]) == 3
+    _, named = split(cases, 0.1, seed=0, held_out=["c4", "p7"])
     assert {case.name for case in named} == {"c3", "c4", "c5", "c21", "c22", "c23"}
-    folds = [split_patients(cases, 0.1, 7, fold=(number, 6))[1] for number in range(6)]
+    folds = [split(cases, 0.1, 7, fold=(number, 6))[1] for number in range(6)]
     names = Counter(case.name for part in folds for case in part)
     assert names == Counter(case.name for case in cases)
     assert sorted(len(part) for part in folds) == [9, 9, 9, 9, 12, 12]  # 3 or 4 patients
     for held_out, fold in ((["nobody"], None), (None, (0, 30)), ([c.name for c in cases], None)):
         with pytest.raises(TrainingError):
-            split_patients(cases, 0.1, 0, held_out, fold)
+            split(cases, 0.1, 0, held_out, fold)
 
 
 def test_intensity_statistics_are_those_of_all_clipped_voxels(tmp_path):
@@ -277,16 +289,18 @@ def test_intensity_statistics_are_those_of_all_clipped_voxels(tmp_path):
     ]
     voxels = np.concatenate([np.clip(hu.ravel(), *np.percentile(hu, (1, 99))) for hu in volumes])
     cases = cached(tmp_path, tmp_path / "cache")
-    assert intensity_statistics(cases) == pytest.approx((voxels.mean(), voxels.std()))
+    assert intensity_statistics([case.cached for case in cases]) == pytest.approx(
+        (voxels.mean(), voxels.std())
+    )
 
 
 def test_the_shared_data_set_is_understood():
     if not SHARED.is_dir():
         return
-    cases = {case.name: case for case in find_training_cases(SHARED / "ct")}
+    found = {case.name: case for case in find_training_cases(SHARED / "ct")[0]}
+    cases = {name: case for name, case in found.items() if not case.left_out}
+    left_out = {name: case for name, case in found.items() if case.left_out}
     assert cases["amos_0018"].annotated == tuple(range(1, 14))
     assert cases["amos_0018"].window_hu == (-160, 240)
-    left_out = {case.name: case for case in find_training_cases(SHARED / "ct", left_out=True)}
-    assert not cases.keys() & left_out.keys()
     assert left_out["chaos"].annotated == (1,)
     assert left_out["amos_0013"].annotated == tuple(range(1, 14))

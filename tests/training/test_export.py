@@ -15,8 +15,8 @@ from inference.network.model import AttentionUNet
 from inference.network.weights import load_weights, read_metadata, save_weights
 from inference.prediction import Predictor
 from training.__main__ import main
-from training.evaluation import Score, read_scores, write_scores
 from training.recipe import Recipe
+from training.tables import Score, read_scores, write_table
 
 
 def run_folder(folder, step, *, held_out=(), scored=None, start_from=None, names=("last",)):
@@ -39,7 +39,7 @@ def run_folder(folder, step, *, held_out=(), scored=None, start_from=None, names
     for name in names:
         torch.save({"weights": weights, "step": step}, folder / f"{name}.pt")
     if scored is not None:
-        write_scores(folder / "held_out.csv", [Score(step, "set", "b", 1, scored, 0.0)])
+        write_table(folder / "held_out.csv", Score, [Score(step, "set", "b", 1, scored, 0.0)])
     return folder
 
 
@@ -121,7 +121,7 @@ def test_the_card_has_every_score(tmp_path):
     nan = float("nan")
     scores = [Score(0, "one", "x", 1, 0.5, 0.75), Score(0, "one", "y", 1, 0.7, nan)]
     scores += [Score(0, "two", "z", 14, 0.25, nan)]
-    write_scores(tmp_path / "left-out.csv", scores)
+    write_table(tmp_path / "left-out.csv", Score, scores)
     assert str(read_scores(tmp_path / "left-out.csv")) == str(scores)
     weights = tmp_path / "w.safetensors"
     assert export(run, weights, "--left-out", tmp_path / "left-out.csv", "--note", "Blind.") == 0

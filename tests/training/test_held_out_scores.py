@@ -15,11 +15,12 @@ from inference.network.model import AttentionUNet
 from inference.network.weights import save_weights
 from training import TrainingError, evaluation, pictures
 from training.__main__ import main
-from training.cases import CachedVolume, Case
+from training.cache import describe as describe_arrays
+from training.cases import CachedVolume, Case, CaseFiles
 from training.comparison import comparison_table
-from training.evaluation import Score, mean_by_label, score_cases, write_scores
+from training.evaluation import score_cases
 from training.recipe import Recipe
-from training.run_folder import write_metrics
+from training.tables import Metrics, Score, mean_by_label, write_table
 
 NAN = float("nan")
 NETWORK = AttentionUNet(base_channels=4, attention="none")
@@ -44,7 +45,11 @@ def test_a_stack_is_scored_without_largest_components(tmp_path, monkeypatch):
             return cases[0].cached.label_map.copy()
 
     monkeypatch.setattr(evaluation, "Predictor", Oracle)
-    scores = score_cases(cases, {}, METADATA, torch.device("cpu"))
+    scores = [
+        score
+        for _, _, of_case in score_cases(cases, {}, METADATA, torch.device("cpu"))
+        for score in of_case
+    ]
     stack = [score for score in scores if score.case == "stack"]
     assert [(score.label, score.dsc) for score in stack] == [(1, 1.0)]  # 2 is absent: not scored
     assert np.isnan(stack[0].nsd)
@@ -82,10 +87,8 @@ def case(tmp_path):
     hu[:, 30:60, 40:80] = 50
     labels = np.zeros(hu.shape, np.uint8)
     labels[:, 35:45, 45:60] = 1
-    about = {"spacing": (5, 1, 1), "window": (-1000, 50), "slice_labels": (3, 3, 3), "count": 1}
-    about |= {"total": 0.0, "total_of_squares": 0.0, "remark": "", "shape": hu.shape}
-    known = CachedVolume.of(hu, labels, about)
-    return Case("set", "a", tmp_path / "a", tmp_path / "b", "a", annotated=(1,), cached=known)
+    known = CachedVolume.of(hu, labels, describe_arrays(hu, labels, (5, 1, 1), (-1000, 50)))
+    return Case(CaseFiles("set", "a", tmp_path / "a", tmp_path / "b", "a"), (1,), known)
 
 
 def test_an_overlay_is_cropped_to_the_body_and_names_sides_and_labels(tmp_path, case, monkeypatch):
@@ -104,16 +107,14 @@ def test_an_overlay_is_cropped_to_the_body_and_names_sides_and_labels(tmp_path, 
 @pytest.mark.slow
 def test_curves_of_one_scoring_are_not_empty_and_a_failure_is_a_warning(tmp_path, capsys):
     """A single point drawn as a line leaves the picture white."""
-    names = ("step", "loss", "learning_rate", "slices_per_s", "seconds")
-    write_metrics(tmp_path, [dict(zip(names, (50, 1.5, 0.001, 1, 1), strict=True))])
-    write_scores(tmp_path / "held_out.csv", [Score(50, "set", "a", 1, 0.5, 0.5)])
-    pictures.draw_curves(tmp_path)
+    rows = [Metrics(50, 1.5, 0.001, 1, 1)], [Score(50, "set", "a", 1, 0.5, 0.5)]
+    pictures.draw_curves(tmp_path / "curves.png", *rows)
     picture = np.asarray(Image.open(tmp_path / "curves.png").convert("RGB")).astype(int)
     colourful = picture.max(axis=2) - picture.min(axis=2) > 20  # axes and text are grey
     third = picture.shape[1] // 3
     for start in (0, third, 2 * third):
         assert colourful[:, start : start + third].sum() > 20
-    pictures.or_warn(pictures.draw_curves, tmp_path / "nothing")
+    pictures.or_warn(pictures.draw_curves, tmp_path / "no" / "folder.png", *rows)
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
@@ -125,7 +126,7 @@ def scored_run(folder, rows, **numbers):
     held_out = [{"name": name, "patient": patient} for name, patient in patients.items()]
     (folder / "run.json").write_text(json.dumps({"recipe": recipe, "held_out": held_out}))
     scores = [Score(step, "set", case, label, dsc, 0.0) for step, case, label, dsc in rows]
-    write_scores(folder / "held_out.csv", scores)
+    write_table(folder / "held_out.csv", Score, scores)
     return folder
 
 

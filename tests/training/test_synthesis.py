@@ -9,7 +9,7 @@ from conftest import SHARED
 from small_data import export, fit, write_phantoms
 
 from inference.labels import ORGANS, TUMOR
-from training import TrainingError
+from training import TrainingError, synthesis
 from training.anatomies import (
     LABELS,
     LEFT_MEDULLA,
@@ -17,12 +17,10 @@ from training.anatomies import (
     STOMACH_CONTENT,
     VOXEL_MM,
     load_anatomy_map,
-    phantom_anatomies,
+    phantom_anatomy,
     read_anatomy,
 )
-from training.slices import SliceDataset
-from training.synthesis import Synthesis, _add_lesions, draw_slice
-from training.textures import _splines, smooth_noise
+from training.synthesis import _add_lesions, draw_slice, smooth_noise, synthetic_cases
 
 ATLAS = SHARED / "template" / "anatomy_spl.nii.gz"
 TEMPLATE = SHARED / "template" / "anatomy_61.nii.gz"
@@ -55,12 +53,12 @@ def write_balls(path: Path, spacing: float = 3.0) -> None:
 def balls(tmp_path_factory):
     path = tmp_path_factory.mktemp("anatomy") / "balls.nii.gz"
     write_balls(path)
-    return read_anatomy(path)
+    return read_anatomy(path, load_anatomy_map("totalsegmentator"))
 
 
 @pytest.fixture(scope="module")
-def patients(tmp_path_factory):
-    return phantom_anatomies(2, tmp_path_factory.mktemp("anatomies"))
+def patients():
+    return [phantom_anatomy(number) for number in range(2)]
 
 
 def test_organs_of_a_file_keep_their_place_and_size(balls):
@@ -91,38 +89,32 @@ def test_kidneys_and_stomach_have_insides_of_the_same_label(patients):
             assert set(np.unique(LABELS[anatomy.structures[grown]])) == {label}
 
 
-@pytest.mark.slow
-def test_a_slice_depends_on_its_generator_alone(balls, patients):
-    synthesise = Synthesis([balls, *patients], (1, 2), matrix=128, pixel_mm=3.2)
-    first, again, other = (synthesise(np.random.default_rng(seed)) for seed in (7, 7, 8))
-    assert (first.hu == again.hu).all()
-    assert (first.labels == again.labels).all()
-    assert first.window == again.window
-    assert (first.hu != other.hu).any()
-    assert first.hu.shape == first.labels.shape == (128, 128)
-    assert first.hu.dtype == np.int16
-    assert first.annotated.all()
+def test_a_slice_depends_on_its_generator_alone(balls):
+    (hu, labels, window), again, other = (
+        draw_slice(balls, np.random.default_rng(seed), 128, 3.2) for seed in (7, 7, 8)
+    )
+    assert (hu == again[0]).all() and (labels == again[1]).all() and window == again[2]
+    assert (hu != other[0]).any()
+    assert hu.shape == labels.shape == (128, 128)
+    assert (hu.dtype, labels.dtype) == (np.int16, np.uint8)
 
 
 @pytest.mark.slow
 def test_slices_look_like_ct_and_show_every_label(patients):
     """Over many slices: attenuations of the kind that radiology's tables give, and no mirroring."""
-    synthesise = Synthesis(patients, (2,), matrix=192, pixel_mm=2.2)
     means = {label: [] for label in range(TUMOR + 1)}
     liver_is_right = []
     for seed in range(150):
-        part = synthesise(np.random.default_rng(seed))
-        assert part.labels.max() <= TUMOR
-        assert part.window[0] < -900 < 100 < part.window[1]
-        for label in np.unique(part.labels):
-            mask = part.labels == label
+        hu, labels, window = draw_slice(patients[seed % 2], np.random.default_rng(seed), 192, 2.2)
+        assert labels.max() <= TUMOR
+        assert window[0] < -900 < 100 < window[1]
+        for label in np.unique(labels):
+            mask = labels == label
             if mask.sum() >= 30:
-                means[label].append(np.median(part.hu[mask]))
-        if (part.labels == 1).sum() > 200 and (part.labels == 3).sum() > 100:
+                means[label].append(np.median(hu[mask]))
+        if (labels == 1).sum() > 200 and (labels == 3).sum() > 100:
             columns = np.arange(192)[None, :].repeat(192, axis=0)
-            liver_is_right.append(
-                columns[part.labels == 1].mean() < columns[part.labels == 3].mean()
-            )
+            liver_is_right.append(columns[labels == 1].mean() < columns[labels == 3].mean())
     assert all(means[label] for label in (*ORGANS, TUMOR))
     assert len(liver_is_right) > 10
     assert all(liver_is_right)
@@ -158,8 +150,8 @@ def test_deformation_keeps_areas_on_average(balls):
     balls = replace(balls, slices_with={1: slices})  # its slices are as likely as one another
     areas = []
     for seed in range(120):
-        part = draw_slice(balls, np.random.default_rng(seed), matrix=128, pixel_mm=2.4)
-        area = np.isin(part.labels, (1, TUMOR)).sum() * part.pixel_mm**2
+        _, labels, _ = draw_slice(balls, np.random.default_rng(seed), matrix=128, pixel_mm=2.4)
+        area = np.isin(labels, (1, TUMOR)).sum() * 2.4**2
         if area:
             areas.append(area)
     assert np.mean(areas) == pytest.approx(expected, rel=0.2)
@@ -177,27 +169,23 @@ def test_smooth_noise_has_unit_deviation():
     )
 
 
-def test_spline_weights_sum_to_one():
-    assert _splines(100, 7.3).sum(axis=1) == pytest.approx(1)
-
-
 @pytest.mark.slow
-def test_patients_come_from_the_cache(tmp_path):
-    drawn = phantom_anatomies(1, tmp_path)
-    path = next(tmp_path.glob("anatomy-*.npy"))
-    written = path.stat().st_mtime_ns
-    again = phantom_anatomies(1, tmp_path)
-    assert path.stat().st_mtime_ns == written
-    assert (drawn[0].structures == again[0].structures).all()
-    path.write_bytes(path.read_bytes()[:-9])
-    assert (phantom_anatomies(1, tmp_path)[0].structures == again[0].structures).all()
-
-
-def test_a_dataset_of_drawn_slices_alone(balls):
-    synthesise = Synthesis([balls], (1,), matrix=64, pixel_mm=5.0)
-    dataset = SliceDataset([], seed=3, synthesise=synthesise, synthetic_fraction=1.0)
-    assert (dataset[5].hu == dataset[5].hu).all()
-    assert (dataset[5].hu != dataset[6].hu).any()
+def test_synthetic_cases_come_from_the_cache(tmp_path):
+    write_balls(tmp_path / "balls.nii.gz")
+    files = [str(tmp_path / "balls.nii.gz")]
+    first = synthetic_cases(files, 2, tmp_path / "cache", 4)
+    (folder,) = {case.files.image for case in first[:2]}
+    written = (folder / "hu.npy").stat().st_mtime_ns
+    again = synthetic_cases(files, 2, tmp_path / "cache", 4)
+    assert (folder / "hu.npy").stat().st_mtime_ns == written
+    assert len(first) == len(again) == 4  # two of the file, and one of each patient
+    for one, other in zip(first, again, strict=True):
+        assert one.cached.shape == (1, 512, 512)
+        assert (one.cached.hu == other.cached.hu).all()
+        assert one.annotated == tuple(range(1, 15))
+    assert len({case.cached.window for case in first}) == 4
+    images = [case.cached.hu for case in first]
+    assert (images[0] != images[1]).any() and (images[2] != images[3]).any()
 
 
 @pytest.mark.parametrize("what", ["numbers", "organs"])
@@ -206,16 +194,17 @@ def test_what_is_no_anatomy_is_refused(tmp_path, what):
     path = tmp_path / "map.nii.gz"
     nib.save(nib.Nifti1Image(label_map, np.eye(4)), path)
     with pytest.raises(TrainingError, match="TotalSegmentator" if what == "numbers" else "organs"):
-        read_anatomy(path)
+        read_anatomy(path, load_anatomy_map("totalsegmentator"))
 
 
 @pytest.mark.slow
-def test_training_on_drawn_slices_scores_every_read_case(tmp_path):
+def test_training_on_drawn_slices_scores_every_read_case(tmp_path, monkeypatch):
     """All real cases are held out, and the weights may begin with another run's."""
     data = write_phantoms(tmp_path / "data", 1, slices=4)
     write_balls(tmp_path / "balls.nii.gz")
     options = ("--anatomy", tmp_path / "balls.nii.gz", "--recipe", "slim", "--steps", 1)
     options += ("--batch-size", 2)
+    monkeypatch.setattr(synthesis, "SLICES", 2)
     numbers = {"synthetic_fraction": 1, "synthetic_phantoms": 0, "slice_size": 64}
     numbers |= {"supervised_channels": 2, "attention": "relu-sigmoid"}
 
@@ -246,7 +235,7 @@ def test_training_on_drawn_slices_scores_every_read_case(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not TEMPLATE.is_file(), reason="the shared template is not there")
 def test_the_shared_template_has_every_organ():
-    anatomy = read_anatomy(TEMPLATE)
+    anatomy = read_anatomy(TEMPLATE, load_anatomy_map("totalsegmentator"))
     assert set(anatomy.slices_with) == set(ORGANS) - {10}  # it has no esophagus
     # Counted in the file itself: 41,692 liver and 2,266 cava voxels of 27 mm³.
     labels = LABELS[anatomy.structures]
@@ -272,8 +261,8 @@ def test_a_map_says_what_a_file_s_numbers_are_and_which_labels_it_does_not_tell_
         volume = (labels == {9: 11}.get(label, label)).sum() * VOXEL_MM**3
         assert volume == pytest.approx(4 / 3 * np.pi * radius**3, rel=0.06)
     slices = [draw_slice(anatomy, np.random.default_rng(seed), 128, 2.4) for seed in range(30)]
-    assert {tuple(np.flatnonzero(~part.annotated)) for part in slices} == {(11, 12)}
-    shown = {label for part in slices for label in np.unique(part.labels).tolist()}
+    assert set(range(1, 15)) - set(anatomy.annotated) == {11, 12}
+    shown = {label for _, labels, _ in slices for label in np.unique(labels).tolist()}
     assert {1, 2, 3, 5} <= shown
     assert not shown & {11, 12}
     mapping.write_text(json.dumps({**about, "structures": {"liver": [50]}}))

@@ -90,9 +90,9 @@ def _join(address: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     how: dict[str, Any] = {}
     if address == "local":
-        # Ray runs whatever reaches its ports. This is how it is told to use the loopback address,
-        # and to ask for a token that nobody else has and that is not kept in the home folder. It
-        # looks when it is imported.
+        # Ray runs whatever reaches its ports. These settings, which it reads when it is imported,
+        # make it use the loopback address, and ask for a token that nobody else has and that is not
+        # stored in the home folder.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
         how = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
@@ -106,7 +106,7 @@ def _join(address: str) -> None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **how)
     except ImportError as error:
         raise StartError("Ray is missing: pip install -r requirements-cluster.txt") from error
-    except Exception as error:  # a time-out of Ray's is none of its own kinds
+    except Exception as error:  # a time-out of Ray's is a plain Exception
         reason = one_line(error)
         if isinstance(error, OSError) and error.filename:
             reason += f": {error.filename} (RAY_TMPDIR names another folder)"
@@ -146,7 +146,7 @@ def _start(
 
     Raises:
         StartError: it cannot be joined.
-        ValueError: it has no room for a worker.
+        ValueError: it has not enough free for a worker.
     """
     _join(options.address)
     from cluster.runner import RayRunner

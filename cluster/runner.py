@@ -40,7 +40,7 @@ _GRACE_SECONDS = 10.0
 """For the cases in flight when the run is to end."""
 
 _PATIENCE_SECONDS = 30.0
-"""Without any worker for so long, a line says why."""
+"""Without any worker for so long, a line reports why."""
 
 
 @dataclass(eq=False)

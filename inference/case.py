@@ -21,7 +21,7 @@ class Case:
         shape: as the file's header has it, (i, j, k), once read.
         flags: doubts about the label map.
         statistics: of `label_statistics`, if records are asked for.
-        input_info: what its record says of the input, if records are asked for.
+        input_info: the record's fields of the input, if records are asked for.
     """
 
     source: Source

@@ -13,7 +13,7 @@ _SLAB = 16
 
 
 class ComponentSizes(NamedTuple):
-    """What was kept of each label, and the most that was cleared in one piece.
+    """Voxels that are left of each label, and the largest component that was cleared.
 
     Attributes:
         kept: (labels,), voxels by label.

@@ -79,7 +79,7 @@ def make_parser(package: str = "inference") -> argparse.ArgumentParser:
         choices=("number", "uid", "folder"),
         default="number",
         help="of DICOM series: by series number and description, by a digest of the UID, or by "
-        "folder; the first two tell nothing of the patient (default: %(default)s)",
+        "folder; the first two do not identify the patient (default: %(default)s)",
     )
     parser.add_argument(
         "--weights",

@@ -62,7 +62,7 @@ class Outputs:
         return [*paths, self.preview(name)] if self.with_preview else paths
 
     def why_not(self, source: Source) -> str:
-        """Return why a source cannot be segmented, as far as names tell, or ""."""
+        """Return why a source cannot be segmented, as far as names show, or ""."""
         if source.refusal:
             return source.refusal
         longest = os.pathconf(self.folder, "PC_NAME_MAX") if self.folder.is_dir() else 255

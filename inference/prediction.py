@@ -223,7 +223,7 @@ class Predictor:
                 launched, start = (start, fetch), stop
                 continue
             # Not before the error is gone, whose traceback holds the batch.
-            if stop - first == batch_size:  # a volume of fewer slices says nothing of others
+            if stop - first == batch_size:  # a volume of fewer slices shows nothing of others
                 self._batch_sizes[size] = batch_size // 2
             batch_size = (stop - first) // 2
             torch.cuda.empty_cache()
@@ -239,7 +239,7 @@ class Predictor:
         intercept: float,
         reduction: int,
     ) -> Tensor:
-        """Labels (slices, rows, columns), uint8, of voxels of that shape, both on the device."""
+        """Return labels (slices, rows, columns), uint8, of such voxels, both on the device."""
         slices = normalise(
             voxels[:, None],
             window=window,

@@ -48,7 +48,7 @@ def signals_raise(finish: Callable[[BaseException], bool] | None = None) -> Iter
 
     Args:
         finish: called at SIGTERM or SIGHUP with the error to raise when the case under way is
-            written, and says whether there is one; that has `GRACE_SECONDS`, and at `LAST_SECONDS`
+            written; returns whether there is one. That has `GRACE_SECONDS`, and at `LAST_SECONDS`
             the process ends with whatever is being written. None: every signal is raised at once,
             and whoever catches it may take its time.
     """

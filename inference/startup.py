@@ -20,11 +20,11 @@ from .signals import STOP_SIGNALS
 from .terminal import log
 
 CANNOT_START = 3
-"""Exit code where nothing could be begun, or all broke off: 1 says that the rest is written."""
+"""Exit code where the program could not start or broke off: with 1 the rest is written."""
 
 
 class StartError(Exception):
-    """A package, a library or memory is missing: nothing can be begun; the message is one line."""
+    """A package, a library or memory is missing, so that the program cannot start; one line."""
 
 
 def why_not_started(error: BaseException) -> str:

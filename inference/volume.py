@@ -166,14 +166,14 @@ def orientation(affine: np.ndarray) -> tuple[tuple[int, ...], tuple[bool, ...]]:
         raise VolumeError("its affine is singular or not finite")
     world = nibabel.io_orientation(affine)
     if sorted(world[:, 0]) != [0, 1, 2]:
-        raise VolumeError("its affine does not tell where the axes point")
+        raise VolumeError("its affine has no nearest axes of the patient")
     to_lps = nibabel.orientations.ornt_transform(world, nibabel.orientations.axcodes2ornt("LPS"))
     axes = tuple(int(axis) for axis in np.argsort(to_lps[:, 0])[::-1])
     return axes, tuple(bool(to_lps[axis, 1] < 0) for axis in axes)
 
 
 def header_grid(header: nibabel.Nifti1Header, pixdim: np.ndarray | None = None) -> Grid:
-    """Return the grid of a file's voxels: the affine's, whatever `pixdim` says.
+    """Return the grid of a file's voxels: the affine's, whatever `pixdim` is.
 
     Args:
         header: of the file.
@@ -285,7 +285,7 @@ def _header(start: bytes) -> tuple[nibabel.Nifti1Header, np.ndarray]:
     nifti2 = _NIFTI2_HEADER_SIZE.to_bytes(4, "little")
     nifti1 = nibabel.Nifti1Header.sizeof_hdr.to_bytes(4, "little")
     if start[:4] not in (nifti1, nifti1[::-1], nifti2, nifti2[::-1]):
-        raise VolumeError("not a NIfTI file: it does not begin with a header's size")
+        raise VolumeError("not a NIfTI file: it does not start with a header's size")
     kind = nibabel.Nifti2Header if start[:4] in (nifti2, nifti2[::-1]) else nibabel.Nifti1Header
     try:
         header = kind(start[: kind.sizeof_hdr])
@@ -326,7 +326,7 @@ def read_header(path: Path) -> nibabel.Nifti1Header:
 def read_stored(
     path: Path, admit: Admit | None = None, on_content: OnContent | None = None
 ) -> StoredImage:
-    """Read a NIfTI-1 or NIfTI-2 file, gzipped or not, as its first bytes tell; turn no axis.
+    """Read a NIfTI-1 or NIfTI-2 file, gzipped or not, by its first bytes; turn no axis.
 
     Trailing axes of length 1 are allowed; a 2D image is a volume of one slice. Gzip data after the
     voxels of the header's shape are not unpacked. The file stays open from header to voxels: if
@@ -363,7 +363,7 @@ def read_stored(
         except HEADER_ERRORS as error:
             raise VolumeError(f"its header is damaged ({error})") from error
         if not header.sizeof_hdr <= offset <= _LARGEST_OFFSET:
-            raise VolumeError(f"its header is damaged (voxels that begin at byte {offset})")
+            raise VolumeError(f"its header is damaged (voxels from byte {offset} on)")
         count = math.prod(shape)
         size = count * dtype.itemsize
         if admit:

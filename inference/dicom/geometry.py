@@ -60,7 +60,7 @@ def stack(slices: list[Slice]) -> Stack:
     """Order the slices of one series.
 
     Raises:
-        VolumeError: they make no grid; the message says why.
+        VolumeError: they make no grid; the message is the reason.
     """
     _check_alike("Columns/Rows", np.array([(one.columns, one.rows) for one in slices]))
     axes = np.array([one.orientation for one in slices])

@@ -60,7 +60,7 @@ class MergedUpsampling(nn.Module):
         through_taps = torch.einsum("omrc,m->orc", weight, transposed.bias)
         total = through_taps.sum(dim=(1, 2)) + (0 if bias is None else bias)
         self.phases = Convolution(merged.flatten(0, 2), total.repeat(4))
-        # Parts of the taps above and below, left and right of the image, and beyond its corners.
+        # Parts of the taps above and below, left and right of the image, and outside its corners.
         self.rows_outside = nn.Parameter(through_taps[:, ::2].sum(dim=2, keepdim=True))
         self.columns_outside = nn.Parameter(through_taps[:, :, ::2].sum(dim=1, keepdim=True))
         self.corners_outside = nn.Parameter(through_taps[:, ::2, ::2].clone())

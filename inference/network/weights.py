@@ -155,7 +155,7 @@ def read_metadata(path: Path) -> WeightsMetadata:
 
     Raises:
         WeightsError: not a safetensors file, not made by `save_weights`, or for another network;
-            the message begins with the path.
+            the message starts with the path.
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
@@ -308,7 +308,7 @@ def as_stored(name: str, tensor: "Tensor") -> "Tensor":
 
 
 def save_weights(path: Path, state_dict: dict[str, "Tensor"], metadata: WeightsMetadata) -> None:
-    """Save the state dict of an `AttentionUNet` as `as_stored` says, with its metadata.
+    """Save the state dict of an `AttentionUNet`, each tensor `as_stored`, with its metadata.
 
     Raises:
         OSError: the file cannot be written.

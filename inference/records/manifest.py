@@ -30,12 +30,12 @@ _STATISTICS = ("voxels", "volumes_ml", "mean_hu")
 
 
 def content_info(content: bytes) -> dict:
-    """Return what a record says of a file's bytes; other threads run while they are hashed."""
+    """Return a record's fields of a file's bytes; other threads run while they are hashed."""
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def grid_info(volume: Volume) -> dict:
-    """Return what a record says of a volume's grid, in the order of the file's axes (i, j, k).
+    """Return a record's fields of a volume's grid, in the order of the file's axes (i, j, k).
 
     Returns:
         `shape`; `spacing_mm`; `orientation`, the directions of the axes as nibabel's `aff2axcodes`.

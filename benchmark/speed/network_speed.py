@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmark.speed.plain_pipeline import load_network
 from inference.device import choose_device, choose_dtype
 from inference.network.folding import fold
+from inference.network.fusion import fuse_on_cuda
 from inference.network.model import DOWNSAMPLING, AttentionUNet
 from inference.network.weights import WeightsMetadata, load_weights, read_metadata
 from inference.prediction import Predictor
@@ -111,7 +112,7 @@ def measure_steps(
     predictor = Predictor([load_weights(weights)], device)
     name = "as the service predicts: normalising too"
     if device.type == "cuda":
-        network.fuse_on_cuda()
+        fuse_on_cuda(network)
         add("bias, ReLU and sum in the convolutions", passes(network, halved))
         _, _, rows, columns = slices.shape
         batch_size = min(predictor.default_batch_size((rows, columns), 1), len(slices))

@@ -1,10 +1,9 @@
 """Measure whatever only a GPU can show, and end by the clock.
 
 In the order of what they are worth: labels against the CPU's, the network alone, and the choices
-of `inference/cuda/choices.py` that act while a process predicts (`gpu_stages`, one process); cold
-cases of the service, the plain pipeline and a peer, a process each; a folder in one process; the
-choices that act when a process starts or ends. An error costs its own measurement, and what the
-time does not allow is named. This process itself never uses the device.
+of `inference.prediction.Predictor` (`gpu_stages`, one process); cold cases of the service, the
+plain pipeline and a peer, a process each; a folder in one process. An error costs its own
+measurement, and what the time does not allow is named. This process itself never uses the device.
 
 In the report's folder, written after each stage: gpu-NAME.md, the page; gpu-NAME.json, its figures
 and every sample of the cold cases; and as they come gpu_stages.jsonl, what the one process prints.
@@ -32,7 +31,6 @@ from benchmark.containers.sampler import Sampler
 from benchmark.options import not_negative
 from benchmark.speed.gpu_page import SECTIONS, markdown
 from benchmark.text import log, show
-from inference.cuda.choices import CHOICES_VARIABLE, CudaChoices
 from inference.files import one_line, write_atomically
 from inference.network.weights import SLIM, WEIGHTS
 from synthetic.phantom import draw_phantom, write_nifti
@@ -42,9 +40,6 @@ FULL_SIZE, PAPER_SIZE = "full-size.safetensors", "paper.safetensors"
 
 STAGES = ("rates", "labels", "network", "choices")
 """Of `gpu_stages`, in their order."""
-
-COLD_CHOICES = ("ends_context", "folds_meanwhile", "expandable_segments")
-"""Choices that act when a process starts or ends."""
 
 OUT_OF_TIME = "the time was over"
 
@@ -86,12 +81,11 @@ class ColdCase(NamedTuple):
     network: str
     volume: str  # "short", "middle" or "long"
     command: str  # with {inputs} and {outputs}
-    change: str = ""  # of a choice
 
     @property
     def name(self) -> str:
         """Its name on the page."""
-        return ", ".join(filter(None, (self.program, self.network, self.change)))
+        return f"{self.program}, {self.network}"
 
 
 class Sweep:
@@ -189,16 +183,13 @@ class Sweep:
         rate = (len(written) - 1) / (written[-1] - written[0])
         self.result["warm folder"].append({"what": "volumes a second", "rate": rate})
 
-    def case(
-        self, program: str, network: Path, volume: str = "middle", choice: str = ""
-    ) -> ColdCase:
+    def case(self, program: str, network: Path, volume: str = "middle") -> ColdCase:
         """Return a cold case of the service or the plain pipeline."""
         module = {"service": "inference --quiet", "plain pipeline": "benchmark plain-pipeline"}
-        change = f"{choice}={int(not getattr(CudaChoices(), choice))}" if choice else ""
-        command = f"exec env {CHOICES_VARIABLE}={change} {sys.executable} -m {module[program]}"
+        command = f"exec {sys.executable} -m {module[program]}"
         command += f" --device {self.device} --weights '{network}'"
         command += " --input {inputs} --output {outputs}"
-        return ColdCase(program, network.stem, volume, command, change)
+        return ColdCase(program, network.stem, volume, command)
 
     def stages(self) -> dict[str, Callable[[], None]]:
         """Return the stages by name, what is worth most first."""
@@ -212,13 +203,11 @@ class Sweep:
             self.case("service", paper, "short"),
             self.case("service", paper, "long"),
         ]
-        pairs = [self.case("service", paper, choice=choice) for choice in ("", *COLD_CHOICES)]
         return {
             "volumes": self.volumes,
             "one process": self.one_process,
             "cold cases": lambda: self.cold(cases, 170),
             "warm folder": self.warm_folder,
-            "cold choices": lambda: self.cold([*pairs, *reversed(pairs)], 100),
         }
 
     def run(self, stages: dict[str, Callable[[], None]], write: Callable[[], None]) -> None:

@@ -112,9 +112,6 @@ def test_the_command_line_takes_its_part_and_an_empty_one_is_done(
     # A table each: one would replace the other.
     rows = [len((tmp_path / f"table.{i}-of-3.csv").read_text().splitlines()) for i in range(3)]
     assert rows == [15, 15, 1]
-    with pytest.raises(SystemExit):
-        run("--shard", "3/3")
-    assert "count from 0" in capsys.readouterr().err
 
 
 def test_names_of_a_shards_files():

@@ -60,8 +60,9 @@ def main(argv: list[str] | None = None) -> int:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module_name, example) in COMMANDS.items():
         source = Path(__file__).parents[1] / f"{module_name.replace('.', '/')}.py"
-        text = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))).partition("\n")[0]
-        subparser = subparsers.add_parser(name, help=text.replace("%", "%%"))
+        text = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
+        help_line = text.partition("\n")[0].replace("%", "%%")
+        subparser = subparsers.add_parser(name, help=help_line)
         if argv[:1] == [name]:
             module = importlib.import_module(module_name)
             subparser.description = module.__doc__

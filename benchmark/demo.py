@@ -24,19 +24,19 @@ _SPACING = (2.5, 0.8, 0.8)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m benchmark demo`."""
-    text = "folder, made anew (default: %(default)s)"
+    text = "folder, which is replaced (default: %(default)s)"
     parser.add_argument("--output", type=Path, default=Path("demo"), metavar="DIR", help=text)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Draw a CT, run `predict.sh` on it, score the label map; return the exit code of that."""
+    """Generate a CT, run `predict.sh` on it, score the label map; return the exit code of that."""
     folder = options.output.resolve()
     images, labels, predictions = (folder / n for n in ("images", "labels", "predictions"))
     shutil.rmtree(folder, ignore_errors=True)
     for made in (images, labels, predictions):
         made.mkdir(parents=True)
     name = f"phantom_{_SEED}"
-    print(f"Drawing a synthetic abdominal CT, {by(_SHAPE)} voxels", flush=True)
+    print(f"Generating a synthetic abdominal CT, {by(_SHAPE)} voxels", flush=True)
     phantom = draw_phantom(_SHAPE, _SPACING, _SEED)
     write_nifti(images / f"{name}_0000.nii.gz", phantom.volume, _SPACING)
     write_nifti(labels / f"{name}.nii.gz", phantom.label_map, _SPACING)

@@ -32,11 +32,11 @@ def csv_text(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     return table.getvalue()
 
 
-def write_plot(path: Path, draw: Callable[..., Any], *arguments: object) -> None:
-    """Write the PNG of a matplotlib figure that `draw` makes; a plot that fails costs the plot."""
+def write_plot(path: Path, plot: Callable[..., Any], *arguments: object) -> None:
+    """Write the PNG of a matplotlib figure that `plot` returns; an error costs the plot alone."""
     try:
         content = io.BytesIO()
-        draw(*arguments).savefig(content, format="png", dpi=120)
+        plot(*arguments).savefig(content, format="png", dpi=120)
         write_atomically(path, content.getvalue())
     except Exception as error:  # whatever a name, a number or a missing folder does to the library
-        log(f"{path.name}: not drawn: {error}")
+        log(f"{path.name}: no plot: {error}")

@@ -11,10 +11,6 @@ class HarnessError(RuntimeError):
     """A command cannot go on: exit code 2; the message is the reason, in one line."""
 
 
-class UsageError(HarnessError):
-    """What was asked cannot be done; the message says what to do."""
-
-
 def number(
     what: str, accepts: Callable[[float], bool], kind: type = float
 ) -> Callable[[str], float]:

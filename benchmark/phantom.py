@@ -1,4 +1,4 @@
-"""Draw synthetic abdominal CT with exact label maps, as a data set.
+"""Generate synthetic abdominal CT with exact label maps, as a data set.
 
 DIR/images/NAME_0000.nii.gz and DIR/labels/NAME.nii.gz, for training and for measurements.
 """
@@ -18,14 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     length = number("a length in mm", lambda value: value >= 1e-3)
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="DIR", help="folder to write to")
-    add("--cases", type=count, default=4, metavar="N", help="phantoms to draw (default: 4)")
+    add("--cases", type=count, default=4, metavar="N", help="how many (default: 4)")
     add("--seed", type=whole, default=0, metavar="N", help="seed of the first (default: 0)")
     add("--slices", type=count, default=100, metavar="N", help="slices of each (default: 100)")
     add("--size", type=count, default=512, metavar="N", help="rows and columns (default: 512)")
-    spacing = {"nargs": 3, "default": [0.8, 0.8, 2.5], "metavar": ("COLUMN", "ROW", "SLICE")}
-    text = "spacing in mm, as a NIfTI header has it (default: 0.8 0.8 2.5)"
-    add("--spacing", type=length, **spacing, help=text)
-    add("--phase", choices=PHASES, help="contrast phase (default: drawn from each seed)")
+    text, axes = "spacing in mm, as a NIfTI header has it", ("COLUMN", "ROW", "SLICE")
+    usual = [0.8, 0.8, 2.5]
+    add("--spacing", type=length, nargs=3, default=usual, metavar=axes, help=text)
+    add("--phase", choices=PHASES, help="contrast phase (default: random, by each seed)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -34,7 +34,8 @@ def run(options: argparse.Namespace) -> int:
     for folder in (images, labels):
         folder.mkdir(parents=True, exist_ok=True)
     shape = (options.slices, options.size, options.size)
-    spacing = tuple(options.spacing[::-1])
+    column, row, thickness = options.spacing
+    spacing = (thickness, row, column)
     failed = 0
     for index in range(options.cases):
         start = time.monotonic()

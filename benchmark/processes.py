@@ -7,7 +7,9 @@ import signal
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 class WorkerDiedError(RuntimeError):
@@ -16,13 +18,13 @@ class WorkerDiedError(RuntimeError):
 
 def in_processes(
     function: Callable[..., Any],
-    jobs: Mapping[Hashable, tuple],
+    jobs: Mapping[Key, tuple],
     workers: int,
     *,
     start: str = "fork",
     memory: int | None = None,
     seconds: float | None = None,
-) -> Iterator[tuple[Hashable, Any]]:
+) -> Iterator[tuple[Key, Any]]:
     """Call a function for every job, some at once, and yield the results as they come.
 
     Args:
@@ -37,9 +39,9 @@ def in_processes(
         The key, and what the function returned, or the exception that it raised, a TimeoutError or
         a WorkerDiedError. When the caller stops asking, by an exception too, no process is left.
     """
-    context = multiprocessing.get_context(start)
+    context: Any = multiprocessing.get_context(start)
     waiting = iter(jobs.items())
-    running: dict[Connection, tuple[Hashable, multiprocessing.Process]] = {}
+    running: dict[Connection, tuple[Key, multiprocessing.Process]] = {}
     deadline = time.monotonic() + (seconds or math.inf)
     try:
         while True:
@@ -53,7 +55,8 @@ def in_processes(
             if not running:
                 return
             # Not for ever: a signal that comes just before the wait does not end it.
-            ready = wait(list(running), 1.0)
+            finished = wait(list(running), 1.0)
+            ready = [receiver for receiver in running if receiver in finished]
             if ready:
                 deadline = time.monotonic() + (seconds or math.inf)
             elif time.monotonic() < deadline:

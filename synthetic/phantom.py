@@ -3,7 +3,7 @@
 The patient is a list of ellipsoids and tapered capsules in millimetres, bent by a smooth random
 deformation and sampled on any grid: shape and spacing choose what is seen of a patient, the seed
 chooses the patient. It stands in for real CT where truth must be known and no data may be shipped
-(demonstration, tests, timings); it is a cartoon of an abdomen, and no accuracy measured on it says
+(demonstration, tests, timings); it is a cartoon of an abdomen, and no accuracy measured on it tells
 anything about patients.
 
 Axes are (slices, rows, columns), toward (superior, posterior, left), as everywhere in memory.

@@ -15,7 +15,7 @@ def core(
 ) -> np.ndarray:
     """Return where a mask is farther than about `depth` mm from its surface.
 
-    At its array's border it goes on (mode "reflect") or ends ("constant").
+    At its array's border it continues (mode "reflect") or ends ("constant").
     """
     smooth = mask.astype(np.float32)
     # Across a flat surface a step blurred with this sigma reaches 0.84 one sigma inside.

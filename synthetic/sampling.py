@@ -118,7 +118,7 @@ def draw_anatomy(
 
     The patient depends on `rng` alone: one seed on two grids is one patient seen twice. The volume
     is centred on the abdomen, which is 250 mm long; a shorter one is a crop around its middle, a
-    longer one goes on to lungs and pelvis.
+    longer one continues to lungs and pelvis.
 
     Args:
         shape: Numbers of slices, rows and columns.

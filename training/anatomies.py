@@ -86,7 +86,7 @@ class Anatomy:
 
     Attributes:
         structures: (slices, rows, columns), uint8, numbers of structures.
-        beyond: the distance from the hull of the organs in each slice, mm, uint8, of the same
+        hull_mm: the distance from the hull of the organs in each slice, mm, uint8, of the same
             shape, where the body's wall is still to be drawn; None where it is in `structures`.
         spacing: (slice, row, column), mm.
         boxes: of each of the 13 organs present: its centre (voxels) and half its size (mm).
@@ -95,7 +95,7 @@ class Anatomy:
     """
 
     structures: np.ndarray
-    beyond: np.ndarray | None
+    hull_mm: np.ndarray | None
     spacing: tuple[float, float, float]
     boxes: dict[int, tuple[np.ndarray, np.ndarray]]
     slices_with: dict[int, np.ndarray]
@@ -109,7 +109,7 @@ class Anatomy:
 
 def _anatomy(
     structures: np.ndarray,
-    beyond: np.ndarray | None,
+    hull_mm: np.ndarray | None,
     spacing: tuple[float, float, float],
     unknown_labels: tuple[int, ...] = (),
 ) -> Anatomy:
@@ -136,7 +136,7 @@ def _anatomy(
             middle = np.array([(part.start + part.stop - 1) / 2 for part in box])
             size = np.array([part.stop - part.start for part in box]) * spacing
             boxes[label] = middle, np.maximum(size / 2, 8.0)
-    return Anatomy(structures, beyond, spacing, boxes, slices_with, unknown_labels)
+    return Anatomy(structures, hull_mm, spacing, boxes, slices_with, unknown_labels)
 
 
 def _refined(label_map: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
@@ -186,13 +186,13 @@ def read_anatomy(path: Path, mapping: AnatomyMap) -> Anatomy:
     structures = table[_refined(compact, [mapping.scale * size for size in volume.spacing])]
     if not np.isin(structures, ORGANS).any():
         raise TrainingError("none of the 13 organs is in it")
-    beyond = np.zeros(structures.shape, np.uint8)
+    hull_mm = np.zeros(structures.shape, np.uint8)
     for index, plane in enumerate(structures):
         hull = convex_hull_image(plane > 0) if (plane > 0).sum() > 3 else plane > 0
         distance = ndimage.distance_transform_edt(~hull, VOXEL_MM) if hull.any() else 255
-        beyond[index] = np.clip(distance, 0, 255)
-    structures[(structures == 0) & (beyond == 0)] = NUMBERS["visceral fat"]
-    return _anatomy(structures, beyond, (VOXEL_MM,) * 3, mapping.unknown_labels)
+        hull_mm[index] = np.clip(distance, 0, 255)
+    structures[(structures == 0) & (hull_mm == 0)] = NUMBERS["visceral fat"]
+    return _anatomy(structures, hull_mm, (VOXEL_MM,) * 3, mapping.unknown_labels)
 
 
 def phantom_anatomy(number: int) -> Anatomy:

@@ -5,6 +5,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmark.text import table
 from inference.files import write_atomically
@@ -18,7 +19,7 @@ from training.run_folder import read_run, weights_metadata
 from training.tables import Score, mean_by_label, mean_organ_dsc, read_scores
 
 WEAK_DSC = 0.7
-"""Labels below this held-out DSC are named among the known weaknesses."""
+"""Labels below this held-out DSC are named among the limitations."""
 
 USELESS_DSC = 0.1
 """Weights whose organs score below this on average carry a warning wherever they are used."""
@@ -53,22 +54,30 @@ def export(
         run: folder of the run.
         output: path of the weights, NAME.safetensors.
         checkpoint: "best" or "last".
-        notes: known weaknesses besides those that the scores show.
+        notes: limitations besides those that the scores show.
         scores_of: folder of another run whose held-out scores the card gives: the run before this
             one, if this one was trained on everything.
         left_out: table of `python -m training score` with the scores of these very weights.
         texts: `trained_on` and `licence` of the weights' metadata.
 
     Returns:
-        What speaks against using these weights at all, or "".
+        Why these weights should not be used at all, or "".
 
     Raises:
         TrainingError: not a run, it has no such checkpoint, or a table cannot be read.
         OSError: a file cannot be written.
     """
     about, recipe = read_run(run)
-    state = _read_checkpoint(run, checkpoint, holds_out=bool(about["held_out"]))
+    path = run / f"{checkpoint}.pt"
+    if not path.is_file():
+        raise TrainingError(
+            f"{run}: no {path.name}: stop the run to have a last checkpoint, or "
+            "take it (--checkpoint last): the best is known after a scoring"
+        )
+    state = read_checkpoint(path)
     done: int = state["step"]
+    if not all_finite(state["weights"]):
+        raise TrainingError(f"{path}: its weights are not finite (step {done}): {ADVICE}")
     try:
         table = (scores_of or run) / "held_out.csv"
         scores = read_scores(table) if scores_of or table.is_file() else []
@@ -97,24 +106,10 @@ def export(
     return metadata.warning
 
 
-def _read_checkpoint(run: Path, checkpoint: str, *, holds_out: bool) -> dict:
-    """Return a checkpoint of a run; raises as `export`."""
-    path = run / f"{checkpoint}.pt"
-    if not path.is_file() and not (run / "last.pt").is_file():
-        raise TrainingError(f"{run}: no checkpoint yet: stop the run (Ctrl-C) to have one")
-    if not path.is_file():  # the best is only known once a scoring says so
-        why = "the run has not been scored yet" if holds_out else "the run holds no case out"
-        raise TrainingError(f"{run}: {why}: take its last checkpoint, --checkpoint last")
-    state = read_checkpoint(path)
-    if not all_finite(state["weights"]):
-        raise TrainingError(f"{path}: its weights are not finite (step {state['step']}): {ADVICE}")
-    return state
-
-
 def _warning(
     steps: int, slices: int, start_from: str | None, scores: list[Score], unseen: list[Score]
 ) -> str:
-    """Return what speaks against using weights at all, in one line, or ""."""
+    """Return why weights should not be used at all, in one line, or ""."""
     reasons = []
     if slices < _FEWEST_SLICES and not start_from:
         reasons.append(f"trained on {slices} slices only ({steps} steps)")
@@ -132,7 +127,7 @@ def _by_data_set(scores: list[Score]) -> dict[str, list[Score]]:
 def _model_card(
     name: str,
     metadata: WeightsMetadata,
-    about: dict,
+    about: dict[str, Any],
     recipe: Recipe,
     done: int,
     scores: list[Score],
@@ -146,20 +141,20 @@ def _model_card(
     Args:
         name: of the weights file.
         metadata: of the weights.
-        about: what `run.json` holds.
+        about: content of `run.json`.
         recipe: of the run.
         done: steps of the checkpoint.
         scores: of the held-out cases, none if they were not scored there.
-        unseen: of left-out cases, on whom nobody trained or tuned.
-        notes: known weaknesses besides those that the scores show.
+        unseen: of left-out cases, which nobody trained or tuned on.
+        notes: limitations besides those that the scores show.
         of_these: whether the held-out scores are of these weights, not of the run's before them.
     """
     training, held_out = about["training"], about["held_out"]
-    lines = [f"# {name}", ""]
-    if metadata.warning:
-        lines += [f"**Warning: {metadata.warning}.**", ""]
     clip = " and to {:g} to {:g} HU".format(*metadata.clip_hu) if metadata.clip_hu else ""
-    lines += [
+    lines = [
+        f"# {name}",
+        "",
+        *([f"**Warning: {metadata.warning}.**", ""] if metadata.warning else []),
         f"- network: `AttentionUNet({_arguments(metadata)})`, matrix reduction "
         f"{metadata.matrix_reduction}",
         f"- intensities: clipped to the volume's percentiles 1 and 99{clip}, then z-scored with "
@@ -192,9 +187,8 @@ def _model_card(
         annotated = [case for case in training if label in case["annotated_labels"]]
         present = sum(label in case["present_labels"] for case in annotated)
         rows.append([LABEL_NAMES[label], len(annotated), present])
-    lines += _table(["label", "training cases annotated", "of these present"], rows)
+    lines += ["", table(["label", "training cases annotated", "of these present"], "lll", rows)]
     lines += ["", "## Evaluation", "", "### Held-out cases", ""]
-    means = mean_by_label(scores)
     cases = sorted({score.case for score in scores})
     if scores:
         weights = (
@@ -204,17 +198,13 @@ def _model_card(
             "here**, which were then trained on these cases as well and cannot be scored honestly "
             "on them"
         )
-        lines.append(
+        lines += [
             f"Cases ({', '.join(cases)}), never trained on, through the container's own prediction "
-            f"with {weights}. DSC and NSD as FLARE 2023 scores them, only labels that a case's "
-            "annotator looked for. A label absent from reference and prediction counts 1."
-        )
-        rows = [
-            [LABEL_NAMES[label], f"{dsc:.4f}", "–" if math.isnan(nsd) else f"{nsd:.4f}", count]
-            for label, (dsc, nsd, count) in means.items()
+            f"with {weights}. DSC and NSD as FLARE 2023 scores them, only annotated labels; one "
+            "absent from reference and prediction counts 1.",
+            "",
+            _table({"DSC / NSD (cases)": scores}),
         ]
-        rows.append(["**mean of organs**", f"{mean_organ_dsc(scores):.4f}", "", ""])
-        lines += _table(["label", "DSC", "NSD", "n"], rows)
     else:
         lines.append(f"None at step {done}." if held_out else "No case was held out.")
     if unseen:
@@ -223,50 +213,44 @@ def _model_card(
             "### Left-out cases",
             "",
             "These very weights, once, on patients that nobody trained on, tuned on or chose by. "
-            "DSC (cases); in stacks of single slices without largest components and only where the "
-            "label is in the reference. Only labels that were annotated.",
-            *_left_out_table(_by_data_set(unseen)),
+            "DSC / NSD (cases); in stacks of single slices without largest components and NSD, and "
+            "only where the label is in the reference. Only annotated labels.",
+            "",
+            _table(_by_data_set(unseen)),
         ]
     lines += ["", "## Limitations", ""]
-    never = [
-        LABEL_NAMES[label]
-        for label in range(1, len(LABEL_NAMES))
-        if not recipe.synthetic_fraction
-        and not any(label in case["present_labels"] for case in training)
-    ]
-    weak = [f"{LABEL_NAMES[label]} ({m[0]:.2f})" for label, m in means.items() if m[0] < WEAK_DSC]
+    shown = {label for case in training for label in case["present_labels"]}
+    never = [] if recipe.synthetic_fraction else [*{*range(1, len(LABEL_NAMES))} - shown]
+    weak = {label: dsc for label, (dsc, _, _) in mean_by_label(scores).items() if dsc < WEAK_DSC}
     if never:
-        lines.append(f"- Never shown in training, so never predicted rightly: {', '.join(never)}.")
+        names = ", ".join(LABEL_NAMES[label] for label in never)
+        lines.append(f"- Never shown in training, so never predicted rightly: {names}.")
     if weak:
-        lines.append(f"- Held-out DSC below {WEAK_DSC}: {', '.join(weak)}.")
+        names = ", ".join(f"{LABEL_NAMES[label]} ({dsc:.2f})" for label, dsc in weak.items())
+        lines.append(f"- Held-out DSC below {WEAK_DSC}: {names}.")
     if 0 < len(cases) < 10:
         lines.append(
-            f"- The held-out scores are of {len(cases)} cases: they say little of other scanners, "
-            "phases and diseases."
+            f"- Scores of {len(cases)} held-out cases do not carry over to other scanners, phases "
+            "and diseases."
         )
     lines += [f"- {note}" for note in notes]
     lines += ["", "## Licence", "", f"{metadata.licence[:1].upper()}{metadata.licence[1:]}."]
-    command = "python -m training fit --data DIR --output RUN --recipe FILE.toml"
-    command += "".join(f" --anatomy {anatomy}" for anatomy in about["anatomies"])
-    command += f" --start-from {about['start_from']}" if about["start_from"] else ""
-    command += f" --held-out {' '.join(case['name'] for case in held_out)}" if held_out else ""
-    lines += ["", "## Recipe", "", f"With these lines as FILE.toml, `{command}` trains it again."]
-    return "\n".join([*lines, "", "```toml", to_toml(recipe) + "```", ""])
+    return "\n".join([*lines, "", "## Recipe", "", "```toml", to_toml(recipe) + "```", ""])
 
 
-def _table(head: list[str], rows: list[list]) -> list[str]:
-    return ["", table(head, "l" * len(head), rows)]
-
-
-def _left_out_table(data_sets: dict[str, list[Score]]) -> list[str]:
-    """Return a row a label, a column a data set."""
-    means = [mean_by_label(scores) for scores in data_sets.values()]
+def _table(columns: dict[str, list[Score]]) -> str:
+    """Return DSC / NSD (cases), a row a label."""
+    means = {name: mean_by_label(scores) for name, scores in columns.items()}
     rows = []
-    for label in sorted({label for of_set in means for label in of_set}):
-        cells = [f"{m[label][0]:.3f} ({m[label][2]})" if label in m else "" for m in means]
+    for label in sorted({label for of_column in means.values() for label in of_column}):
+        cells = []
+        for dsc, nsd, count in (m.get(label, (math.nan, math.nan, 0)) for m in means.values()):
+            surfaces = "–" if math.isnan(nsd) else f"{nsd:.3f}"
+            cells.append(f"{dsc:.3f} / {surfaces} ({count})" if count else "")
         rows.append([LABEL_NAMES[label], *cells])
-    organs = [f"**{mean_organ_dsc(scores):.3f}**" for scores in data_sets.values()]
-    return _table(["label", *data_sets], [*rows, ["**mean of organs**", *organs]])
+    organs = [f"**{mean_organ_dsc(scores):.3f}**" for scores in columns.values()]
+    head = ["label", *columns]
+    return table(head, "l" * len(head), [*rows, ["**mean of organs**", *organs]])
 
 
 def _arguments(metadata: WeightsMetadata) -> str:

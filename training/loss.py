@@ -1,8 +1,8 @@
-"""The losses: cross-entropy that knows what a case's annotator did not look for, and soft Dice.
+"""The losses: cross-entropy for partly annotated cases, and soft Dice.
 
 Shapes: probabilities (N, C, H, W), softmax over C; labels (N, H, W) integers, `IGNORED` where
-nothing is known; annotated (N, C) bool, True for the labels that the slice's annotator looked for
-(label 0 counts as looked for). A label outside that set never occurs in `labels`.
+nothing is known; annotated (N, C) bool, True for the labels annotated in the slice's case, and for
+0. Other labels never occur in `labels`.
 
 Both losses take probabilities, are made of gathers and matrix products, and build no one-hot maps:
 at slim size on a CPU the loss of five outputs otherwise takes as long as the network.
@@ -19,7 +19,7 @@ _LEAST_PROBABILITY = torch.finfo(torch.float32).tiny
 
 
 def marginal_cross_entropy(probabilities: Tensor, labels: Tensor, annotated: Tensor) -> Tensor:
-    """Cross-entropy in which 0 means "background or any label that was not looked for".
+    """Return the cross-entropy in which 0 means "background or any label that is not annotated".
 
     For a pixel marked y ≠ 0 the term is −log p_y; for one marked 0 it is
     −log(p_0 + Σ p_c over the c not in A), where A are the labels annotated. With A = all labels
@@ -39,7 +39,7 @@ def marginal_cross_entropy(probabilities: Tensor, labels: Tensor, annotated: Ten
 
 
 def soft_dice_loss(probabilities: Tensor, labels: Tensor, annotated: Tensor) -> Tensor:
-    """1 − soft Dice, the mean over the foreground labels present in the batch.
+    """Return 1 − soft Dice, the mean over the foreground labels present in the batch.
 
     Sums run over the slices annotated for the label, and over the batch rather than slice by slice;
     labels that are not there do not count: averaged over absent organs, the loss drives every small
@@ -65,7 +65,7 @@ def soft_dice_loss(probabilities: Tensor, labels: Tensor, annotated: Tensor) -> 
 
 
 def _sum_by_label(values: Tensor, labels: Tensor, classes: int, parts: int) -> Tensor:
-    """The sum of the values (N, H, W) of each label, (classes,).
+    """Return the sum of the values (N, H, W) of each label, (classes,).
 
     Args:
         values, labels: of the same shape.
@@ -81,7 +81,7 @@ def _sum_by_label(values: Tensor, labels: Tensor, classes: int, parts: int) -> T
 
 
 def _of_label(probabilities: Tensor, labels: Tensor, known: Tensor) -> Tensor:
-    """The probability of each pixel's own label, (N, H, W); of 0 where it is not known."""
+    """Return the probability of each pixel's own label, (N, H, W); of 0 where it is not known."""
     return probabilities.gather(1, labels.where(known, 0).long()[:, None])[:, 0]
 
 
@@ -93,7 +93,7 @@ def deep_supervision_loss(
     cross_entropy: str,
     dice_weight: float,
 ) -> Tensor:
-    """The mean over the final and the four supervised logits (paper section 2.2).
+    """Return the mean over the final and the four supervised logits (paper section 2.2).
 
     Args:
         outputs: logits (N, C, H, W), in any precision; the losses are computed in fp32.
@@ -101,11 +101,11 @@ def deep_supervision_loss(
         cross_entropy: "marginal" or "plain"; the plain one takes unmarked labels as background.
         dice_weight: of the soft Dice loss added to each cross-entropy.
     """
-    looked_for = annotated if cross_entropy == "marginal" else torch.ones_like(annotated)
+    known = annotated if cross_entropy == "marginal" else torch.ones_like(annotated)
     total = torch.zeros((), device=labels.device)
     for logits in outputs:
         probabilities = logits.to(torch.float32, memory_format=torch.contiguous_format).softmax(1)
-        total = total + marginal_cross_entropy(probabilities, labels, looked_for)
+        total = total + marginal_cross_entropy(probabilities, labels, known)
         if dice_weight:
             total = total + dice_weight * soft_dice_loss(probabilities, labels, annotated)
     return total / len(outputs)

@@ -38,7 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     fit = add(
         "fit",
-        "train on labelled CT, or go on where a run stopped",
+        "train on labelled CT, or resume a run",
         "Train on labelled CT. The same command again resumes at the last checkpoint. "
         "On many devices: torchrun --nproc-per-node N -m training fit …",
         "--data CTS --recipe slim --output runs/slim",
@@ -46,12 +46,12 @@ def make_parser() -> argparse.ArgumentParser:
     add_data(
         fit,
         "data set with imagesTr*/ and labelsTr*/, images/ and labels/, or packed; its cases.json "
-        "says what each annotator looked for. MAP turns its own label numbers into ours: amos, "
-        "btcv, totalsegmentator, complete (ours, all looked for) or a .json file; repeatable",
+        "lists the labels annotated in each case. MAP turns its label numbers into ours: amos, "
+        "btcv, totalsegmentator, complete (ours, all annotated) or a .json file; repeatable",
     )
     text = "label map to draw synthetic slices of; MAP: totalsegmentator, spl or .json; repeatable"
     fit.add_argument("--anatomy", action="append", default=[], metavar="FILE[=MAP]", help=text)
-    fit.add_argument("--start-from", type=existing, metavar="FILE", help="weights to begin with")
+    fit.add_argument("--start-from", type=existing, metavar="FILE", help="first weights")
     fit.add_argument("--output", type=Path, required=True, metavar="RUN", help="folder of the run")
     text = "paper, best, slim, phantom or FILE.toml: the run's numbers (default: %(default)s)"
     fit.add_argument("--recipe", default="best", help=text)
@@ -63,16 +63,16 @@ def make_parser() -> argparse.ArgumentParser:
     fit.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=text)
     text = "cases or patients to hold out, instead of a fraction chosen by the seed"
     fit.add_argument("--held-out", nargs="*", metavar="NAME", help=text)
-    text = "end when the command has run so long, whatever the steps, and export weights"
+    text = "end the command after M minutes, whatever the steps, and export weights"
     fit.add_argument("--minutes", type=float, metavar="M", help=text)
     add_places(fit)
 
     check = add(
         "check",
-        "read data sets as training would, and say what it would make of them",
-        "Read every volume and label map of data sets, write nothing, and say: which cases would "
-        "be trained on, which not and why, what is doubtful of the others, and how many cases and "
-        "slices there are for each label. Exit code 1 if a case would not be used.",
+        "read data sets as training would, and report their cases",
+        "Read every volume and label map of data sets, write nothing, and report which cases would "
+        "be trained on, which not and why, which should be checked, and how many cases and slices "
+        "there are for each label. Exit code 1 if a case would not be used.",
         "--data CTS --data BTCV=btcv",
     )
     add_data(check)
@@ -81,13 +81,13 @@ def make_parser() -> argparse.ArgumentParser:
         "pack",
         "write data sets as small files that need no header library",
         "Write the cases of data sets as 8-bit PNG files of at most 15 MB in parts of at most "
-        "45 MiB, clipped to the recipe's clip_hu and cropped to the body, with all that cases.json "
-        "says. fit, score and check take the folder as --data.",
+        "45 MiB, clipped to the recipe's clip_hu and cropped to the body. fit, score and check "
+        "take the folder as --data.",
         "--data CTS --recipe slim --output packed",
     )
     add_data(pack)
     pack.add_argument("--output", type=Path, required=True, metavar="DIR", help="an empty folder")
-    pack.add_argument("--recipe", default="slim", help="whose clip_hu it is (default: %(default)s)")
+    pack.add_argument("--recipe", default="slim", help="for its clip_hu (default: %(default)s)")
     text = "least distance of two levels; more packs smaller (default: what 8 bits hold)"
     pack.add_argument("--step", type=float, default=0.0, metavar="HU", help=text)
     pack.add_argument("--left-out", action="store_true", help="left-out cases as well, for score")
@@ -104,11 +104,11 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument("--checkpoint", choices=("best", "last"), default="best", help=text)
     export.add_argument("--trained-on", required=True, metavar="TEXT", help="data sets, in a line")
     export.add_argument("--licence", required=True, metavar="TEXT", help="of the weights")
-    text = "for weights trained on every case: the run before, whose held-out scores the card gives"
+    text = "for weights trained on every case: the run before, for its held-out scores"
     export.add_argument("--scores-of", type=existing, metavar="RUN", help=text)
-    text = "what `score` wrote of these weights, for the card"
+    text = "table of `score` for these weights, for the card"
     export.add_argument("--left-out", type=existing, metavar="FILE.csv", help=text)
-    text = "a known weakness, for the card; repeatable"
+    text = "a limitation, for the card; repeatable"
     export.add_argument("--note", action="append", default=[], metavar="TEXT", help=text)
 
     score = add(
@@ -129,7 +129,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     compare = add(
         "compare",
-        "set the held-out scores of runs side by side",
+        "compare the held-out scores of runs",
         "Print a table of the last held-out DSC of runs: by label, over the cases of all runs with "
         "the same value of a number of their recipes. Two values of the same cases are compared by "
         "patient, with a standard error.",

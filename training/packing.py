@@ -1,6 +1,6 @@
 """Packed data sets: 8-bit PNG files that need no header library, small enough to be carried.
 
-    PACKED/part-1/cases.json        what the data set's own says, and under "packed" the rest
+    PACKED/part-1/cases.json        as of any data set, and under "packed" the rest
     PACKED/part-1/NAME-1.png        HU: slices one below the other, each pixel an index of `levels`
     PACKED/part-1/NAME-labels-1.png labels in our numbers
 

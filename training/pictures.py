@@ -1,4 +1,4 @@
-"""Pictures of a run: its curves, and held-out cases beside their reference."""
+"""Figures of a run: its curves, and held-out cases beside their reference."""
 
 import sys
 from collections.abc import Callable
@@ -28,11 +28,11 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def or_warn(draw: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401
-    """Draw; a picture that cannot be drawn or written is a warning and not the end of a run."""
+    """Draw; a figure that cannot be drawn or written is a warning and not the end of a run."""
     try:
         draw(*arguments)
     except (OSError, ValueError, RuntimeError) as error:
-        print(f"warning: no picture: {one_line(error)}", file=sys.stderr, flush=True)
+        print(f"warning: figure not drawn: {one_line(error)}", file=sys.stderr, flush=True)
 
 
 def draw_curves(path: Path, rows: list[Metrics], scores: list[Score]) -> None:

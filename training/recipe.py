@@ -47,7 +47,7 @@ class Recipe:
     ema_decay: float = 0.0  # of the moving average that is scored and exported; 0 has none
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where it is fast, else fp32
     seed: int = 0  # of weights, held-out patients, slices and augmentation
-    # Loss. Marginal: a voxel marked 0 is background or any label its annotator did not look for.
+    # Loss. Marginal: a voxel marked 0 is background or any label that is not annotated.
     cross_entropy: Literal["marginal", "plain"] = "marginal"
     dice_weight: float = 0.0  # of the soft Dice loss beside the cross-entropy
     # Augmentation in space.
@@ -70,16 +70,11 @@ class Recipe:
     noise_hu: float = 0.0  # largest standard deviation of Gaussian noise
     blur_pixels: float = 0.0  # largest standard deviation of Gaussian blur
     low_resolution: float = 1.0  # largest factor of coarser sampling
-    # Watching.
+    # Reports.
     log_interval: int = 50  # steps between rows of metrics.csv
     evaluation_minutes: float = 30.0  # between scorings of the held-out volumes, scored at the end
 
     def __post_init__(self) -> None:
-        for entry in dataclasses.fields(self):
-            value = getattr(self, entry.name)
-            if get_origin(entry.type) is Literal and value not in get_args(entry.type):
-                choices = ", ".join(map(str, get_args(entry.type)))
-                raise TrainingError(f"{entry.name} must be one of {choices}, not {value!r}")
         low, high = self.clip_hu
         for holds, rule in (
             (min(self.base_channels, self.batch_size, self.log_interval) >= 1,
@@ -123,20 +118,18 @@ def _checked(name: str, value: Any, source: str) -> Any:  # noqa: ANN401
     kinds: dict[str, Any] = {entry.name: entry.type for entry in dataclasses.fields(Recipe)}
     if name not in kinds:
         raise TrainingError(f"{source}: there is no {name} in a recipe")
-    kind = kinds[name]
-    if kind == Range:
-        if not isinstance(value, list | tuple) or len(value) != 2:
-            raise TrainingError(f"{source}: {name} must be two numbers, not {value!r}")
-        return tuple(_number(name, number, float, source) for number in value)
-    return _number(name, value, type(get_args(kind)[0]) if get_args(kind) else kind, source)
-
-
-def _number(name: str, value: Any, kind: type, source: str) -> Any:  # noqa: ANN401
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise TrainingError(f"{source}: {name} must be {kind.__name__}, not {value!r}")
-    return value
+    kind, values = kinds[name], value if isinstance(value, list) else [value]
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    wanted = float if kind == Range else type(choices[0]) if choices else kind
+    values = [float(v) if wanted is float and type(v) is int else v for v in values]
+    length = len(value) if isinstance(value, list) else 0
+    if any(type(v) is not wanted for v in values) or length != (2 if kind == Range else 0):
+        what = "two numbers" if kind == Range else wanted.__name__
+        raise TrainingError(f"{source}: {name} must be {what}, not {value!r}")
+    if choices and values[0] not in choices:
+        names = ", ".join(map(str, choices))
+        raise TrainingError(f"{source}: {name} must be one of {names}, not {value!r}")
+    return tuple(values) if kind == Range else values[0]
 
 
 def _setting(text: str) -> tuple[str, Any]:

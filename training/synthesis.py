@@ -127,7 +127,7 @@ def _deformed_slab(
 
     Returns:
         (k, size, size): the structures in k planes through the thickness of the slice, and
-        `beyond` in the same places, or None.
+        `hull_mm` in the same places, or None.
     """
     spacing = np.array(anatomy.spacing, np.float32)
     planes = int(rng.integers(1, 4))
@@ -166,22 +166,22 @@ def _deformed_slab(
     index, outside = np.zeros(points.shape[1:], np.int64), np.zeros(points.shape[1:], bool)
     for axis in range(3):
         place = np.rint(points[axis] / spacing[axis] + np.float32(centre[axis])).astype(np.int32)
-        if axis > 0:  # beyond the first and last slice, those go on
+        if axis > 0:  # the first and last slice are repeated outwards
             outside |= (place < 0) | (place >= shape[axis])
         index = index * shape[axis] + np.clip(place, 0, shape[axis] - 1)
     structures = np.where(outside, 0, anatomy.structures.reshape(-1)[index])
-    if anatomy.beyond is None:
+    if anatomy.hull_mm is None:
         return structures, None
-    return structures, np.where(outside, 255, anatomy.beyond.reshape(-1)[index])
+    return structures, np.where(outside, 255, anatomy.hull_mm.reshape(-1)[index])
 
 
 def _add_wall(
-    structures: np.ndarray, beyond: np.ndarray, rng: np.random.Generator, pixel_mm: float
+    structures: np.ndarray, hull_mm: np.ndarray, rng: np.random.Generator, pixel_mm: float
 ) -> None:
     """Draw muscle, fat and skin around the hull of the organs, and a table, in place."""
     size = structures.shape[-1]
     uneven = smooth_noise(rng, size, 60 / pixel_mm)
-    distance = beyond + 2.0 * uneven
+    distance = hull_mm + 2.0 * uneven
     muscle = rng.uniform(2, 14)
     fat = muscle + _log_uniform(rng, 3, 45)
     empty = structures == 0
@@ -313,9 +313,9 @@ def draw_slice(
         and bone or soft tissue.
     """
     coarse_mm, size = 2 * pixel_mm, matrix // 2
-    structures, beyond = _deformed_slab(anatomy, rng, size, coarse_mm)
-    if beyond is not None:
-        _add_wall(structures, beyond, rng, coarse_mm)
+    structures, hull_mm = _deformed_slab(anatomy, rng, size, coarse_mm)
+    if hull_mm is not None:
+        _add_wall(structures, hull_mm, rng, coarse_mm)
     hosts = _add_lesions(structures, rng, coarse_mm)
     levels, textures = _levels(rng, hosts)
     labels = annotated_only(LABELS[structures[structures.shape[0] // 2]], anatomy.annotated)

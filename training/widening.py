@@ -1,11 +1,11 @@
-"""A narrow network's weights in a wider one that begins as the same function.
+"""A narrow network's weights in a wider one that starts as the same function.
 
-Net2WiderNet (Chen, Goodfellow and Shlens, ICLR 2016): a wide network that begins where a narrow one
+Net2WiderNet (Chen, Goodfellow and Shlens, ICLR 2016): a wide network that starts where a narrow one
 has got to is spared most of the steps that it would take from random weights.
 
 The paper's attention, sigmoid(ReLU(z)), is not the identity, but near 0 a difference of two is
 nearly linear: sigmoid(ReLU(z)) - sigmoid(ReLU(-z)) = z/4 - z³/48 + …. So a wide network with the
-attention can begin as a narrow one without: where the narrow one has x, half of the copies have
+attention can start as a narrow one without: where the narrow one has x, half of the copies have
 z = scale · x and half have -z, and the next layer takes 4/scale times the difference of the two.
 The constant 1/2 cancels, at borders and in half precision too.
 """
@@ -43,7 +43,7 @@ def widen(narrow: AttentionUNet, wide: AttentionUNet) -> None:
     supervised maps get new channels with random weights, which at first nothing reads.
 
     Args:
-        narrow: network to begin with, fp32.
+        narrow: network to start from, fp32.
         wide: new network, fp32, with random weights. Afterwards it computes what the narrow one
             does; networks of the same width have the same weights. If it has the attention and the
             narrow one has not, k must be even, and it computes nearly that.

@@ -3,9 +3,9 @@
 Teams are run one after another, in the order of their archives' names. The image is removed
 before the next is loaded, and the disk is checked before each. A team that breaks costs itself
 only: its cases count as failed, and it is ranked. The same command again continues where it was
-stopped; a team whose archive has changed starts anew. The files of the report folder:
+stopped; a team whose archive has changed is run again. The files of the report folder:
 
-    challenge.html     the ranking, what became of each team, and every curve and score
+    challenge.html     the ranking, the state of each team, and every curve and score
     ranking/           ranking.md, ranking.csv, ranking.json
     teams/TEAM/        the team's run folder, as `efficiency`, `accuracy` and `check` write it
     teams/TEAM/labels/ its label maps
@@ -18,18 +18,17 @@ from collections import Counter
 from pathlib import Path
 
 from benchmark.challenge.team import DONE, FAILED, Challenge, Fate, run_team, team_name
-from benchmark.containers.efficiency import Settings, add_run_options
+from benchmark.containers.efficiency import add_run_options
 from benchmark.containers.engine import EngineError, engine_version
-from benchmark.containers.gpu import gpu_of
+from benchmark.containers.machine import open_gpu
 from benchmark.containers.measurement import Conditions, list_cases
 from benchmark.containers.results import TOLERANCES
-from benchmark.containers.runner import Container
 from benchmark.files import read_json, write_json
 from benchmark.judging.rank import cautions, ranking_table, write_ranking
 from benchmark.judging.ranking import RULES, rank_runs
 from benchmark.judging.report import render
 from benchmark.judging.runs import Run, RunError, read_run
-from benchmark.options import UsageError
+from benchmark.options import HarnessError
 from benchmark.scoring.protocol import PROTOCOLS
 from benchmark.text import listed, log, show
 from inference.files import case_name, find_entries, why_not_a_volume, write_atomically
@@ -48,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_options(parser)
     text = "the year's rules for scores and ranking (default: %(default)s)"
     add("--protocol", choices=PROTOCOLS, default="flare23", help=text)
-    text = "leave out `python -m benchmark check`, some ten runs on synthetic CT for each team"
+    text = "skip `python -m benchmark check`, some ten runs on synthetic CT for each team"
     add("--no-check", dest="check", action="store_false", help=text)
 
 
@@ -59,22 +58,25 @@ def run(arguments: argparse.Namespace) -> int:
     references = _match_references({case.name for case in cases}, refused, arguments.reference)
     cases = [case for case in cases if case.name in references]
     for name, reason in refused.items():
-        log(f"{name}: left out for every team: {reason}")
+        log(f"{name}: skipped for every team: {reason}")
     if not engine_version():
         raise EngineError("the container engine does not answer")
     report, protocol = arguments.report, arguments.protocol
-    with gpu_of(arguments.gpu) as (gpu, gpu_note):
+    with open_gpu(arguments.gpu) as gpu:
         report.mkdir(parents=True, exist_ok=True)
         same = ("timeout", "memory_limit", "repeat", "warm_up", "protocol")
         conditions = {name: getattr(arguments, name) for name in same}
-        _insist_on_conditions(report, conditions | {"gpu": gpu_note is None})
-        timeout, tolerances = arguments.timeout, TOLERANCES[protocol]
-        how = Conditions(gpu, gpu_note, timeout=timeout, tolerances=tolerances)
-        target = Container("", arguments.memory_limit, gpu and gpu.device)
-        runs = (arguments.repeat, arguments.warm_up, True)
-        settings = Settings(arguments.inputs, report, report, target, "", how, *runs)
-        of_cases = list(references.values())
-        challenge = Challenge(settings, cases, of_cases, protocol, arguments.check)
+        _insist_on_conditions(report, conditions | {"gpu": gpu.note is None})
+        challenge = Challenge(
+            cases,
+            list(references.values()),
+            protocol,
+            arguments.check,
+            Conditions(gpu, arguments.timeout, TOLERANCES[protocol]),
+            arguments.memory_limit,
+            arguments.repeat,
+            arguments.warm_up,
+        )
         fates: dict[str, Fate] = {}
         well = not refused
         for number, archive in enumerate(archives, start=1):
@@ -89,18 +91,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _find_archives(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise UsageError(f"--archives {folder} is not a folder")
+        raise HarnessError(f"--archives {folder} is not a folder")
     kinds = (".tar.gz", ".tgz", ".tar")
     found = sorted(path for path in folder.iterdir() if path.name.lower().endswith(kinds))
     archives = [path for path in found if not path.name.startswith(".")]
     if not archives:
-        raise UsageError(f"--archives {folder} holds no TEAM.tar.gz")
+        raise HarnessError(f"--archives {folder} has no TEAM.tar.gz")
     teams: dict[str, Path] = {}
     for archive in archives:
         image = team_name(archive).lower()
         if (other := teams.setdefault(image, archive)) != archive:
             both = f"{other.name} and {archive.name}"
-            raise UsageError(f"{both} are both the image {image}:latest: rename or move one")
+            raise HarnessError(f"{both} are both the image {image}:latest: rename or move one")
     return archives
 
 
@@ -108,14 +110,14 @@ def _match_references(names: set[str], refused: dict[str, str], folder: Path) ->
     """Return the reference of each case; those that are no regular file go to `refused`.
 
     Raises:
-        UsageError: before anything is run, that a case cannot be scored or a CT is missing.
+        HarnessError: before anything is run, that a case cannot be scored or a CT is missing.
     """
 
     def any_case(name: str) -> str:
         return case_name(Path(name[:-7] + name[-7:].lower()))
 
     if not folder.is_dir():
-        raise UsageError(f"--reference {folder} is not a folder")
+        raise HarnessError(f"--reference {folder} is not a folder")
     references = {}
     for path in find_entries(folder):
         if reason := why_not_a_volume(path):
@@ -128,7 +130,7 @@ def _match_references(names: set[str], refused: dict[str, str], folder: Path) ->
         (references.keys() - names - known, "no CT for the references"),
     ):
         if missing:
-            raise UsageError(f"{what} {listed(sorted(missing), 5)}")
+            raise HarnessError(f"{what} {listed(sorted(missing), 5)}")
     return {name: path for name, path in references.items() if name in names}
 
 
@@ -136,11 +138,11 @@ def _insist_on_conditions(report: Path, conditions: dict) -> None:
     """Hold every call for one report to the same conditions, for teams are compared.
 
     Raises:
-        UsageError: an earlier call had others.
+        HarnessError: an earlier call had others.
     """
     earlier = read_json(report / "challenge.json") or conditions
     if others := [name for name in conditions if earlier.get(name) != conditions[name]]:
-        raise UsageError(
+        raise HarnessError(
             f"the challenge in {report} has another {', '.join(others)}: name another --report, or "
             "the same conditions"
         )
@@ -161,9 +163,9 @@ def _write_results(
             reason = reason or _reasons(run)
         rows.append([team, fate.state, done, fate.check or "–", reason])
     titles = ["Team", "State", "Cases done", "Check", "Reason"]
-    notes = [f"Caution: {name} left out: {reason}" for name, reason in refused.items()]
-    page = {"fates": {"columns": titles, "rows": rows}}
-    page["ranking"] = {"columns": ["Rank", "Team"], "rows": []}
+    notes = [f"Caution: {name} skipped: {reason}" for name, reason in refused.items()]
+    empty: dict[str, list] = {"columns": ["Rank", "Team"], "rows": []}
+    page = {"fates": {"columns": titles, "rows": rows}, "ranking": empty, "notes": notes}
     if waiting := [team for team in fates if team not in runs]:
         notes.append(
             f"Caution: {', '.join(waiting)} not run, through no fault of their own, and not "
@@ -175,19 +177,20 @@ def _write_results(
         except RunError as error:
             notes.append(f"Caution: no ranking: {error}")
         else:
-            write_ranking(report / "ranking", ranking, RULES[protocol])
+            write_ranking(report / "ranking", ranking)
             notes += [*cautions(ranking), *ranking.notes]
-            columns, rows = ranking_table(ranking, RULES[protocol])
+            columns, rows = ranking_table(ranking)
             page["ranking"] = {"columns": columns, "rows": rows}
-        text = render(list(runs.values()), "Challenge", page | {"notes": notes})
+        text = render(list(runs.values()), "Challenge", page)
         write_atomically(report / "challenge.html", text.encode())
-    shown = [run.shown(case) for run in runs.values() for case in run.cases]
-    ok = all(result is not None and result["status"] == "ok" for result in shown)
-    return ok and all(fate.state == DONE for fate in fates.values())
+    ok = [
+        run.shown.get(case, {}).get("status") == "ok" for run in runs.values() for case in run.cases
+    ]
+    return all(ok) and all(fate.state == DONE for fate in fates.values())
 
 
 def _reasons(run: Run) -> str:
     """Return why cases of a team are not ok, the most frequent first."""
-    shown = [run.shown(case) for case in run.results]
-    reasons = Counter(f"{one['status']}: {one['reason']}" for one in shown if one["status"] != "ok")
+    shown = [one for one in run.shown.values() if one["status"] != "ok"]
+    reasons = Counter(f"{one['status']}: {one.get('reason')}" for one in shown)
     return "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(3))

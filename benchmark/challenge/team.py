@@ -1,8 +1,8 @@
 """One team's archive: read through, loaded, checked, run, scored, and removed again.
 
-What became of a team is in `fate.json` of its folder, so that a second call continues where the
+The state of a team is in `fate.json` of its folder, so that a second call continues where the
 first was stopped. A team that breaks has a folder all the same, in which every case failed. What is
-not the team's fault, such as a full disk or a lost GPU, leaves it as "not run" for the next call.
+not the team's fault, such as a full disk or a lost GPU, makes it "not run"; the next call tries it.
 """
 
 import contextlib
@@ -16,9 +16,11 @@ from benchmark.challenge.archive import ArchiveError, inspect_archive
 from benchmark.checking.check import check_image
 from benchmark.checking.pages import headline
 from benchmark.containers import engine, results
-from benchmark.containers.efficiency import EFFICIENCY_SUFFIX, ResumeError, Settings, measure
-from benchmark.containers.gpu import GpuLost
-from benchmark.containers.measurement import Case
+from benchmark.containers.efficiency import ResumeError, Settings, measure
+from benchmark.containers.machine import GpuLost
+from benchmark.containers.measurement import Case, Conditions
+from benchmark.containers.results import EFFICIENCY_SUFFIX
+from benchmark.containers.runner import Container
 from benchmark.files import read_json, write_json
 from benchmark.options import HarnessError
 from benchmark.scoring.accuracy import score_folder
@@ -31,12 +33,14 @@ DONE, FAILED, NOT_RUN, RUNNING = "done", "failed", "not run", "running"
 _RESERVE_BYTES = 2 << 30  # free space that stays on every disk, whatever is loaded
 
 # What the engine prints when no team's container could start.
-_ORGANISERS_FAULT = re.compile(r"could not select device driver|Cannot connect to the Docker")
+_ORGANISERS_FAULT = re.compile(
+    r"could not select device driver|Cannot connect to the Docker|no space left on device"
+)
 
 
 @dataclass
 class Fate:
-    """What became of a team.
+    """The state of a team.
 
     DONE, whatever its cases did; FAILED, as it could not be run (ranked, every case failed);
     NOT_RUN, through no fault of its own (not ranked, tried again); or RUNNING.
@@ -44,7 +48,7 @@ class Fate:
 
     state: str
     reason: str | None = None  # one line; None if done
-    archive: dict = field(default_factory=dict)  # name, size and time of the file
+    archive: dict[str, str | int] = field(default_factory=dict)  # name, size, time of the file
     cases: list[str] = field(default_factory=list)
     images: list[str] = field(default_factory=list)  # that were loaded, to be removed
     check: str | None = None  # what the check found, in a line; None if it was not made
@@ -54,11 +58,14 @@ class Fate:
 class Challenge:
     """What is the same for every team."""
 
-    settings: Settings  # but for folders, image and name
     cases: list[Case]
     references: list[Path]  # their label maps
     protocol: str  # the year's rules
     check: bool  # whether each image is checked before it is run
+    how: Conditions
+    memory_limit: str
+    repeat: int
+    warm_up: bool
 
 
 class _EndedAs(Exception):
@@ -83,50 +90,49 @@ def run_team(archive: Path, folder: Path, challenge: Challenge) -> Fate:
         challenge: the rest.
 
     Returns:
-        What became of it, which is also written.
+        Its state, which is also written.
 
     Raises:
         EngineError: the engine does not answer, so that no team can be run.
         Stopped: a signal came; the team's images are removed, and its finished cases are written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file, names = folder / "fate.json", [case.name for case in challenge.cases]
-    about = {}  # as of a link that leads nowhere
+    about: dict[str, str | int] = {}  # as of a link that leads nowhere
     if archive.exists():
         found = archive.stat()
         about = {"name": archive.name, "bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
-    earlier = Fate(RUNNING, archive=about)
+    fate = Fate(RUNNING, archive=about, cases=[case.name for case in challenge.cases])
     with contextlib.suppress(TypeError):  # no such file, or a damaged one
-        earlier = Fate(**read_json(file))
-    if earlier.archive != about:
-        log(f"{archive.name} has changed: the team starts anew")
-        for image in earlier.images:
-            engine.remove_image(image)
-        shutil.rmtree(folder)
-        folder.mkdir()
-        earlier.images = []
-    elif earlier.cases == names and earlier.state in (DONE, FAILED):
-        return earlier
-    fate = Fate(DONE, archive=about, cases=names, images=earlier.images)
+        earlier = Fate(**read_json(folder / "fate.json") or {})
+        fate.images = earlier.images
+        if earlier.archive != about:
+            log(f"{archive.name} has changed: starting the team again")
+            shutil.rmtree(folder)
+            folder.mkdir()
+        elif earlier.cases == fate.cases and earlier.state in (DONE, FAILED):
+            return earlier
     try:
         _run(archive, folder, challenge, fate)
+        fate.state = DONE
     except _EndedAs as error:
         fate.state, fate.reason = error.state, printable(error)
     if fate.state == FAILED:  # the tables of a team every case of which failed
         for part in ("labels", "efficiency"):
             shutil.rmtree(folder / part, ignore_errors=True)
-        how = challenge.settings.how
-        gpu = how.gpu is not None and how.gpu_note is None
-        failed = [results.failed_result(case.image.name, gpu=gpu) for case in challenge.cases]
-        table = results.efficiency_csv({result["file"]: [result] for result in failed})
+        failed = {
+            "penalty": results.PENALTY,
+            "peak_gpu_mb": None if challenge.how.gpu.note else 0.0,
+        }
+        runs = {case.name: [failed | {"file": case.image.name}] for case in challenge.cases}
+        table = results.efficiency_csv(runs)
         write_atomically(folder / f"{folder.name}{EFFICIENCY_SUFFIX}", table.encode())
         _score(folder, challenge)
-    write_json(file, asdict(fate))
+    write_json(folder / "fate.json", asdict(fate))
     return fate
 
 
 def _run(archive: Path, folder: Path, challenge: Challenge, fate: Fate) -> None:
-    _remove_images(fate, folder)  # what a killed run has left
+    _remove_images(fate, folder)  # which a killed run, or an earlier archive, has left
     if shutil.disk_usage(folder).free < _RESERVE_BYTES:
         reason = f"disk: less than {_RESERVE_BYTES / 1e9:.1f} GB are free for --report"
         raise _EndedAs(NOT_RUN, reason)
@@ -135,56 +141,54 @@ def _run(archive: Path, folder: Path, challenge: Challenge, fate: Fate) -> None:
     if not archive.is_file():
         raise _EndedAs(NOT_RUN, "archive: no regular file is there")
     try:
-        content = inspect_archive(archive, free)
+        images, load_bytes = inspect_archive(archive)
     except ArchiveError as error:
         raise _EndedAs(FAILED, f"archive: {error}") from error
-    if free is not None and content.load_bytes > free:
-        reason = f"disk: loading takes more than the {free / 1e9:.1f} GB that may be used"
+    if free is not None and load_bytes > free:
+        reason = f"disk: loading takes {load_bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB may be used"
         raise _EndedAs(NOT_RUN, f"{reason}; free some and call again")
     image = engine.archive_image(archive)
-    if image not in content.images:
-        held = ", ".join(content.images) or "no named image"
-        raise _EndedAs(FAILED, f"archive: it holds {held}, but the organisers run {image}")
-    if here := [name for name in content.images if engine.image_id(name) is not None]:
+    if image not in images:
+        names = ", ".join(images) or "no named image"
+        raise _EndedAs(FAILED, f"archive: it contains {names}, but the organisers run {image}")
+    if here := [name for name in images if engine.image_id(name) is not None]:
         reason = f"an image {', '.join(here)} is here already and would be replaced: rename or "
         raise _EndedAs(NOT_RUN, f"{reason}remove it (docker image rm {here[0]}) and call again")
-    fate.images = list(content.images)
-    write_json(folder / "fate.json", asdict(fate) | {"state": RUNNING})
+    fate.images = images
+    write_json(folder / "fate.json", asdict(fate))
+    memory = challenge.memory_limit
     try:
         log(f"  loading {archive.name}")
         with _teams_fault("load"):
             engine.load_archive(archive)
         if challenge.check:
             log("  checking")
-            how = replace(challenge.settings.how, timeout=600.0)
+            how = replace(challenge.how, timeout=600.0)
             try:
-                memory = challenge.settings.target.memory_limit
                 fate.check = headline(check_image(folder.name, image, [], folder, memory, how))
-            except (
-                HarnessError,
-                OSError,
-            ) as error:  # it is for the team, which is run all the same
+            except (HarnessError, OSError) as error:  # the team is run all the same
                 fate.check = f"not made: {printable(error)}"
         log("  running")
+        target = Container(image, memory, challenge.how.gpu.device)
+        repeats = (challenge.repeat, challenge.warm_up)
+        settings = Settings(folder / "labels", folder, target, folder.name, challenge.how, *repeats)
         with _teams_fault("run"):
-            _measure(image, folder, challenge)
+            _measure(settings, challenge.cases)
     finally:
         _remove_images(fate, folder)
     log("  scoring")
     _score(folder, challenge)
 
 
-def _measure(image: str, folder: Path, challenge: Challenge) -> None:
-    target = replace(challenge.settings.target, image=image)
-    own = {"outputs": folder / "labels", "report": folder, "target": target, "team": folder.name}
-    settings = replace(challenge.settings, **own)
+def _measure(settings: Settings, cases: list[Case]) -> None:
     try:
         try:
-            measured = measure(settings, challenge.cases, {})
+            measured = measure(replace(settings, resume=True), cases, {})
         except ResumeError as error:
-            log(f"  measuring anew: {error}")
-            shutil.rmtree(settings.outputs, ignore_errors=True)
-            measured = measure(replace(settings, resume=False), challenge.cases, {})
+            log(f"  measuring again: {error}")
+            for folder in (settings.outputs, settings.report / "efficiency"):
+                shutil.rmtree(folder, ignore_errors=True)
+            measured = measure(settings, cases, {})
     except GpuLost as error:
         raise _EndedAs(NOT_RUN, error) from error
     reasons = []
@@ -208,7 +212,7 @@ def _remove_images(fate: Fate, folder: Path) -> None:
     fate.images = [image for image, reason in reasons.items() if reason]
     for image in fate.images:
         log(f"  {image} is still here: {reasons[image]}")
-    write_json(folder / "fate.json", asdict(fate) | {"state": RUNNING})
+    write_json(folder / "fate.json", asdict(fate))
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ to do. The files of the report folder:
     check.md           the same, to read; `benchmark report` shows it as well
     check/NN-*.log     what the container printed in each run
 
-Exit code 0: nothing failed, though some may be warned of; 1: something failed.
+Exit code 0: nothing failed, though there may be warnings; 1: something failed.
 """
 
 import argparse
@@ -18,8 +18,8 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from benchmark.checking import findings as judge
 from benchmark.checking import image as images
@@ -30,13 +30,13 @@ from benchmark.checking.trials import Trial
 from benchmark.checking.volumes import Subject
 from benchmark.containers.efficiency import add_container_options
 from benchmark.containers.engine import image_id, remove_abandoned, team_of
-from benchmark.containers.environment import describe_machine
-from benchmark.containers.gpu import gpu_of, read_idle
+from benchmark.containers.machine import describe_machine, open_gpu
 from benchmark.containers.measurement import Conditions
+from benchmark.containers.results import progress_line
 from benchmark.containers.runner import Container
 from benchmark.files import write_json
 from benchmark.options import size_mb, whole
-from benchmark.text import by, log
+from benchmark.text import log
 from inference.files import write_atomically
 
 
@@ -52,8 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "where the findings go (default: check-TEAM)"
     add("--report", type=Path, metavar="DIR", help=text)
     text = (
-        "slices of the very large phantom, 512×512 each; 0 leaves it out (default: %(default)s, "
-        "more than 95 %% of the challenge's CTs have; its largest has 2651)"
+        "slices of the very large phantom, 512×512 each; 0 skips it (default: %(default)s, more "
+        "than 95 %% of the challenge's CTs have; its largest has 2651)"
     )
     add("--large-slices", type=whole, default=volumes.LARGE_SLICES, metavar="N", help=text)
     add_container_options(parser, 600.0)
@@ -64,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.inputs is not None:
         volumes.own_subjects(arguments.inputs)  # wrong usage is reported before anything is loaded
     remove_abandoned()
+    image: str | None
     if arguments.archive:
         log(f"loading {arguments.archive}")
         image, findings = images.load(arguments.archive)
@@ -72,8 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
         image, findings = images.find(arguments.image)
         team = team_of(image)
     report = arguments.report or Path(f"check-{team}")
-    with gpu_of(arguments.gpu) as (gpu, gpu_note):
-        how = Conditions(gpu, gpu_note, timeout=arguments.timeout)
+    with open_gpu(arguments.gpu) as gpu:
+        how = Conditions(gpu, arguments.timeout)
         sources = (arguments.inputs, arguments.large_slices)
         check = check_image(team, image, findings, report, arguments.memory_limit, how, *sources)
     summary = f"{headline(check)}: {report / 'check.md'}"
@@ -84,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
 def check_image(
     team: str, image: str | None, findings: list[Finding], report: Path, memory: str,
     how: Conditions, inputs: Path | None = None, large_slices: int = 0,
-) -> dict:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     """Make every run of a check and write the report folder.
 
     Args:
@@ -95,7 +96,7 @@ def check_image(
         memory: the limit of a run, as "28g".
         how: runs are made and measured.
         inputs: a folder of CTs instead of phantoms.
-        large_slices: of the very large phantom; 0 leaves it out.
+        large_slices: of the very large phantom; 0 skips it.
 
     Returns:
         The content of `check.json`.
@@ -112,14 +113,14 @@ def check_image(
     else:
         findings = [*findings, *images.judge_image(image)]
         findings += images.judge_weights(image, memory, logs / "weights.log")
-        how = replace(how, idle=read_idle(how.gpu, how.interval))
+        how.gpu.read_idle()
         # Not below the system's own folder for such things, which may be of memory, or small.
         with tempfile.TemporaryDirectory(prefix=".work-check-", dir=report.resolve()) as folder:
             work = Path(folder)
             subjects = (
                 volumes.own_subjects(inputs)
                 if inputs
-                else volumes.draw_subjects(work, large_slices)
+                else volumes.make_subjects(work, large_slices)
             )
             total = len(subjects) + 5
 
@@ -127,18 +128,17 @@ def check_image(
                 number = len(runs) + 1
                 done = trials.run_trial(subject, image, memory, mode, number, work, logs, how)
                 runs.append(done)
-                log(f"[{number}/{total}] {_progress(done)}")
+                log(f"[{number}/{total}] {progress_line(f'{done.label}, {mode}', done.result)}")
                 return done
 
             findings += _judge(trial, subjects, work, memory)
-    target = Container(image or "none", memory, how.gpu and how.gpu.device)
     limits = {"seconds": FREE.seconds, "gpu_mb": FREE.mb, "timeout_s": how.timeout}
     check = {
         "team": team,
         "image": image or "none",
         "image_digest": image_id(image) if image else None,
-        "command": target.shown_command,
-        "environment": describe_machine(how.gpu, how.gpu_note),
+        "command": Container(image or "none", memory, how.gpu.device).shown_command,
+        "environment": describe_machine(how.gpu),
         "limits": limits | {"memory": memory, "memory_mb": float(size_mb(memory))},
         "findings": [finding._asdict() for finding in findings],
         "runs": [run.as_json() for run in runs],
@@ -153,7 +153,7 @@ def _judge(
 ) -> Iterator[Finding]:
     """Make every run by `trial(subject, mode)`, and yield the findings in the order of the list."""
     first = trial(subjects[0])
-    yield judge.judge_start(first, memory)
+    yield judge.judge_run(judge.START, first)
     if not first.ran:
         yield from judge.judge_outputs([first])
         yield judge.not_run(f"{first.label} gave no label map")
@@ -163,21 +163,11 @@ def _judge(
     runs = [first, *(trial(subject) for subject in subjects[1:])]
     damaged = trial(volumes.damaged_subject(work, subjects[0]))
     yield from (judge.judge_mode(mode, first) for mode in modes)
-    yield from map(judge.judge_volume, runs)
+    yield from (judge.judge_run(f"volume: {run.label}", run) for run in runs)
     yield from judge.judge_outputs(runs)
     yield judge.judge_determinism(first, again)
     yield judge.judge_time(runs)
     yield judge.judge_gpu_memory(runs)
     yield judge.judge_memory([*runs, again, *modes], memory)
-    yield from judge.judge_leftovers([*runs, again, *modes, damaged])
+    yield from judge.judge_extra_files([*runs, again, *modes, damaged])
     yield judge.judge_damaged(damaged)
-
-
-def _progress(trial: Trial) -> str:
-    result = trial.result
-    parts = [f"{trial.label} {by(result['image_size'])}, {trial.mode}: {result['seconds']:.1f} s"]
-    parts.append(f"RAM {result['max_ram_mb'] or 0:,.0f} MB")
-    if result["peak_gpu_mb"] is not None:
-        parts.append(f"GPU {result['peak_gpu_mb']:,.0f} MB")
-    parts.append(result["status"] + (f" ({result['reason']})" if result["reason"] else ""))
-    return ", ".join(parts)

@@ -59,7 +59,7 @@ def finding(level: str, check: str, found: str, trial: Trial | None = None) -> F
 
 
 def advice(trial: Trial) -> str | None:
-    """Return what to do about a run that failed, by its log; None where that tells nothing."""
+    """Return what to do about a run that failed, by its log; None if that has no known symptom."""
     for symptom in _TEXTS["symptoms"]:
         words = "|".join(symptom.get("words", ()))
         if symptom.get("status") == trial.result["status"] or (
@@ -69,12 +69,12 @@ def advice(trial: Trial) -> str | None:
     return None
 
 
-def judge_start(trial: Trial, memory: str) -> Finding:
-    """Judge the first run, by the organisers' exact command line."""
+def judge_run(check: str, trial: Trial) -> Finding:
+    """Judge whether a run by the organisers' command ended well."""
     if not trial.ended:
-        return finding(FAILED, START, _how_it_ended(trial), trial)
-    seconds = trial.result["seconds"]
-    return finding(PASSED, START, f"exit code 0 after {seconds:.1f} s, within {memory} of memory")
+        return finding(FAILED, check, _how_it_ended(trial), trial)
+    size, seconds = by(trial.result["image_size"]), trial.result["seconds"]
+    return finding(PASSED, check, f"{size}, {seconds:.1f} s")
 
 
 def judge_mode(trial: Trial, first: Trial) -> Finding:
@@ -83,18 +83,10 @@ def judge_mode(trial: Trial, first: Trial) -> Finding:
         level = FAILED if trial.mode == NO_NETWORK else WARNED
         return finding(level, trial.mode, _how_it_ended(trial), trial)
     differing = _differing(first, trial) if trial.digest != first.digest else None
-    if differing and differing[0]:  # other bytes may hold the same labels
+    if differing and differing[0]:  # other bytes may be the same labels
         found = f"another label map than by the organisers' command: {_share(*differing)}"
         return finding(WARNED, trial.mode, found)
     return finding(PASSED, trial.mode, f"a label map after {trial.result['seconds']:.1f} s")
-
-
-def judge_volume(trial: Trial) -> Finding:
-    """Judge a volume by the organisers' command: whether the run ended well."""
-    check, result = f"volume: {trial.label}", trial.result
-    if not trial.ended:
-        return finding(FAILED, check, _how_it_ended(trial), trial)
-    return finding(PASSED, check, f"{by(result['image_size'])}, {result['seconds']:.1f} s")
 
 
 def judge_outputs(trials: Sequence[Trial]) -> list[Finding]:
@@ -169,14 +161,16 @@ def judge_memory(trials: Sequence[Trial], memory: str) -> Finding:
     return finding(level, f"memory, at most {memory}", f"at most {mb:,.0f} MB ({label})")
 
 
-def judge_leftovers(trials: Sequence[Trial]) -> list[Finding]:
-    """Judge what containers left beside the label map, and what they did to their inputs."""
+def judge_extra_files(trials: Sequence[Trial]) -> list[Finding]:
+    """Judge what containers wrote beside the label map, and what they did to their inputs."""
     # Where there is no label map, what is there instead is reported with the names.
-    left = {t.label: t.left for t in trials if t.left and t.result["output"]["found"]}
-    names = [name for of_run in left.values() for name in of_run]
+    extra = {
+        t.label: t.extra_files for t in trials if t.extra_files and t.result["output"]["found"]
+    }
+    names = [name for of_run in extra.values() for name in of_run]
     level = FAILED if any(name.endswith((".nii.gz", ".nii")) for name in names) else WARNED
-    shown = "; ".join(f"{label}: {listed(of_run, 5)}" for label, of_run in left.items())
-    findings = [finding(level if left else PASSED, "files left behind", shown or "none")]
+    shown = "; ".join(f"{label}: {listed(of_run, 5)}" for label, of_run in extra.items())
+    findings = [finding(level if extra else PASSED, "extra files", shown or "none")]
     if touched := ", ".join(sorted({trial.label for trial in trials if trial.inputs_touched})):
         findings.append(finding(WARNED, "inputs left alone", f"inputs/ was changed: {touched}"))
     return findings

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from benchmark.checking.findings import FAILED, PASSED, WARNED, Finding, finding
 from benchmark.containers import engine
-from benchmark.containers.results import OFFICIAL_INTERVAL
 from benchmark.containers.runner import Container, Folders, run_case
 from benchmark.containers.sampler import Sampler
 
@@ -28,18 +27,18 @@ def load(archive: Path) -> tuple[str | None, list[Finding]]:
     """Load an archive as the organisers do.
 
     Returns:
-        The image to run, None if nothing can be; and what was found. Where the archive holds an
+        The image to run, None if nothing can be; and what was found. Where the archive has an
         image of another name than the organisers run, that one is run.
 
     Raises:
-        UsageError: there is no such file.
+        HarnessError: there is no such file.
     """
     wanted = engine.archive_image(archive)
     loaded = []
     try:
         loaded = engine.load_images(archive)
-        held = ", ".join(loaded) or "no image"
-        loads = finding(PASSED, "archive loads", f"it holds {held}")
+        names = ", ".join(loaded) or "no image"
+        loads = finding(PASSED, "archive loads", names)
     except engine.EngineError as error:
         engine.image_id(wanted)  # raises where it is the engine that is at fault
         loads = finding(FAILED, "archive loads", str(error))
@@ -54,7 +53,7 @@ def load(archive: Path) -> tuple[str | None, list[Finding]]:
     check = "image's name"
     if wanted in loaded:
         return wanted, [*findings, finding(PASSED, check, wanted)]
-    found = f"the organisers run {wanted}, the archive holds {held}"
+    found = f"the organisers run {wanted}, the archive has {names}"
     return next(iter(loaded), None), [*findings, finding(FAILED, check, found)]
 
 
@@ -62,7 +61,7 @@ def find(image: str) -> tuple[str, list[Finding]]:
     """Return NAME:TAG of an image that is here already, and what was found of its name.
 
     Raises:
-        UsageError: there is none.
+        HarnessError: there is none.
     """
     name = engine.find_image(image)
     team, _, tag = name.rpartition("/")[2].partition(":")
@@ -107,8 +106,7 @@ def judge_weights(image: str, memory_limit: str, log: Path) -> list[Finding]:
     """
     rights = ("--network", "none", "--read-only", "--cap-drop", "ALL", "--entrypoint", "python3")
     question = Container(image, memory_limit, extra=rights, command=("-c", _ASK_WEIGHTS))
-    sampler = Sampler(None, OFFICIAL_INTERVAL)
-    run_case(question, "weights", Folders(Path(), Path(), log), _QUESTION_SECONDS, sampler)
+    run_case(question, "weights", Folders(Path(), Path(), log), _QUESTION_SECONDS, Sampler())
     try:
         with log.open("rb") as file:
             chosen = json.loads(file.read(_MOST_ANSWER_BYTES))

@@ -6,10 +6,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmark.checking.volumes import Subject
 from benchmark.containers.measurement import Conditions, run_alone
 from benchmark.containers.outputs import log_tail
+from benchmark.containers.results import Result
 from benchmark.containers.runner import Container
 from inference.files import printable
 from inference.volume import read_volume
@@ -24,7 +26,7 @@ _RIGHTS = (
     *("--network", "none", "--read-only", "--tmpfs", "/tmp"),
 )
 
-MODES: dict[str, dict] = {
+MODES: dict[str, dict[str, Any]] = {
     ORGANISERS: {},
     NO_NETWORK: {"extra": ("--network", "none")},
     HARDENED: {"extra": _RIGHTS, "read_only_inputs": True},
@@ -32,7 +34,7 @@ MODES: dict[str, dict] = {
 }
 """What each way changes in the organisers' command line, as fields of `Container`."""
 
-_MOST_LEFT = 1000  # files left behind that are counted
+_MOST_FILES = 1000  # that are listed
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,11 @@ class Trial:
 
     label: str  # of the volume
     mode: str  # the way it was run
-    result: dict  # as `run_alone` yields it
-    label_map: Path | None = None  # a copy of it
+    result: Result  # as `run_alone` yields it
+    label_map: Path  # of a copy of it, if it wrote one
     digest: str | None = None  # SHA-256 of its bytes
     empty: bool | None = None  # whether it has no label but background; None if unreadable
-    left: list[str] = field(default_factory=list)  # what else is in the outputs folder
+    extra_files: list[str] = field(default_factory=list)  # in the outputs folder beside it
     inputs_touched: bool = False  # whether the inputs folder is not as it was
     printed: str = ""  # the last of what the container printed
 
@@ -59,11 +61,15 @@ class Trial:
         """Return whether it ended by itself with exit code 0 and left a label map."""
         return self.ended and self.result["output"]["found"]
 
-    def as_json(self) -> dict:
+    def as_json(self) -> Result:
         """Return the run's entry of `check.json`."""
         result = {k: v for k, v in self.result.items() if k not in ("samples", "sampler", "phases")}
         names = {"volume": self.label, "mode": self.mode, "sha256": self.digest}
-        more = {"empty": self.empty, "left": self.left, "inputs_touched": self.inputs_touched}
+        more = {
+            "empty": self.empty,
+            "left": self.extra_files,
+            "inputs_touched": self.inputs_touched,
+        }
         return names | result | more
 
 
@@ -87,25 +93,25 @@ def run_trial(
         OSError: the folders cannot be made or written.
     """
     case = subject.case
-    target = Container(image, memory, how.gpu and how.gpu.device, **MODES[mode])
+    target = Container(image, memory, how.gpu.device, **MODES[mode])
     words = printable(f"{number:02d}-{subject.label}-{mode}")
     log = logs / ("".join(c if c.isalnum() else "-" for c in words) + ".log")
     with run_alone(case, target, work / f"run-{number}", log, how) as (result, folders, found):
-        digest = empty = label_map = None
+        digest, empty, label_map = None, None, work / f"{number}.nii.gz"
         if result["output"]["found"]:
-            label_map = found.rename(work / f"{number}.nii.gz")
+            found.rename(label_map)
             with label_map.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         if result["output"]["scorable"]:
             empty = not read_volume(label_map).voxels.any()
-        left = list(_left_behind(folders.outputs, f"{case.name}.nii.gz"))
+        extra = list(_extra_files(folders.outputs, f"{case.name}.nii.gz"))
         touched = _touched(folders.inputs, case.image)
-        made = (label_map, digest, empty, left, touched, log_tail(log))
-        return Trial(subject.label, mode, result, *made)
+        found_of_it = (label_map, digest, empty, extra, touched, log_tail(log))
+        return Trial(subject.label, mode, result, *found_of_it)
 
 
-def _left_behind(outputs: Path, label_map: str) -> Iterator[str]:
-    """Yield whatever a container left beside its label map, links not followed."""
+def _extra_files(outputs: Path, label_map: str) -> Iterator[str]:
+    """Yield whatever a container wrote beside its label map, links not followed."""
     found = 0
     for folder, folders, files in os.walk(outputs):
         for name in sorted([*folders, *files]):
@@ -113,7 +119,7 @@ def _left_behind(outputs: Path, label_map: str) -> Iterator[str]:
             shown = str(path.relative_to(outputs))
             if shown == label_map:
                 continue
-            if (found := found + 1) > _MOST_LEFT:
+            if (found := found + 1) > _MOST_FILES:
                 yield "and more"
                 return
             kind = " (neither file nor folder)"

@@ -8,7 +8,7 @@ import numpy as np
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from benchmark.containers.measurement import Case, list_cases
-from benchmark.options import UsageError
+from benchmark.options import HarnessError
 from benchmark.text import by, log
 from synthetic.phantom import draw_phantom, write_nifti
 
@@ -16,7 +16,7 @@ LARGE_SLICES = 852
 """Slices of the very large phantom: 95 % of the challenge's CTs have fewer, the largest 2,651."""
 
 _SEED = 2023
-_COARSER = 2  # rows and columns are drawn so much coarser, and repeated: a quarter of the time
+_COARSER = 2  # generated with so many fewer rows and columns, and repeated: a quarter of the time
 _TURNED = ("S", "L", "A")  # where the turned file's axes point; most files have L, P, S or R, A, S
 
 
@@ -36,8 +36,8 @@ _PHANTOMS = {
 """Shape and spacing (slices, rows, columns; mm) of the phantoms but the very large one."""
 
 
-def draw_subjects(folder: Path, large_slices: int) -> list[Subject]:
-    """Draw the phantoms.
+def make_subjects(folder: Path, large_slices: int) -> list[Subject]:
+    """Generate the phantoms.
 
     Args:
         folder: that gets the files, `FLARE23Ts_0001_0000.nii.gz` and so on.
@@ -48,21 +48,23 @@ def draw_subjects(folder: Path, large_slices: int) -> list[Subject]:
     """
     wanted = dict(_PHANTOMS)
     if large_slices:
-        (_, *rows_and_columns), spacing = wanted["typical"]
-        wanted["very large"] = ((large_slices, *rows_and_columns), spacing)
+        (_, rows, columns), spacing = wanted["typical"]
+        wanted["very large"] = ((large_slices, rows, columns), spacing)
     subjects: list[Subject] = []
     typical = np.empty((0, 0, 0), np.int16)
     for number, (label, (shape, spacing)) in enumerate(wanted.items(), start=1):
-        log(f"drawing the {label} phantom, {by(shape[::-1])}")
+        log(f"generating the {label} phantom, {by(shape[::-1])}")
         name = f"FLARE23Ts_{number:04d}"
         path = folder / f"{name}_0000.nii.gz"
-        # The very large one, the last, is the typical one many times over: drawing takes a minute.
+        # The very large one, the last, is the typical one many times over, which saves a minute.
         volume = _draw(shape, spacing) if label in _PHANTOMS else _lengthened(typical, shape[0])
         typical = volume if label == "typical" else typical
         write_nifti(path, volume, spacing)
         if label == "turned":
             _turn(path)
-        subjects.append(Subject(label, Case(name, path, nibabel.load(path).shape)))
+        subjects.append(
+            Subject(label, Case(name, path, nibabel.Nifti1Image.from_filename(path).shape))
+        )
     return subjects
 
 
@@ -70,11 +72,11 @@ def own_subjects(inputs: Path) -> list[Subject]:
     """Return a team's own CTs, smallest file first.
 
     Raises:
-        UsageError: as `list_cases`, and where something is no volume.
+        HarnessError: as `list_cases`, and where something is no volume.
     """
     cases, refused = list_cases(inputs)
     for name, reason in refused.items():
-        raise UsageError(f"{inputs / name}: {reason}")
+        raise HarnessError(f"{inputs / name}: {reason}")
     cases = sorted(cases, key=lambda case: case.image.stat().st_size)
     return [Subject(case.name, case) for case in cases]
 
@@ -105,7 +107,7 @@ def _lengthened(volume: np.ndarray, slices: int) -> np.ndarray:
 
 def _turn(path: Path) -> None:
     """Store a file's volume with other axes; every voxel stays where it is in the patient."""
-    image = nibabel.load(path)
+    image = nibabel.Nifti1Image.from_filename(path)
     turn = ornt_transform(io_orientation(image.affine), axcodes2ornt(_TURNED))
     turned = image.as_reoriented(turn)
     turned.set_sform(turned.affine, code=1)

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from benchmark.containers.results import ram_measures
+from benchmark.containers.results import Result, ram_measures
 from benchmark.text import by
 
-# Okabe and Ito's colours, which readers with any kind of colour blindness tell apart; with a
+# Okabe and Ito's colours, which are distinct with any kind of colour blindness; with a
 # hatching, for where bands overlap or are printed, colour alone is not enough.
 _INK, _RED, _BLUE, _GREEN = "#000000", "#D55E00", "#0072B2", "#009E73"
 _PHASES = {
@@ -18,7 +18,7 @@ _PHASES = {
 }
 
 
-def draw_curves(result: dict, gpu_note: str | None, runs: int = 1) -> Any:  # noqa: ANN401
+def draw_curves(result: Result, gpu_note: str | None, runs: int = 1) -> Any:  # noqa: ANN401
     """Return a figure of one case: GPU memory, RAM and CPU over one time axis, phases shaded.
 
     Args:
@@ -30,15 +30,16 @@ def draw_curves(result: dict, gpu_note: str | None, runs: int = 1) -> Any:  # no
 
     samples, area = result["samples"], ""
     times, gpu = samples["time_s"], samples["gpu_used_mb"]
-    panels = {
+    panels: dict[str, list[tuple[list[float], str, str, str | None]]] = {
         "RAM (MB)": [(samples["ram_mb"], _BLUE, "-", None)],
         "CPU (%)": [(samples["cpu_percent"], _GREEN, "-", None)],
     }
     if gpu:
-        lines = [(gpu, _INK, "-", "total − free (challenge)")]
-        lines += [(own, _RED, "--", "own processes")] if (own := samples["gpu_process_mb"]) else []
-        lines += [([result["idle_gpu_mb"]] * len(times), "gray", ":", "before the run")]
-        panels = {"GPU memory (MB)": lines} | panels
+        idle = ([result["idle_gpu_mb"]] * len(times), "gray", ":", "before the run")
+        used = (gpu, _INK, "-", "total − free (challenge)")
+        panels = {"GPU memory (MB)": [used, idle], **panels}
+        if own := samples["gpu_process_mb"]:
+            panels["GPU memory (MB)"].append((own, _RED, "--", "own processes"))
         area = f", {result['auc_flare_mb_s']:,.0f} MB·s, peak {result['peak_gpu_mb']:,.0f} MB"
     figure = Figure(figsize=(9, 1.5 + 2 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True)
@@ -51,9 +52,9 @@ def draw_curves(result: dict, gpu_note: str | None, runs: int = 1) -> Any:  # no
         panel.grid(alpha=0.3)
         for phase in result["phases"]:
             color, hatch = _PHASES.get(phase["phase"], ("#F0E442", "--"))
-            look = {"facecolor": color, "edgecolor": color, "hatch": hatch, "alpha": 0.25}
+            shade = {"facecolor": color, "edgecolor": color, "hatch": hatch, "alpha": 0.25}
             ends = (phase["start_s"], phase["end_s"])
-            panel.axvspan(*ends, linewidth=0, label=phase["phase"], **look)
+            panel.axvspan(*ends, linewidth=0, label=phase["phase"], **shade)
     source = "".join(f" · RAM and CPU: {measure}" for measure in ram_measures([result]))
     end = max(result["seconds"], times[-1])
     axes[-1].set(xlabel=f"time since the container's start (s){source}", xlim=(0, end))

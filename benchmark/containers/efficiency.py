@@ -16,44 +16,34 @@ import argparse
 import os
 import re
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmark.containers import engine, results
 from benchmark.containers.curves import draw_curves
-from benchmark.containers.environment import describe_machine
-from benchmark.containers.gpu import gpu_of, read_idle
+from benchmark.containers.machine import INTERVAL, describe_machine, open_gpu
 from benchmark.containers.measurement import Case, Conditions, list_cases, run_alone
-from benchmark.containers.results import NOT_MEASURED
+from benchmark.containers.results import EFFICIENCY_SUFFIX, NOT_MEASURED, Result
 from benchmark.containers.runner import Command, Container
-from benchmark.containers.sampler import Samples
 from benchmark.containers.tables import efficiency_table, markdown_page
 from benchmark.files import read_json, write_json, write_plot
-from benchmark.options import UsageError, memory_size, not_negative, odd_count, positive
-from benchmark.text import by, log, show
+from benchmark.options import HarnessError, memory_size, odd_count, positive
+from benchmark.text import log, show
 from inference.files import whole_file, write_atomically
 from inference.startup import use_for_temporary_files
-
-EFFICIENCY_SUFFIX = "_Efficiency.csv"
-"""After the team's name: the organisers' table."""
-
-SCORE_FILES = (
-    *("accuracy_per_case.csv", "accuracy.json", "accuracy.md", "accuracy_official.txt"),
-    *("accuracy_dsc.png", "accuracy_nsd.png"),
-)
-"""What `python -m benchmark accuracy` writes: scores of label maps that a new run replaces."""
 
 _RESULT_KEYS = {"case", "status", "seconds", "repeat", "interval_s", "image_size", "output"}
 """Without which a file is no result of a case."""
 
 _SAME = (
     *("team", "image_digest", "command", "gpu", "gpu_note", "interval_s", "memory_limit"),
-    *("timeout_s", "warm_up"),
+    *("timeout_s", "repeat", "warm_up", "tolerances"),
 )
 """The entries of `environment.json` in which a run that is resumed must agree."""
 
 
-class ResumeError(UsageError):
+class ResumeError(HarnessError):
     """The run in the report folder is another than the one to resume."""
 
 
@@ -61,7 +51,6 @@ class ResumeError(UsageError):
 class Settings:
     """What is measured, how, and where it goes."""
 
-    inputs: Path
     outputs: Path
     report: Path
     target: Container | Command
@@ -75,10 +64,12 @@ class Settings:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command line of `python -m benchmark efficiency`."""
     add = parser.add_argument
-    folder = {"type": Path, "required": True, "metavar": "DIR"}
-    add("--inputs", **folder, help="folder of NAME_0000.nii.gz")
-    add("--outputs", **folder, help="where NAME.nii.gz go")
-    add("--report", **folder, help="where the measurements go")
+    for name, text in (
+        ("--inputs", "folder of NAME_0000.nii.gz"),
+        ("--outputs", "where NAME.nii.gz go"),
+        ("--report", "where the measurements go"),
+    ):
+        add(name, type=Path, required=True, metavar="DIR", help=text)
     target = parser.add_mutually_exclusive_group(required=True).add_argument
     target("--image", metavar="NAME:TAG", help="a Docker image that is here")
     text = "a `docker save` file; the image in it is named as the file, in lower case"
@@ -87,17 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     target("--command", dest="shell_command", metavar="'COMMAND'", help=text)
     add("--team", help="name in the tables (default: the image's; 'command')")
     add_run_options(parser)
-    defaults = Conditions()
-    text = "seconds between samples (default and official: 0.1)"
-    add("--interval", type=positive, default=defaults.interval, metavar="S", help=text)
-    seconds, mb = defaults.tolerances
-    text = "seconds that cost nothing (default: %(default)g, as in 2023; 2022: 0)"
-    add("--time-tolerance", type=not_negative, default=seconds, metavar="S", help=text)
-    text = "GPU memory that costs nothing (default: %(default)g, as in 2023; 2022: 2048)"
-    add("--memory-tolerance", type=not_negative, default=mb, metavar="MB", help=text)
     text = "ask for a phase log through ABDOSEG_PHASE_LOG, which adds one -e to the command line"
     add("--phases", action="store_true", help=text)
-    add("--resume", action="store_true", help="do not repeat the cases that REPORT already holds")
+    add("--resume", action="store_true", help="do not repeat the cases that REPORT already has")
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -127,29 +110,27 @@ def add_container_options(parser: argparse.ArgumentParser, seconds: float) -> No
 def run(arguments: argparse.Namespace) -> int:
     """Measure every case and write the run folder; 0 if every case is ok, 1 if some are not."""
     cases, refused = list_cases(arguments.inputs)
-    folders = (arguments.inputs, arguments.outputs, arguments.report)
-    if folders[0].resolve() == folders[1].resolve():
-        raise UsageError("--outputs must be another folder than --inputs")
-    with gpu_of(arguments.gpu) as (gpu, gpu_note):
-        more = (arguments.memory_limit, gpu and gpu.device, arguments.phases)
+    if arguments.inputs.resolve() == arguments.outputs.resolve():
+        raise HarnessError("--outputs must be another folder than --inputs")
+    with open_gpu(arguments.gpu) as gpu:
+        target: Container | Command
         if command := arguments.shell_command:
             if missing := [name for name in ("{inputs}", "{outputs}") if name not in command]:
                 names = " and ".join(missing)
-                raise UsageError(f"--command needs {names} where the folder is to stand")
-            target, team = Command(command, *more), "command"
+                raise HarnessError(f"--command needs {names} in place of the folder")
+            target = Command(command, arguments.memory_limit, gpu.device, arguments.phases)
         else:
             engine.remove_abandoned()
             archive = arguments.archive
             image = engine.load_archive(archive) if archive else engine.find_image(arguments.image)
-            target, team = Container(image, *more), engine.team_of(image)
-        team = arguments.team or team
+            target = Container(image, arguments.memory_limit, gpu.device, arguments.phases)
+        team = arguments.team or (engine.team_of(target.image) if target.image else "command")
         if re.search(r"[/\0]", team) or team.startswith("."):
-            raise UsageError(f"--team {team}: a name that can start a file's name is needed")
-        tolerances = results.Tolerances(arguments.time_tolerance, arguments.memory_tolerance)
-        times = {"interval": arguments.interval, "timeout": arguments.timeout}
-        how = Conditions(gpu, gpu_note, **times, tolerances=tolerances)
+            raise HarnessError(f"--team {team}: a name that can start a file's name is needed")
+        how = Conditions(gpu, arguments.timeout)
         repeats = (arguments.repeat, arguments.warm_up, arguments.resume)
-        measured = measure(Settings(*folders, target, team, how, *repeats), cases, refused)
+        settings = Settings(arguments.outputs, arguments.report, target, team, how, *repeats)
+        measured = measure(settings, cases, refused)
     show(efficiency_table(measured))
     runs = [run for runs in measured.values() for run in runs]
     whole = len(runs) == len(cases) * arguments.repeat and not refused
@@ -158,13 +139,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def measure(
     settings: Settings, cases: list[Case], refused: dict[str, str]
-) -> dict[str, list[dict]]:
+) -> dict[str, list[Result]]:
     """Measure every case and write the run folder.
 
     Args:
         settings: what and how.
         cases: the volumes.
-        refused: names of what is no volume in the inputs folder, and why, for the report.
+        refused: names of files in the inputs folder that are no volumes, and why, for the report.
 
     Returns:
         Of each case its results; a case that could not be run, for a full disk, has fewer.
@@ -175,24 +156,22 @@ def measure(
     """
     report, outputs, target, how = settings.report, settings.outputs, settings.target, settings.how
     folder = report / "efficiency"
-    idle = read_idle(how.gpu, how.interval)
-    how = replace(how, idle=idle)
-    image = target.image if isinstance(target, Container) else None
-    environment = describe_machine(how.gpu, how.gpu_note) | {
-        "image": image,
-        "image_digest": image and engine.image_id(image),
-        "docker": engine.engine_version() if image else None,
+    how.gpu.read_idle()
+    environment = describe_machine(how.gpu) | {
+        "image": target.image,
+        "image_digest": target.image and engine.image_id(target.image),
+        "docker": engine.engine_version() if target.image else None,
         "command": target.shown_command,
         "team": settings.team,
-        "interval_s": how.interval,
+        "interval_s": INTERVAL,
         "memory_limit": target.memory_limit,
         "timeout_s": how.timeout,
         "phases": target.phases,
         "repeat": settings.repeat,
         "warm_up": settings.warm_up,
         "tolerances": how.tolerances._asdict(),
-        "idle_gpu_mb": idle.gpu_mb,
-        "idle_gpu_processes": list(idle.processes),
+        "idle_gpu_mb": how.gpu.idle_mb,
+        "idle_gpu_processes": list(how.gpu.idle_processes),
         "not_measured": dict(refused),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -203,34 +182,30 @@ def measure(
     for name, reason in refused.items():
         log(f"{name}: not measured: {reason}")
 
-    def run_once(case: Case, repeat: int, *, first: bool, discard: bool = False) -> dict:
-        log_path = folder / f"{_stem(case.name, repeat)}.log"
+    def run_once(case: Case, stem: str, *, discard: bool = False) -> Result:
+        log_path = folder / f"{stem}.log"
         with run_alone(case, target, report / f".work-{case.name}", log_path, how) as run:
             result, _, label_map = run
-            counts = result["status"] in ("ok", "invalid output") and repeat == 0
-            if counts and label_map.exists() and not discard:
+            if _counts(result) and stem == case.name and label_map.exists() and not discard:
                 copy = whole_file(outputs / label_map.name)
                 with label_map.open("rb") as source, copy as target_file:
                     shutil.copyfileobj(source, target_file)
-        return result | {"team": settings.team, "repeat": repeat, "first": first}
+        return result
 
-    measured: dict[str, list[dict]] = {case.name: [] for case in cases}
+    measured: dict[str, list[Result]] = {case.name: [] for case in cases}
     first = True
     rounds = [(repeat, case) for repeat in range(settings.repeat) for case in cases]
     for number, (repeat, case) in enumerate(rounds, start=1):
-        result = done.get((case.name, repeat))
-        earlier = result is not None
+        stem = _stem(case.name, repeat)
+        result = done.get(stem)
         try:
-            if earlier:
-                times = (result["seconds"], result["interval_s"])
-                samples = Samples(**result["samples"])
-                result |= results.peaks_and_areas(samples, *times, how.tolerances)
-            else:
+            if result is None:
                 if first and settings.warm_up:
                     log("warming up: a run that is discarded")
-                    run_once(case, repeat, first=True, discard=True)
+                    run_once(case, stem, discard=True)
                     first = False
-                result = run_once(case, repeat, first=first)
+                about = {"team": settings.team, "repeat": repeat, "first": first}
+                result = run_once(case, stem) | about
                 first = False
         except OSError as error:
             environment["not_measured"][case.name] = str(error)
@@ -238,85 +213,67 @@ def measure(
             continue
         if result["status"] == NOT_MEASURED:
             environment["not_measured"][case.name] = result["reason"]
-        write_json(folder / f"{_stem(case.name, repeat)}.json", result)
+        write_json(folder / f"{stem}.json", result)
         runs = measured[case.name]
         runs.append(result)
         plot = folder / f"{case.name}.png"
-        if not earlier or not plot.exists():
-            shown = results.median_run(runs)
-            write_plot(plot, draw_curves, shown, how.gpu_note, len(runs))
+        if stem not in done or not plot.exists():
+            write_plot(plot, draw_curves, results.median_run(runs), how.gpu.note, len(runs))
         table = results.efficiency_csv(measured)
         write_atomically(report / f"{settings.team}{EFFICIENCY_SUFFIX}", table.encode())
         page = markdown_page(measured, environment)
         write_atomically(report / "efficiency.md", page.encode())
-        log(_progress_line(number, len(rounds), result, earlier))
+        line = results.progress_line(case.name, result) + ", resumed" * (stem in done)
+        log(f"[{number}/{len(rounds)}] {line}")
     write_json(report / "environment.json", environment)
     return measured
 
 
-def _progress_line(number: int, count: int, run: dict, earlier: bool) -> str:
-    parts = [f"[{number}/{count}] {run['case']} ({by(run['image_size'])}): {run['seconds']:.2f} s"]
-    if run["peak_gpu_mb"] is not None:
-        parts.append(f"peak {run['peak_gpu_mb']:,.0f} MB, {run['auc_flare_mb_s']:,.0f} MB·s")
-    if run["max_ram_mb"] is not None:
-        parts.append(f"RAM {run['max_ram_mb']:,.0f} MB")
-    parts.append(run["status"] + (f" ({run['reason']})" if run["reason"] else ""))
-    return ", ".join(parts + ["from the earlier run"] * earlier)
-
-
 def _stem(case: str, repeat: int) -> str:
-    """Return what the names of a case's files start with, repetitions apart."""
+    """Return what the names of a run's files start with."""
     return f"{case}.repeat{repeat}" if repeat else case
 
 
+def _counts(result: Result) -> bool:
+    """Return whether the run's label map is one to score."""
+    return result["status"] in ("ok", "invalid output")
+
+
 def _earlier_results(
-    settings: Settings, cases: list[Case], environment: dict
-) -> dict[tuple[str, int], dict]:
-    """Return what --resume need not run again; remove anything else of an earlier run.
+    settings: Settings, cases: list[Case], environment: dict[str, Any]
+) -> dict[str, Result]:
+    """Return what --resume need not run again, by `_stem`; remove what is to be run again.
 
     Raises:
-        ResumeError: the run to resume is another one.
-        UsageError: a label map is in the way that no earlier run of this report wrote. Nothing is
-            removed then.
+        ResumeError: the run in the report folder is another one.
+        HarnessError: it is not to be resumed, or a label map is in the way that it did not write.
+            Nothing is removed then.
     """
-    report, outputs = settings.report, settings.outputs
-    folder = report / "efficiency"
+    report, folder = settings.report, settings.report / "efficiency"
     described = read_json(report / "environment.json") or {}
-    earlier = {path.stem: read_json(path) for path in folder.glob("*.json")}
-    before = {"warm_up": False} | described  # which older reports do not have
-    differences = [name for name in _SAME if before.get(name) != environment[name]]
-    usable = {}
+    earlier = {path.stem: read_json(path) or {} for path in folder.glob("*.json")}
     if earlier and not settings.resume:
-        log(f"replacing the earlier run in {report}, its scores with it")
-    elif earlier and differences:
+        raise HarnessError(f"{report} has an earlier run: add --resume, or name another --report")
+    if earlier and (others := [n for n in _SAME if described.get(n) != environment[n]]):
         raise ResumeError(
-            f"--resume: the run in {report} has another {', '.join(differences)}: name another "
-            "--report, or leave --resume out to replace it"
+            f"--resume: the run in {report} has another {', '.join(others)}: name another --report"
         )
-    for case in cases if settings.resume else ():
-        written = (outputs / f"{case.name}.nii.gz").is_file()
-        for repeat in range(settings.repeat):
-            result = earlier.get(_stem(case.name, repeat)) or {}
+    usable, stale = {}, []
+    for case in cases:
+        label_map = settings.outputs / f"{case.name}.nii.gz"
+        for stem in (_stem(case.name, repeat) for repeat in range(settings.repeat)):
+            result = earlier.get(stem, {})
             whole = set(result) >= _RESULT_KEYS and isinstance(result.get("samples"), dict)
-            scored = result.get("status") in ("ok", "invalid output") and repeat == 0
-            if whole and result["status"] != NOT_MEASURED and (written or not scored):
-                usable[case.name, repeat] = result
-    fresh = [case.name for case in cases if (case.name, 0) not in usable]
-    in_the_way = [name for name in fresh if os.path.lexists(outputs / f"{name}.nii.gz")]
-    for name in in_the_way:
-        if name not in earlier:
-            raise UsageError(
-                f"{outputs / name}.nii.gz is in the way: empty {outputs}, or continue the run that "
-                "wrote it with --resume and its --report"
-            )
-    for name in in_the_way:
-        (outputs / f"{name}.nii.gz").unlink()
-    stems = {_stem(*key) for key in usable}
-    for path in folder.iterdir():
-        if path.suffix in (".json", ".png", ".log") and path.stem not in stems:
-            path.unlink()
-    if earlier and not settings.resume:
-        for name in ("efficiency.md", f"{described.get('team')}{EFFICIENCY_SUFFIX}", *SCORE_FILES):
-            if Path(name).name == name:  # a name that was read, not one that may lead elsewhere
-                (report / name).unlink(missing_ok=True)
+            whole = whole and result["status"] != NOT_MEASURED
+            if whole and (label_map.is_file() or stem != case.name or not _counts(result)):
+                usable[stem] = result
+        if case.name not in usable and os.path.lexists(label_map):
+            if case.name not in earlier:
+                raise HarnessError(
+                    f"{label_map} is in the way: empty {settings.outputs}, or continue the run "
+                    "that wrote it with --resume and its --report"
+                )
+            stale.append(label_map)
+    for path in (*stale, *(folder / f"{stem}.json" for stem in earlier if stem not in usable)):
+        path.unlink()
     return usable

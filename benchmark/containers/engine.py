@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmark.options import HarnessError, UsageError
+from benchmark.options import HarnessError
 from benchmark.text import log
 
 _LABEL = "abdoseg.benchmark"
@@ -116,11 +116,11 @@ def find_image(name: str) -> str:
     """Return NAME:TAG of an image that is here.
 
     Raises:
-        UsageError, EngineError: there is none; the engine does not answer.
+        HarnessError: there is none; the engine does not answer.
     """
     image = name if ":" in name.rpartition("/")[2] else f"{name}:latest"
     if image_id(image) is None:
-        raise UsageError(f"there is no image {image} here: `docker pull` it, or use --archive")
+        raise HarnessError(f"there is no image {image} here: `docker pull` it, or use --archive")
     return image
 
 
@@ -133,10 +133,10 @@ def load_images(archive: Path) -> list[str]:
     """Load a `docker save` file and return the names of its images, or ids where they have none.
 
     Raises:
-        UsageError, EngineError: there is no such file; it does not load.
+        HarnessError: there is no such file; it does not load.
     """
     if not archive.is_file():
-        raise UsageError(f"--archive {archive} is not a file")
+        raise HarnessError(f"--archive {archive} is not a file")
     answer = docker("load", "-i", str(archive), seconds=None)
     if answer.returncode != 0:
         raise EngineError(f"docker does not load {archive}: {answer.stderr.strip()}")
@@ -147,12 +147,12 @@ def load_archive(archive: Path) -> str:
     """Load a `docker save` file and return the image that the organisers run.
 
     Raises:
-        UsageError, EngineError: as `load_images`; it holds no image of that name.
+        HarnessError: as `load_images`; it has no image of that name.
     """
     loaded, image = load_images(archive), archive_image(archive)
     if image not in loaded:  # an image of that name may be here from before
         raise EngineError(
-            f"{archive.name} holds {', '.join(loaded) or 'no image'}, but the organisers run "
+            f"{archive.name} has {', '.join(loaded) or 'no image'}, but the organisers run "
             f"{image}: name the image so before `docker save`"
         )
     return image

@@ -8,19 +8,19 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmark.containers.gpu import NOT_READ, Gpu, Idle
+from benchmark.containers.machine import NO_GPU, Gpu
 from benchmark.containers.outputs import RefusedError, open_left_file, take_output
 from benchmark.containers.results import (
     NOT_MEASURED,
-    OFFICIAL_INTERVAL,
     PENALTY,
     TOLERANCES,
+    Result,
     Tolerances,
     peaks_and_areas,
 )
 from benchmark.containers.runner import PHASE_LOG, Command, Container, Folders, run_case
 from benchmark.containers.sampler import Sampler
-from benchmark.options import UsageError
+from benchmark.options import HarnessError
 from benchmark.text import log
 from inference.files import case_name, find_entries, output_key, why_not_a_volume
 from inference.volume import VolumeError, read_header
@@ -38,15 +38,15 @@ class Case:
 
 
 def list_cases(inputs: Path) -> tuple[list[Case], dict[str, str]]:
-    """Return the cases of a folder of CTs; and the names of what is no volume there, and why.
+    """Return the cases of a folder of CTs; and the names of other files there, with the reason.
 
     Raises:
-        UsageError: it is no folder, or holds no case, or two of one name. Names that some file
-            systems do not tell apart are one.
+        HarnessError: it is no folder, or has no case, or two of one name. Names that some file
+            systems take for the same are one.
         OSError: it cannot be read.
     """
     if not inputs.is_dir():
-        raise UsageError(f"--inputs {inputs} is not a folder")
+        raise HarnessError(f"--inputs {inputs} is not a folder")
     cases: dict[str, Case] = {}
     refused: dict[str, str] = {}
     for image in find_entries(inputs):
@@ -59,10 +59,10 @@ def list_cases(inputs: Path) -> tuple[list[Case], dict[str, str]]:
         if reason:
             refused[image.name] = reason
         elif (other := cases.setdefault(output_key(case.name), case)) is not case:
-            raise UsageError(f"{other.image.name} and {image.name} are both case {case.name}")
+            raise HarnessError(f"{other.image.name} and {image.name} are both case {case.name}")
     if not cases:
         seen = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
-        raise UsageError(f"--inputs {inputs} holds no volume to read" + (seen and f" ({seen})"))
+        raise HarnessError(f"--inputs {inputs} has no volume to read" + (seen and f" ({seen})"))
     return list(cases.values()), refused
 
 
@@ -70,10 +70,7 @@ def list_cases(inputs: Path) -> tuple[list[Case], dict[str, str]]:
 class Conditions:
     """Conditions of runs and measurements; the defaults are the organisers' of 2023."""
 
-    gpu: Gpu | None = None
-    gpu_note: str | None = None  # why its memory is not read
-    idle: Idle = NOT_READ
-    interval: float = OFFICIAL_INTERVAL  # seconds between samples
+    gpu: Gpu = NO_GPU
     timeout: float = PENALTY["seconds"]  # after which a run is ended
     tolerances: Tolerances = TOLERANCES["flare23"]
 
@@ -81,11 +78,11 @@ class Conditions:
 @contextlib.contextmanager
 def run_alone(
     case: Case, target: Container | Command, work: Path, log_path: Path, how: Conditions
-) -> Iterator[tuple[dict, Folders, Path]]:
+) -> Iterator[tuple[Result, Folders, Path]]:
     """Run a case in folders of its own, below `work`, which is removed at the end of the block.
 
     Yields:
-        Its result, its folders, and a copy of its label map, if there is one, out of the
+        Its result, its folders, and where a copy of its label map is, if it wrote one, out of the
         container's reach.
 
     Raises:
@@ -104,25 +101,24 @@ def run_alone(
         for path, mode in ((folders.inputs, 0o777), (folders.outputs, 0o777), (copy, 0o644)):
             with contextlib.suppress(OSError):
                 path.chmod(mode)
-        sampler = Sampler(how.gpu, how.interval, how.idle.processes)
+        sampler = Sampler(how.gpu)
         outcome, samples, cost = run_case(target, case.name, folders, how.timeout, sampler)
         (work / "collected").mkdir()  # which the container does not see
         label_map = work / "collected" / f"{case.name}.nii.gz"
         output = take_output(folders.outputs, label_map, case.image, case.size)
-        result = {
+        result: Result = {
             "case": case.name,
             "file": case.image.name,
             **asdict(outcome),
             "penalty": None,
             "seconds": round(outcome.seconds, 4),
             "image_size": list(case.size),
-            "interval_s": how.interval,
-            "idle_gpu_mb": how.idle.gpu_mb,
+            "idle_gpu_mb": how.gpu.idle_mb,
             "sampler": asdict(cost),
             "samples": asdict(samples),
             "phases": _read_phases(folders.outputs, sampler.started),
             "output": asdict(output),
-            **peaks_and_areas(samples, outcome.seconds, how.interval, how.tolerances),
+            **peaks_and_areas(samples, outcome.seconds, how.tolerances),
         }
         if cost.gpu_error:
             reason = f"GPU {how.gpu.device} stopped answering ({cost.gpu_error})"
@@ -144,7 +140,7 @@ def run_alone(
 
 
 def _read_phases(outputs: Path, started: float) -> list[dict]:
-    """Read the phase log, its times from the case's start; lines that are none are skipped."""
+    """Read the phase log, with times from the case's start; skip lines of any other form."""
     phases = []
     with (
         contextlib.suppress(OSError, RefusedError),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmark.containers.gpu import BYTES_PER_MB
+from benchmark.containers.machine import BYTES_PER_MB
 
 _SHARED_MEMORY = "/dev/shm"
 

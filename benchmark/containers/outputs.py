@@ -24,7 +24,7 @@ from benchmark.processes import WorkerDiedError, in_processes
 from benchmark.text import by
 from inference.files import printable
 from inference.labels import LABEL_NAMES
-from inference.volume import Volume, VolumeError, read_header, read_volume
+from inference.volume import VolumeError, read_header, read_volume
 
 LOG_BYTES = 16 << 20
 """The most of what a container prints that is stored."""
@@ -64,7 +64,7 @@ def _unusable(problem: str, aspect: str = "file", *, found: bool = True) -> Outp
 
 
 def open_left_file(folder: Path, name: str, most_bytes: int) -> BinaryIO:
-    """Open a regular file that lies in a folder itself.
+    """Open a regular file of a folder itself.
 
     Args:
         folder: that the container wrote into.
@@ -100,17 +100,10 @@ def _insist_on_a_file(found: os.stat_result, name: str, most_bytes: int) -> None
         raise RefusedError(f"{name} has {found.st_size / 1e6:,.0f} MB, more than it may")
 
 
-def collect(folder: Path, name: str, target: Path, most_bytes: int) -> None:
-    """Copy a file that a container left to a place of ours; arguments as `open_left_file`."""
-    with open_left_file(folder, name, most_bytes) as file, target.open("xb") as copy:
-        left = most_bytes  # it may grow while it is copied
-        while left > 0 and (part := file.read(min(left, 1 << 20))):
-            copy.write(part)
-            left -= len(part)
-
-
 def take_output(outputs: Path, collected: Path, image: Path, size: tuple[int, ...]) -> OutputCheck:
     """Copy a case's label map out of the container's reach, and check the copy.
+
+    `check_output` runs in a process of its own, with limits of memory and time by the voxels.
 
     Args:
         outputs: the folder that the container wrote into.
@@ -119,9 +112,12 @@ def take_output(outputs: Path, collected: Path, image: Path, size: tuple[int, ..
         size: its shape.
     """
     voxels = math.prod(max(1, length) for length in size)
+    left = 9 * voxels + _HEADER_BYTES  # as float64 and hardly compressed it would be smaller
     try:
-        # As float64 and hardly compressed it would still be below this.
-        collect(outputs, collected.name, collected, 9 * voxels + _HEADER_BYTES)
+        with open_left_file(outputs, collected.name, left) as file, collected.open("xb") as copy:
+            while left > 0 and (part := file.read(min(left, 1 << 20))):
+                copy.write(part)
+                left -= len(part)  # it may grow while it is copied
     except FileNotFoundError:
         others = sorted(
             str(other.relative_to(outputs))
@@ -132,16 +128,11 @@ def take_output(outputs: Path, collected: Path, image: Path, size: tuple[int, ..
         return _unusable(f"no {collected.name}: {found}", "name", found=False)
     except (RefusedError, OSError) as error:
         return _unusable(f"not taken: {error}", found=False)
-    return check_output_apart(collected, image, voxels)
-
-
-def check_output_apart(path: Path, image: Path, voxels: int) -> OutputCheck:
-    """Call `check_output` in a process of its own, with limits of memory and time by `voxels`."""
     limit = _BASE_BYTES + _BYTES_PER_VOXEL * voxels
     seconds = _BASE_SECONDS + voxels / _VOXELS_PER_SECOND
     multiprocessing.set_forkserver_preload(["__main__", __name__])
-    limits = {"start": _START, "memory": limit, "seconds": seconds}
-    [(_, result)] = in_processes(check_output, {path: (path, image)}, 1, **limits)
+    jobs = {collected: (collected, image)}
+    [(_, result)] = in_processes(check_output, jobs, 1, start=_START, memory=limit, seconds=seconds)
     match result:
         case OutputCheck():
             return result
@@ -160,7 +151,7 @@ def check_output(path: Path, image: Path) -> OutputCheck:
 
     A label map of another shape is not unpacked: what it takes depends on the input alone.
     """
-    expected = nibabel.load(image).header
+    expected = nibabel.Nifti1Image.from_filename(image).header
     try:
         shape = read_header(path).get_data_shape()
         if shape != expected.get_data_shape():
@@ -169,13 +160,8 @@ def check_output(path: Path, image: Path) -> OutputCheck:
         output = read_volume(path)
     except (VolumeError, OSError) as error:
         return _unusable(f"cannot be read: {error}")
-    found = _problems(output, expected)
-    return OutputCheck(True, True, [problem for _, problem in found], [what for what, _ in found])
-
-
-def _problems(output: Volume, image: nibabel.Nifti1Header) -> list[tuple[str, str]]:
     problems = []
-    if not np.allclose(output.affine, image.get_best_affine(), rtol=0, atol=_AFFINE_TOLERANCE):
+    if not np.allclose(output.affine, expected.get_best_affine(), rtol=0, atol=_AFFINE_TOLERANCE):
         problems.append(("affine", "affine differs from the input's"))
     if output.voxels.dtype.kind not in "iu":
         problems.append(("type", f"stored as {output.voxels.dtype}, not as integers"))
@@ -186,38 +172,43 @@ def _problems(output: Volume, image: nibabel.Nifti1Header) -> list[tuple[str, st
     if unknown.size:
         shown = ", ".join(f"{value:g}" for value in unknown[:5]) + " …" * (unknown.size > 5)
         problems.append(("labels", f"values that are no label: {shown}"))
-    return problems
+    return OutputCheck(True, True, [text for _, text in problems], [what for what, _ in problems])
 
 
 class LogWriter(threading.Thread):
     """Writes what a process prints to a file, up to a size, and reads the rest away.
 
     Args:
-        source: file descriptor of the pipe's end to read; closed at the end.
         path: of the log.
         most_bytes: stored; a last line then marks where the rest was cut.
+
+    Attributes:
+        sink: file descriptor to print to; `start` closes it here.
     """
 
-    def __init__(self, source: int, path: Path, most_bytes: int = LOG_BYTES) -> None:
+    def __init__(self, path: Path, most_bytes: int = LOG_BYTES) -> None:
         super().__init__(daemon=True)
-        self._source, self._path, self._most_bytes = source, path, most_bytes
+        self._source, self.sink = os.pipe()
+        self._path, self._most_bytes = path, most_bytes
+
+    def start(self) -> None:
+        """Close `sink` and read until it is closed everywhere."""
+        os.close(self.sink)
+        super().start()
 
     def run(self) -> None:
-        """Read until nobody holds the pipe's other end any longer."""
+        """Read until the pipe's other end is closed."""
         with os.fdopen(self._source, "rb", buffering=0) as source:
             with contextlib.suppress(OSError):  # a full disk must not make the container wait
-                self._write(source)
+                left = self._most_bytes
+                with self._path.open("wb", buffering=0) as log:
+                    while left >= 0 and (part := source.read(1 << 16)):
+                        log.write(part[:left])
+                        left -= len(part)
+                    if left < 0:
+                        log.write(b"\n[cut here: it printed more than is stored]\n")
             while source.read(1 << 16):
                 pass
-
-    def _write(self, source: BinaryIO) -> None:
-        left = self._most_bytes
-        with self._path.open("wb", buffering=0) as log:
-            while left >= 0 and (part := source.read(1 << 16)):
-                log.write(part[:left])
-                left -= len(part)
-            if left < 0:
-                log.write(b"\n[cut here: it printed more than is stored]\n")
 
 
 def log_tail(path: Path) -> str:

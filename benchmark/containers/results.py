@@ -4,20 +4,22 @@ A result is the content of an `efficiency/CASE.json`, or a row of the organisers
 words. Of several runs of a case the run of median time counts, whole; least and most time stand
 beside it. A run that failed counts an hour (FLARE 2022), so that a case counts as failed where most
 of its runs failed. Of an even number of runs, which `efficiency` refuses and older reports may
-hold, it is the faster of the two in the middle. A case whose GPU stopped answering is not measured:
+have, it is the faster of the two in the middle. A case whose GPU stopped answering is not measured:
 it counts nothing until it is measured again.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmark.containers.machine import INTERVAL
 from benchmark.containers.sampler import Samples
 from benchmark.files import csv_text
+from benchmark.text import by
 
-OFFICIAL_INTERVAL = 0.1
-"""Seconds between the organisers' samples, and the width by which their sums become areas."""
+Result = dict[str, Any]
+"""Of one run, as in its JSON file."""
 
 NOT_MEASURED = "not measured"
 """The status of a run during which the GPU stopped answering."""
@@ -32,8 +34,8 @@ PENALTY_SENTENCE = (
 
 _PENALISED = (
     dict.fromkeys(("seconds", "seconds_tolerated"), "seconds")
-    | {f"auc_{rule}_mb_s": "auc_gpu_mb_s" for rule in ("flare", "true")}
-    | {"auc_flare_tolerated_mb_s": "auc_gpu_mb_s", "auc_cpu_percent_s": "auc_cpu_percent_s"}
+    | {f"auc_{rule}_mb_s": "auc_gpu_mb_s" for rule in ("flare", "true", "flare_tolerated")}
+    | {"auc_cpu_percent_s": "auc_cpu_percent_s"}
 )
 """Of each figure of a result, the penalty that stands for it where the run failed."""
 
@@ -48,7 +50,7 @@ class Figure(NamedTuple):
     @property
     def penalty(self) -> float | None:
         """What a failed case counts in it; None where there is no rule."""
-        return PENALTY.get(_PENALISED.get(self.key))
+        return PENALTY.get(_PENALISED.get(self.key, ""))
 
 
 FIGURES = {
@@ -61,6 +63,9 @@ FIGURES = {
     "AUC_RAM_Time": Figure("auc_ram_mb_s", "RAM area (MB·s)"),
 }
 """The columns of `TEAM_Efficiency.csv` after `Name`."""
+
+EFFICIENCY_SUFFIX = "_Efficiency.csv"
+"""After the team's name: the organisers' table."""
 
 
 class Tolerances(NamedTuple):
@@ -84,19 +89,13 @@ RAM_MEASURES = {
 """What "RAM" is, by where it was read; the two are not to be compared."""
 
 
-def flare_area(samples: Sequence[float], interval: float, tolerance: float = 0.0) -> float:
-    """Return the area under a curve by the organisers' rule: round(sum(samples) * interval).
+def flare_area(
+    samples: Sequence[float], tolerance: float = 0.0, interval: float = INTERVAL
+) -> float:
+    """Return the area under a curve by the organisers' rule, MB·s: round(sum(samples) * interval).
 
     Nothing is subtracted but the tolerance, no time stamp is used, and each sample stands for one
-    interval (`load_json.py` of the organisers, where the interval is 0.1 s).
-
-    Args:
-        samples: one reading a tick, in MB.
-        interval: seconds.
-        tolerance: MB that cost nothing; each sample counts as max(0, sample − tolerance).
-
-    Returns:
-        MB·s, a whole number.
+    interval. With a tolerance each sample counts as max(0, sample − tolerance).
     """
     return float(np.round(np.maximum(np.asarray(samples) - tolerance, 0).sum() * interval))
 
@@ -111,29 +110,26 @@ def true_area(times: Sequence[float], samples: Sequence[float], tolerance: float
     return float(np.trapezoid(np.maximum(np.asarray(samples) - tolerance, 0), times))
 
 
-def peaks_and_areas(
-    samples: Samples, seconds: float, interval: float, tolerances: Tolerances
-) -> dict[str, object]:
+def peaks_and_areas(samples: Samples, seconds: float, tolerances: Tolerances) -> Result:
     """Return the figures of a run's samples, with and without tolerances; None if not read."""
-    times, gpu, ram = samples.time_s, samples.gpu_used_mb, samples.ram_mb
-    allowed = tolerances.mb
+    times, gpu, ram, cpu = samples.time_s, samples.gpu_used_mb, samples.ram_mb, samples.cpu_percent
     seen = any(ram)  # a run that ended before its first reading has used something, not 0
-    cpu = samples.cpu_percent
     return {
+        "interval_s": INTERVAL,
         "peak_gpu_mb": max(gpu) if gpu else None,
-        "auc_flare_mb_s": flare_area(gpu, interval) if gpu else None,
+        "auc_flare_mb_s": flare_area(gpu) if gpu else None,
         "auc_true_mb_s": true_area(times, gpu) if gpu else None,
-        "auc_flare_tolerated_mb_s": flare_area(gpu, interval, allowed) if gpu else None,
+        "auc_flare_tolerated_mb_s": flare_area(gpu, tolerances.mb) if gpu else None,
         "seconds_tolerated": max(0.0, seconds - tolerances.seconds),
         "tolerances": tolerances._asdict(),
         "max_cpu_percent": max(cpu) if seen else None,
-        "auc_cpu_percent_s": float(np.round(sum(cpu) * interval, 2)) if seen else None,
+        "auc_cpu_percent_s": round(sum(cpu) * INTERVAL, 2) if seen else None,
         "max_ram_mb": max(ram) if seen else None,
-        "auc_ram_mb_s": flare_area(ram, interval) if seen else None,
+        "auc_ram_mb_s": flare_area(ram) if seen else None,
     }
 
 
-def figure(result: dict, key: str) -> float | None:
+def figure(result: Result, key: str) -> float | None:
     """Return a figure of one run as it counts in tables.
 
     Args:
@@ -148,13 +144,13 @@ def figure(result: dict, key: str) -> float | None:
         return None
     if not result["penalty"]:
         return result.get(key)
-    penalty = _PENALISED.get(key)
+    penalty = _PENALISED.get(key, "")
     if penalty == "auc_gpu_mb_s" and result.get("peak_gpu_mb") is None:
         return None
     return PENALTY.get(penalty)
 
 
-def median_run(runs: Sequence[dict]) -> dict:
+def median_run(runs: Sequence[Result]) -> Result:
     """Return the run that counts among a case's runs (this module's head says which)."""
     for run in runs:
         if run.get("status") == NOT_MEASURED:
@@ -163,19 +159,19 @@ def median_run(runs: Sequence[dict]) -> dict:
     return ranked[(len(ranked) - 1) // 2]
 
 
-def least_and_most(runs: Sequence[dict], key: str = "seconds") -> tuple[float, float] | None:
-    """Return the range of a figure over the runs that have it; None where none has."""
-    values = [value for run in runs if (value := figure(run, key)) is not None]
+def least_and_most(runs: Sequence[Result]) -> tuple[float, float] | None:
+    """Return the range of the time over the runs that have one; None where none has."""
+    values = [value for run in runs if (value := figure(run, "seconds")) is not None]
     return (min(values), max(values)) if values else None
 
 
-def ram_measures(runs: Iterable[dict]) -> list[str]:
+def ram_measures(runs: Iterable[Result]) -> list[str]:
     """Return where RAM was read in some runs: keys of `RAM_MEASURES`."""
-    sources = {(run.get("sampler") or {}).get("source") for run in runs} - {None}
+    sources = {(run.get("sampler") or {}).get("source") or "" for run in runs} - {""}
     return sorted({"cgroup" if source.startswith("cgroup") else source for source in sources})
 
 
-def efficiency_csv(results: Mapping[str, Sequence[dict]]) -> str:
+def efficiency_csv(results: Mapping[str, Sequence[Result]]) -> str:
     """Return the organisers' `TEAM_Efficiency.csv`, rounded as they round; empty if not measured.
 
     Args:
@@ -191,11 +187,13 @@ def efficiency_csv(results: Mapping[str, Sequence[dict]]) -> str:
     return csv_text(["Name", *FIGURES], rows)
 
 
-def failed_result(file: str, *, gpu: bool) -> dict:
-    """Return the result of a case that could not be started.
-
-    Args:
-        file: the input's name.
-        gpu: whether the other teams' GPU memory is measured.
-    """
-    return {"file": file, "penalty": PENALTY, "peak_gpu_mb": 0.0 if gpu else None}
+def progress_line(name: str, result: Result) -> str:
+    """Return what a terminal shows of a run: size, time, memory, and how it ended."""
+    parts = [f"{name} ({by(result['image_size'])}): {result['seconds']:.2f} s"]
+    if result["peak_gpu_mb"] is not None:
+        peak, area = result["peak_gpu_mb"], result["auc_flare_mb_s"]
+        parts.append(f"GPU {peak:,.0f} MB, {area:,.0f} MB·s")
+    if result["max_ram_mb"] is not None:
+        parts.append(f"RAM {result['max_ram_mb']:,.0f} MB")
+    parts.append(result["status"] + (f" ({result['reason']})" if result["reason"] else ""))
+    return ", ".join(parts)

@@ -13,7 +13,6 @@ import select
 import shlex
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from benchmark.containers.outputs import LogWriter, log_tail
 from benchmark.containers.sampler import Sampler, SamplerCost, Samples
 from benchmark.options import size_mb
 from inference.files import printable
+from inference.phases import LOG_VARIABLE
 from inference.signals import handling_stop_signals
 
 PHASE_LOG = ".abdoseg_phases.jsonl"
@@ -37,7 +37,9 @@ PHASE_LOG = ".abdoseg_phases.jsonl"
 ORGANISERS_COMMAND = ("/bin/bash", "-c", "sh predict.sh")
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
-_LOG_SECONDS = 2.0  # for the last of what it printed; a process that got away may hold the pipe
+_LOG_SECONDS = (
+    2.0  # for the last of what it printed; an escaped process may still have the pipe open
+)
 _ENGINE_FAILED = 125  # `docker run`'s exit code when the engine, not the container, is at fault
 
 _OUT_OF_MEMORY_WORDS = re.compile(
@@ -83,9 +85,12 @@ class Container:
             *(word for label in labels for word in ("--label", label)),
             *("--name", name, "--rm"),
             *(mounts if self.command == ORGANISERS_COMMAND else ()),
-            *(("-e", f"ABDOSEG_PHASE_LOG={outputs}{PHASE_LOG}") if self.phases else ()),
+            *(("-e", f"{LOG_VARIABLE}={outputs}{PHASE_LOG}") if self.phases else ()),
             *(self.image, *self.command),
         ]
+
+    def environment(self, _folders: Folders) -> None:
+        """Return None: the engine's client runs in this process's environment."""
 
     @property
     def shown_command(self) -> str:
@@ -120,6 +125,8 @@ class Command:
     gpu: str | None = None  # the one device that it is to see; None changes nothing
     phases: bool = False
 
+    image = None
+
     @property
     def shown_command(self) -> str:
         """The command for a report."""
@@ -137,7 +144,7 @@ class Command:
             # CUDA's own order of devices is another than NVML's unless it is asked for.
             environment |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": self.gpu}
         if self.phases:
-            environment["ABDOSEG_PHASE_LOG"] = str(folders.outputs / PHASE_LOG)
+            environment[LOG_VARIABLE] = str(folders.outputs / PHASE_LOG)
         return environment
 
 
@@ -167,66 +174,61 @@ def run_case(
         EngineError: the engine did not start the container.
         KeyboardInterrupt: it was interrupted; nothing is left running.
     """
-    in_container = isinstance(target, Container)
-    name = engine.container_name(target.image, case) if in_container else case
-    labels = (engine.owner_label(),) if in_container else ()  # for `remove_abandoned`
-    process = None
+    container = target if isinstance(target, Container) else None
+    name = engine.container_name(container.image, case) if container else case
+    process: subprocess.Popen | None = None
     since = time.time()
-    read_end, write_end = os.pipe()
-    log = LogWriter(read_end, folders.log)
-    log.start()
-    with contextlib.nullcontext() if in_container else _orphans_ended():
+    log = LogWriter(folders.log)
+    with _orphans_killed():
         try:
-            with _interrupts_held():  # so that no process starts without being known here
+            with _interrupts_deferred():  # so that no process starts without being known here
                 sampler.start()
                 try:
                     process = subprocess.Popen(
-                        target.command_line(name, folders, *labels),
-                        env=None if in_container else target.environment(folders),
+                        target.command_line(name, folders, engine.owner_label()),
+                        env=target.environment(folders),
                         stdin=subprocess.DEVNULL,
-                        stdout=write_end,
+                        stdout=log.sink,
                         stderr=subprocess.STDOUT,
                         start_new_session=True,  # a terminal's Ctrl-C reaches this process alone
                     )
                 finally:
-                    os.close(write_end)
+                    log.start()
             limit = float("inf")
-            if in_container:
+            if container:
                 # In a thread: a slow engine is not to add to the case's time.
-                arguments = (target, name, sampler, process)
+                arguments = (container, name, sampler, process)
                 threading.Thread(target=_find_meter, args=arguments, daemon=True).start()
             else:
                 sampler.meter = ProcessTree(process.pid)
                 limit = size_mb(target.memory_limit)
-            deadline = sampler.started + timeout
-            end = _wait(process, deadline, lambda: sampler.ram_mb > limit)
+            end = _wait(process, sampler.started + timeout, lambda: sampler.ram_mb > limit)
             seconds = time.monotonic() - sampler.started
         except FileNotFoundError as error:
             raise EngineError(f"{error.filename} is not installed") from error
         finally:
-            with _interrupts_held():
+            with _interrupts_deferred():
                 try:
                     samples, cost = sampler.stop()
                 finally:
                     if process is not None:
-                        _end(process, sampler.meter, name if in_container else None)
+                        _end(process, name if container else None)
             log.join(_LOG_SECONDS)
 
     text = log_tail(folders.log)
     last_line = next((line for line in reversed(text.splitlines()) if line.strip()), "")
     last_line = printable(last_line)[:200]
     exit_code = process.returncode if end == "exit" else None
-    if exit_code == _ENGINE_FAILED and in_container and not target.had_event("start", name, since):
+    if container and exit_code == _ENGINE_FAILED and not container.had_event("start", name, since):
         # The engine may print warnings before its error.
         lines = [line for line in text.splitlines() if line.startswith("docker:")]
         raise EngineError(f"the container was not started: {printable((lines or [text])[0])}")
-    status = "crashed"
-    reason = f"exit code {exit_code}" + (f": {last_line}" if last_line else "")
+    status, reason = "crashed", f"exit code {exit_code}" + (f": {last_line}" if last_line else "")
     if exit_code == 0:
-        status, reason = "ok", None
-    elif end == "deadline":
+        return Outcome("ok", None, exit_code, seconds), samples, cost
+    if end == "deadline":
         status, reason = "timeout", f"ended after {timeout:g} s"
-    elif end == "over limit" or (in_container and target.had_event("oom", name, since)):
+    elif end == "over limit" or (container and container.had_event("oom", name, since)):
         status, reason = "out of memory", f"over the limit of {target.memory_limit}"
     elif _OUT_OF_MEMORY_WORDS.search(text):
         status, reason = "out of memory", last_line
@@ -257,21 +259,18 @@ def _wait(process: subprocess.Popen, deadline: float, over_limit: Callable[[], b
         os.close(handle)
 
 
-def _end(process: subprocess.Popen, meter: object, container: str | None) -> None:
-    """End what still runs of a case: its container, or its process group and who has left that."""
-    if container is not None:
-        if process.poll() is None:
-            # The client first: it must not start what is about to be removed.
-            _end_group(process, signal.SIGKILL)
-            engine.remove_container(container)
-        return
-    _end_group(process, signal.SIGTERM, signal.SIGKILL)
-    for survivor in meter.refresh() if isinstance(meter, ProcessTree) else ():
-        _kill(survivor)
+def _end(process: subprocess.Popen, container: str | None) -> None:
+    """End what still runs of a case: its container, or its process group."""
+    if container is None:
+        _end_group(process, signal.SIGTERM, signal.SIGKILL)
+    elif process.poll() is None:
+        # The client first: it must not start what is about to be removed.
+        _end_group(process, signal.SIGKILL)
+        engine.remove_container(container)
 
 
 def _end_group(process: subprocess.Popen, *signals: signal.Signals) -> None:
-    """Send signals to a process's group, each with time to obey; none of the group is left."""
+    """Send signals to a process's group, each with time to obey."""
     for number in signals:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
@@ -279,34 +278,29 @@ def _end_group(process: subprocess.Popen, *signals: signal.Signals) -> None:
             process.wait(_GRACE_SECONDS)
 
 
-def _kill(process: psutil.Process) -> None:
-    with contextlib.suppress(psutil.Error):
-        process.kill()
-
-
 @contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
+def _interrupts_deferred() -> Iterator[None]:
     """Let Ctrl-C and its like take effect only at the end of the block."""
-    held: list[int] = []
+    caught: list[int] = []
     try:
-        with handling_stop_signals(lambda number, _: held.append(number)):
+        with handling_stop_signals(lambda number, _: caught.append(number)):
             yield
     finally:
-        if held:
-            signal.raise_signal(held[0])
+        if caught:
+            signal.raise_signal(caught[0])
 
 
 @contextlib.contextmanager
-def _orphans_ended() -> Iterator[None]:
-    """Kill whatever the block started, directly or not, and left running.
+def _orphans_killed() -> Iterator[None]:
+    """Kill whatever still runs at the end of the block that it started, directly or not.
 
-    Daemons leave the process group, by `setsid` or two forks. On Linux a process may ask for the
+    Daemons leave the process group, by `setsid` or two forks. A process may ask Linux for the
     orphans below it (prctl 36, PR_SET_CHILD_SUBREAPER); they then become its children, where they
     would else have become the system's.
     """
     own = psutil.Process()
     before = set(own.children())
-    adopt = ctypes.CDLL(None).prctl if sys.platform == "linux" else lambda *_: None
+    adopt = ctypes.CDLL(None).prctl
     adopt(36, 1, 0, 0, 0)
     try:
         yield
@@ -315,9 +309,9 @@ def _orphans_ended() -> Iterator[None]:
             left = [child for child in own.children() if child not in before]
             for child in left:
                 with contextlib.suppress(psutil.Error):
-                    for member in child.children(recursive=True):
-                        _kill(member)
-                _kill(child)
+                    for member in (*child.children(recursive=True), child):
+                        with contextlib.suppress(psutil.Error):
+                            member.kill()
             psutil.wait_procs(left, 2.0)
             if not left:
                 break

@@ -14,25 +14,25 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import pynvml
 
-from benchmark.containers.gpu import Gpu
+from benchmark.containers.machine import INTERVAL, NO_GPU, Gpu
 from benchmark.containers.meters import Cgroup, ProcessTree
 
 
-@dataclass
+@dataclass(frozen=True)
 class Samples:
     """What was read at each tick; all lists are of one length, and a GPU list not read is None."""
 
-    time_s: list[float] = field(default_factory=list)  # since the case's start
-    gpu_used_mb: list[float] | None = field(default_factory=list)  # total − free
-    gpu_reserved_mb: list[float] | None = field(default_factory=list)  # the driver's own part
-    gpu_process_mb: list[float] | None = field(default_factory=list)  # of the case's processes
-    cpu_percent: list[float] = field(default_factory=list)  # since the tick before
-    ram_mb: list[float] = field(default_factory=list)
+    time_s: list[float]  # since the case's start
+    gpu_used_mb: list[float] | None  # total − free
+    gpu_reserved_mb: list[float] | None  # the driver's own part
+    gpu_process_mb: list[float] | None  # of the case's processes
+    cpu_percent: list[float]  # since the tick before
+    ram_mb: list[float]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,13 @@ class SamplerCost:
     gpu_error: str | None  # why reading the GPU stopped, if it did
 
 
+class _Reading(NamedTuple):
+    time: float
+    cpu_percent: float
+    ram_mb: float
+    gpu_mb: tuple[float, float | None, float | None] | None  # used, reserved, of the processes
+
+
 def next_tick(tick: int, elapsed: float, interval: float) -> int:
     """Return the first tick after `tick` that is not yet past `elapsed` seconds from the start."""
     return max(tick + 1, math.ceil(elapsed / interval))
@@ -58,9 +65,8 @@ class Sampler:
     """A thread that reads a GPU and a meter at every tick from `start` to `stop`.
 
     Args:
-        gpu: the GPU; None, or one that cannot be read, leaves the GPU lists out.
+        gpu: the GPU; processes that it had when it was idle are not the case's own.
         interval: seconds between ticks.
-        other_processes: ids of processes on the GPU that are not the case's own.
 
     Attributes:
         meter: whose CPU and RAM to read; may be set while sampling, as a container is known only
@@ -69,23 +75,18 @@ class Sampler:
         ram_mb: the last reading.
     """
 
-    def __init__(
-        self, gpu: Gpu | None, interval: float, other_processes: Iterable[int] = ()
-    ) -> None:
+    def __init__(self, gpu: Gpu = NO_GPU, interval: float = INTERVAL) -> None:
         self.meter: ProcessTree | Cgroup | None = None
         self.started = 0.0
         self.ram_mb = 0.0
         self._gpu = gpu
         self._interval = interval
-        self._other_processes = frozenset(other_processes)
-        self._samples = Samples()
-        if gpu is None or gpu.unread:
-            self._leave_gpu_out()
+        self._readings: list[_Reading] = []
         self._gpu_error: str | None = None
         self._cpu_seconds = 0.0
         self._missed = 0
         self._late: list[float] = []
-        self._readings: list[float] = []
+        self._seconds: list[float] = []  # that each reading took
         self._thread_cpu = 0.0
         self._failure: Exception | None = None
         self._stopping = threading.Event()
@@ -106,13 +107,22 @@ class Sampler:
         self._thread.join()
         if self._failure:
             raise self._failure
-        return self._samples, SamplerCost(
+        readings = self._readings
+        # A curve with a hole has no peak and no area to be trusted.
+        gpu = [reading.gpu_mb or (None, None, None) for reading in readings]
+        used, reserved, own = (
+            None if None in column else [mb for mb in column if mb is not None]
+            for column in zip(*gpu, strict=True)
+        )
+        cpu, ram = [r.cpu_percent for r in readings], [r.ram_mb for r in readings]
+        samples = Samples([r.time for r in readings], used, reserved, own, cpu, ram)
+        return samples, SamplerCost(
             source=self.meter.source if self.meter else None,
-            samples=len(self._samples.time_s),
+            samples=len(readings),
             missed_ticks=self._missed,
             cpu_seconds=round(self._thread_cpu, 4),
-            mean_reading_ms=round(1000 * statistics.fmean(self._readings), 3),
-            max_reading_ms=round(1000 * max(self._readings), 3),
+            mean_reading_ms=round(1000 * statistics.fmean(self._seconds), 3),
+            max_reading_ms=round(1000 * max(self._seconds), 3),
             max_late_ms=round(1000 * max(self._late), 3),
             gpu_error=self._gpu_error,
         )
@@ -125,10 +135,10 @@ class Sampler:
                 if self._stopping.wait(max(0.0, due - time.monotonic())) and tick > 0:
                     break
                 start = time.monotonic()
-                self._read(start - self.started)
+                self._readings.append(self._read(start - self.started))
                 end = time.monotonic()
                 self._late.append(start - due)
-                self._readings.append(end - start)
+                self._seconds.append(end - start)
                 following = next_tick(tick, end - self.started, self._interval)
                 self._missed += following - tick - 1
                 tick = following
@@ -136,44 +146,28 @@ class Sampler:
         except Exception as error:
             self._failure = error
 
-    def _read(self, elapsed: float) -> None:
-        samples = self._samples
-        if samples.gpu_used_mb is not None:
-            self._read_gpu()
+    def _read(self, elapsed: float) -> _Reading:
+        gpu = None if self._gpu.note or self._gpu_error else self._read_gpu()
         cpu_seconds, self.ram_mb = self._cpu_seconds, 0.0
         if self.meter is not None:
             with contextlib.suppress(OSError):  # the container has ended
                 cpu_seconds, self.ram_mb = self.meter.read()
-        since = elapsed - samples.time_s[-1] if samples.time_s else elapsed
+        since = elapsed - self._readings[-1].time if self._readings else elapsed
         used = cpu_seconds - self._cpu_seconds
         self._cpu_seconds = max(self._cpu_seconds, cpu_seconds)
-        # The first reading of a container also holds what it used since it started: at most 100 %.
-        percent = 100 * used / (since * os.cpu_count()) if since > 0 else 0.0
-        samples.cpu_percent.append(round(min(max(percent, 0.0), 100.0), 2))
-        samples.ram_mb.append(round(self.ram_mb, 3))
-        samples.time_s.append(round(elapsed, 6))
+        # The first reading of a container also has what it used since it started: at most 100 %.
+        percent = 100 * used / (since * (os.cpu_count() or 1)) if since > 0 else 0.0
+        percent = round(min(max(percent, 0.0), 100.0), 2)
+        return _Reading(round(elapsed, 6), percent, round(self.ram_mb, 3), gpu)
 
-    def _leave_gpu_out(self) -> None:
-        samples = self._samples
-        samples.gpu_used_mb = samples.gpu_reserved_mb = samples.gpu_process_mb = None
-
-    def _read_gpu(self) -> None:
-        samples = self._samples
+    def _read_gpu(self) -> tuple[float, float | None, float | None] | None:
         try:
             used, reserved = self._gpu.memory_mb()
         except pynvml.NVMLError as error:
-            # A curve with a hole has no peak and no area to be trusted.
             self._gpu_error = str(error)
-            self._leave_gpu_out()
-            return
-        samples.gpu_used_mb.append(used)
-        if samples.gpu_reserved_mb is not None and reserved is not None:
-            samples.gpu_reserved_mb.append(reserved)
-        else:
-            samples.gpu_reserved_mb = None
-        processes = self._gpu.processes_mb() if samples.gpu_process_mb is not None else None
+            return None
+        processes = self._gpu.processes_mb()
         if processes is None:
-            samples.gpu_process_mb = None
-        else:
-            own = (mb for pid, mb in processes.items() if pid not in self._other_processes)
-            samples.gpu_process_mb.append(sum(own))
+            return used, reserved, None
+        own = (mb for pid, mb in processes.items() if pid not in self._gpu.idle_processes)
+        return used, reserved, sum(own)

@@ -6,18 +6,29 @@ one counts, is in `results.py`.
 
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from benchmark.containers import results as rules
-from benchmark.containers.results import figure, median_run
+from benchmark.containers.results import Result, figure, median_run
 from benchmark.text import bullets, by, cell, number_or_dash, table
 
 _PAPER = (
     "The paper's own Table 4 (NVIDIA RTX 2080 Ti): 36 s to 351 s, at most 2,218 MB, "
     "75,269 MB·s to 762,258 MB·s, without tolerance."
 )
+_GPU = (
+    "Its memory is the whole device's total − free, as the challenge reads it; the total is the "
+    "sum of the samples × 0.1 s, as the challenge computes it, and the true area the trapezoid "
+    "over the samples' own times. Nothing is subtracted from either."
+)
+_CLOCK = (
+    "Running time is the wall clock from the start to the end of the container or command. CPU is "
+    "in percent of the whole machine. CPU and RAM are those of the container or command alone, "
+    "where the challenge reads the whole machine's."
+)
 
 
-def efficiency_table(results: Mapping[str, Sequence[dict]]) -> str:
+def efficiency_table(results: Mapping[str, Sequence[Result]]) -> str:
     """Return the paper's Table 4, with more columns; without a GPU what was measured instead."""
     groups = [runs for runs in results.values() if runs]
     shown = [median_run(runs) for runs in groups]
@@ -41,7 +52,7 @@ def efficiency_table(results: Mapping[str, Sequence[dict]]) -> str:
     return table(["Case ID", "Image size", *titles, "Status"], align, rows)
 
 
-def _columns(shown: list[dict]) -> list[tuple[str, str, str]]:
+def _columns(shown: list[Result]) -> list[tuple[str, str, str]]:
     """Return key of a result, title and format of each column of numbers."""
     measures = rules.ram_measures(shown)
     ram = f"Max RAM, {measures[0]} (MB)" if len(measures) == 1 else "Max RAM (MB)"
@@ -66,20 +77,20 @@ def _columns(shown: list[dict]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _mean(shown: list[dict], key: str) -> float | None:
+def _mean(shown: list[Result], key: str) -> float | None:
     """Return the mean of the values that there are: failed cases have no peak."""
     values = [value for run in shown if (value := figure(run, key)) is not None]
     return statistics.fmean(values) if values else None
 
 
-def _status(run: dict) -> str:
+def _status(run: Result) -> str:
     if run["status"] == "ok":
         return "ok"
     after = f" after {run['seconds']:.2f} s" if run["penalty"] else ""
     return f"**{run['status']}**{after}: {run['reason']}"
 
 
-def markdown_page(results: Mapping[str, Sequence[dict]], environment: dict) -> str:
+def markdown_page(results: Mapping[str, Sequence[Result]], environment: dict[str, Any]) -> str:
     """Return the page `efficiency.md`.
 
     Args:
@@ -88,52 +99,49 @@ def markdown_page(results: Mapping[str, Sequence[dict]], environment: dict) -> s
     """
     of = environment.__getitem__
     runs = [run for case in results.values() for run in case]
-    interval, tolerances, measures = of("interval_s"), of("tolerances"), rules.ram_measures(runs)
+    tolerances, measures = of("tolerances"), rules.ram_measures(runs)
     missed = sum(run["sampler"]["missed_ticks"] for run in runs)
     ticks = missed + sum(run["sampler"]["samples"] for run in runs)
     seconds = sum(run["seconds"] for run in runs) or 1.0
     share = 100 * sum(run["sampler"]["cpu_seconds"] for run in runs) / seconds
     gpu = f"{of('gpu') or 'none'}: {of('gpu_note')}"
     if of("idle_gpu_mb") is not None:
-        gpu = f"{of('gpu')}, driver {of('driver')}, {of('idle_gpu_mb'):,.0f} MB taken before"
-        gpu += (
-            " the first case. Its memory is the whole device's total − free, as the challenge "
-            f"reads it; the total is the sum of the samples × {interval:g} s, as the challenge "
-            "computes it, and the true area the trapezoid over the samples' own times. Nothing is "
-            "subtracted from either."
-        )
+        gpu = f"{of('gpu')}, driver {of('driver')}, {of('idle_gpu_mb'):,.0f} MB in use before the "
+        gpu += f"first case. {_GPU}"
     repeats = {len(of_case) for of_case in results.values() if of_case}
-    first = [cell(run["case"]) for run in runs if run.get("first")]
-    notes = {
-        f"Command: `{of('command')}`": True,
-        f"Image: {of('image')} ({of('image_digest')}), Docker {of('docker')}": of("image"),
-        f"Machine: {of('cpu')}, {of('cores')} cores, {of('memory_gb')} GB": True,
-        f"GPU: {gpu}": True,
-        "Running time is the wall clock from the start to the end of the container or command. CPU "
-        "is in percent of the whole machine. CPU and RAM are those of the container or command "
-        "alone, where the challenge reads the whole machine's.": True,
-        **{f"RAM ({measure}) is {rules.RAM_MEASURES[measure]}.": True for measure in measures},
-        "**RAM was not read in the same way in every run: do not compare it.**": len(measures) > 1,
+    notes = [
+        f"Command: `{of('command')}`",
+        f"Machine: {of('cpu')}, {of('cores')} cores, {of('memory_gb')} GB",
+        f"GPU: {gpu}",
+        _CLOCK,
+        *(f"RAM ({measure}) is {rules.RAM_MEASURES[measure]}." for measure in measures),
         f"With tolerances: time − {tolerances['seconds']:g} s, memory − {tolerances['mb']:g} MB, "
-        "never below 0; failed cases have none.": True,
-        f"Sampling took {share:.2f} % of one core and missed {missed} of {ticks} ticks.": True,
-        f"Each case ran {' or '.join(map(str, sorted(repeats)))} times; the run of median time is "
-        "shown whole, the least and most time of all beside it.": repeats - {1},
-        "A first run was discarded (--warm-up): no run shown had to read the image and its "
-        "libraries from the disk, which a first start of the day has to.": of("warm_up"),
-        f"There was no warm-up: a run of {', '.join(dict.fromkeys(first))} was the first here, and "
-        "may have read from the disk what later runs found in memory, in time and RAM (--warm-up "
-        "discards such a run).": first and not of("warm_up"),
-        f"The samples are {interval:g} s apart, the challenge's 0.1 s: the totals are areas all "
-        "the same, but not to the digit what the challenge would have found.": (
-            interval != rules.OFFICIAL_INTERVAL
-        ),
-        rules.PENALTY_SENTENCE: any(run["penalty"] for run in runs),
-        **{
-            f"**Not measured**: {cell(name)}: {cell(reason)}": True
-            for name, reason in of("not_measured").items()
-        },
-        _PAPER: True,
-    }
-    shown = bullets(note for note, applies in notes.items() if applies)
-    return f"# Efficiency of {cell(of('team'))}\n\n{efficiency_table(results)}\n\n{shown}\n"
+        "never below 0; failed cases have none.",
+        f"Sampling took {share:.2f} % of one core and missed {missed} of {ticks} ticks.",
+    ]
+    if of("image"):
+        notes[1:1] = [f"Image: {of('image')} ({of('image_digest')}), Docker {of('docker')}"]
+    if len(measures) > 1:
+        notes.append("**RAM was not read in the same way in every run: do not compare it.**")
+    if repeats - {1}:
+        notes.append(
+            f"Each case ran {' or '.join(map(str, sorted(repeats)))} times; the run of median time "
+            "is shown whole, the least and most time of all beside it."
+        )
+    if of("warm_up"):
+        notes.append(
+            "A first run was discarded (--warm-up): no run shown had to read the image and its "
+            "libraries from the disk, which a first start of the day has to."
+        )
+    elif first := [cell(run["case"]) for run in runs if run.get("first")]:
+        notes.append(
+            f"There was no warm-up: a run of {', '.join(dict.fromkeys(first))} was the first here, "
+            "and may have read from the disk what later runs found in memory, in time and RAM "
+            "(--warm-up discards such a run)."
+        )
+    if any(run["penalty"] for run in runs):
+        notes.append(rules.PENALTY_SENTENCE)
+    for name, reason in of("not_measured").items():
+        notes.append(f"**Not measured**: {cell(name)}: {cell(reason)}")
+    title = f"# Efficiency of {cell(of('team'))}"
+    return f"{title}\n\n{efficiency_table(results)}\n\n{bullets([*notes, _PAPER])}\n"

@@ -1,11 +1,11 @@
-"""Compare two runs, case by case: how many times faster, leaner, better is A than B?
+"""Compare two runs, case by case: how many times faster, leaner, better A is than B.
 
 Times, memory and areas are compared as paired ratios A / B (below 1: A needs less), scores as
 paired differences A - B (above 0: A is better). The geometric mean of the ratios (mean of the
 differences) has a 95 % interval by Student's t over the cases, wide where they are few; an interval
-that holds 1 (for scores 0) shows no difference. Failed cases count as in every table, and the cases
-that both finished are compared apart. Several runs of a case are its median run. RAM of a container
-and of a command are read in two ways, and are not compared with one another.
+with 1 in it (for scores 0) shows no difference. Failed cases count as in every table; the cases
+that both finished are compared once more alone. Several runs of a case are its median run. RAM of a
+container and of a command are read in two ways, and are not compared with one another.
 """
 
 import argparse
@@ -26,9 +26,9 @@ from inference.labels import TUMOR
 class Spread(NamedTuple):
     """A paired comparison over cases."""
 
-    count: int  # of pairs
+    cases: int
     mean: float  # of differences; the geometric mean of ratios
-    interval: tuple[float, float] | None  # 95 % of the mean, Student's t; None below two pairs
+    interval: tuple[float, float] | None  # 95 % of the mean, Student's t; None below two cases
     median: float
     low: float
     high: float
@@ -44,10 +44,12 @@ def spread(pairs: np.ndarray, *, ratios: bool) -> Spread:
     ours, theirs = pairs.T
     values = np.log(ours / theirs) if ratios else ours - theirs
     back = np.exp if ratios else np.asarray
-    ends = values[:2]  # without any spread, of which scipy has no interval
-    if np.ptp(values):
-        ends = list(stats.ttest_1samp(values, 0).confidence_interval(0.95))
-    interval = tuple(back(ends).tolist()) if len(values) > 1 else None
+    interval = None
+    if len(values) > 1:
+        ends = values[:2]  # without any spread, of which scipy has no interval
+        if np.ptp(values):
+            ends = np.array(stats.ttest_1samp(values, 0).confidence_interval(0.95))
+        interval = (float(back(ends[0])), float(back(ends[1])))
     middle = [values.mean(), np.median(values), values.min(), values.max()]
     mean, *others = back(middle).tolist()
     return Spread(len(values), mean, interval, *others)
@@ -67,11 +69,11 @@ def compare(
         cases: their names.
         runs: A and B.
         value, key: `Run.measured` and a column, or `Run.score` and a metric.
-        ratios: as in `spread`; pairs with a value of 0, of which there is no ratio, are left out.
+        ratios: as in `spread`; pairs with a value of 0, of which there is no ratio, are skipped.
     """
-    pairs = [[value(run, case, key) for run in runs] for case in cases]
-    usable = [pair for pair in pairs if None not in pair and (min(pair) > 0 or not ratios)]
-    return spread(np.array(usable, float), ratios=ratios) if usable else None
+    pairs = np.array([[value(run, case, key) for run in runs] for case in cases], float)
+    usable = pairs[(pairs > 0 if ratios else np.isfinite(pairs)).all(axis=-1)]
+    return spread(usable, ratios=ratios) if len(usable) else None
 
 
 def markdown(first: Run, second: Run) -> str:
@@ -82,14 +84,14 @@ def markdown(first: Run, second: Run) -> str:
     one_ram = len(first.ram_measures | second.ram_measures) <= 1
     ratios, differences, times = [], [], []
     for column, figure in FIGURES.items():
-        for cases, apart in ((common, ""), (finished, ", both finished")):
-            if (apart and not (figure.penalty and len(finished) < len(common))) or (
-                "RAM" in column and not one_ram
-            ):
-                continue
+        subsets = {"": common}
+        if figure.penalty and len(finished) < len(common):
+            subsets[", both finished"] = finished
+        for suffix, cases in subsets.items() if one_ram or "RAM" not in column else ():
             if found := compare(cases, runs, Run.measured, column, ratios=True):
-                ratios.append(_row(figure.title + apart, found, ".3f"))
-                times += [found] if column == "Time" else []
+                ratios.append(_row(figure.title + suffix, found, ".3f"))
+                if column == "Time":
+                    times.append(_verdict(found, suffix))
     for key, metric in SCORES.items():
         title = metric.title
         if key.startswith("tumor") and (n := first.with_structure(TUMOR)) is not None:
@@ -97,8 +99,11 @@ def markdown(first: Run, second: Run) -> str:
         if found := compare(common, runs, Run.score, key, ratios=False):
             differences.append(_row(title, found, "+.4f"))
     parts = [f"# {cell(first.team)} (A) against {cell(second.team)} (B)"]
-    if times:
-        parts.append(_headline(runs, common, *times))
+    failures = [sum(map(run.failed, common)) for run in runs]
+    if times and any(failures):
+        counts = "A failed {} and B {}".format(*failures)
+        times.insert(0, f"**{counts} of {plural(len(common), 'case')}, which count 3600 s.**")
+    parts.append(" ".join(times))
     for kind, mean, rows in (
         ("Ratio A / B", "Geometric mean", ratios),
         ("Difference A − B", "Mean", differences),
@@ -114,56 +119,35 @@ def markdown(first: Run, second: Run) -> str:
 def _row(title: str, found: Spread, form: str) -> list[str]:
     numbers = [format(value, form) for value in (found.mean, *found[3:])]
     ends = " to ".join(format(bound, form) for bound in found.interval or ()) or "–"
-    return [title, str(found.count), numbers[0], ends, *numbers[1:]]
+    return [title, str(found.cases), numbers[0], ends, *numbers[1:]]
 
 
-def _headline(
-    runs: tuple[Run, Run], common: list[str], times: Spread, finished: Spread | None = None
-) -> str:
-    """Return what the times show, failures first."""
-    failures = [sum(map(run.failed, common)) for run in runs]
-    if not any(failures):
-        return f"**{_verdict(times)}** ({_basis(times)})."
-    words = [f"{count} of {len(common)} cases" if count else "none" for count in failures]
-    text = f"**A failed {words[0]}, B {words[1]}.** With failures at 3600 s: {_verdict(times)} "
-    text += f"({_basis(times)})."
-    if finished:
-        text += f" Of the cases that both finished: {_verdict(finished)} ({_basis(finished)})."
-    return text
-
-
-def _verdict(found: Spread) -> str:
+def _verdict(found: Spread, suffix: str) -> str:
+    """Return what the times show, with the interval of their ratio."""
+    basis = f"geometric mean of {plural(found.cases, 'case')}{suffix}"
     text = f"A takes {found.mean:.2f} times as long as B"
     if found.interval is None:
-        return f"{text} in the one case there is"
-    if found.interval[1] < 1:
-        return f"A is {1 / found.mean:.2f} times as fast as B"
-    return text if found.interval[0] > 1 else f"no difference in time shown: {text}"
-
-
-def _basis(found: Spread) -> str:
-    text = f"geometric mean of {plural(found.count, 'case')}"
-    if not found.interval:
-        return f"{text}; no interval"
+        return f"**{text}** ({basis}; no interval)."
     low, high = found.interval
     if high < 1:
-        return f"{text}; 95 % interval {1 / high:.2f} to {1 / low:.2f}"
-    text += f"; 95 % interval of the time's ratio {low:.2f} to {high:.2f}"
-    return text + (", which holds 1" if low <= 1 else "")
+        text = f"A is {1 / found.mean:.2f} times as fast as B"
+    elif low <= 1:
+        text = f"no difference in time shown: {text}"
+    return f"**{text}** ({basis}; 95 % interval of the ratio of times {low:.2f} to {high:.2f})."
 
 
 def _unlike(first: Run, second: Run) -> list[str]:
-    """Return what only a pair can tell: cases without a partner, other machines, few cases."""
+    """Return what only a pair can show: cases without a partner, other machines, few cases."""
     found = []
     for run, other in ((first, second), (second, first)):
         if alone := [case for case in run.cases if case not in other.cases]:
             found.append(f"only in {run.team}: {', '.join(alone)}")
         for what, has, command in (
-            ("scores", run.scores, "accuracy --reference LABELS --prediction OUTPUTS"),
-            ("times", run.results, "efficiency …"),
+            ("scores", run.scores, "accuracy"),
+            ("times", run.results, "efficiency"),
         ):
             if not has:
-                made = f"python -m benchmark {command} --report {run.folder}"
+                made = f"python -m benchmark {command} --report {run.folder} …"
                 found.append(f"{run.team} has no {what}, so none are compared: {made} makes them")
     for key in ("gpu", "cpu", "cores"):
         machines = first.environment.get(key), second.environment.get(key)

@@ -3,29 +3,29 @@
 Every case and metric ranks the teams; a team's score is the weighted mean of all its ranks
 ("rank then average"). Ties share the better rank, as in challengeR, the package that the challenge
 names. A case without a team's row gets the values of a failed container: DSC and NSD 0, 3600 s,
-29,491,200 MB·s and 360,000 %·s. A case in which a GPU stopped answering is left out for every team.
+29,491,200 MB·s and 360,000 %·s. A case in which a GPU stopped answering is skipped for every team.
 
   flare22  DSC, NSD and time, GPU and CPU area at half weight; GPU memory above 2048 MB counts
            (flare22.grand-challenge.org/Evaluation)
   flare23  DSC and NSD of organs and of tumor, time above 15 s, area of GPU memory above 4096 MB;
            no CPU. The weights are equal here: no other are published that we know of.
 
-A team that failed in every case is ranked as one that failed in every case. The interval of a rank
-holds every rank that sign-flip tests over the cases do not rule out (`ranking.rank_intervals`).
-P(first) comes from resampling the cases with replacement and ranking anew, and is left out below 20
-cases, where it is a count of these cases.
+A team that failed in every case is ranked, with these values. The interval of a rank has every rank
+that sign-flip tests over the cases do not rule out (`ranking.rank_intervals`). P(first) is the part
+of resamplings of the cases, with replacement, in which a team is first; it needs 20 cases.
 """
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from benchmark.containers.results import PENALTY_SENTENCE, Tolerances
+from benchmark.containers.results import PENALTY_SENTENCE
 from benchmark.files import csv_text
 from benchmark.judging import ranking as ranks
-from benchmark.judging.ranking import METRICS, RULES, Ranking, Rules
+from benchmark.judging.ranking import METRICS, RULES, Ranking
 from benchmark.judging.runs import FEW_CASES, read_runs
 from benchmark.options import not_negative
 from benchmark.text import bullets, cell, number_or_dash, plural, show, table
@@ -41,12 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--report", type=Path, required=True, metavar="DIR", help=text)
     text = "the year's weights and tolerances (default: %(default)s)"
     add("--protocol", choices=RULES, default="flare23", help=text)
-    text = f"change a weight, 0 leaves the metric out; METRIC: {', '.join(METRICS)}"
+    text = f"change a weight, 0 drops the metric; METRIC: {', '.join(METRICS)}"
     add("--weight", type=_weight, action="append", default=[], metavar="METRIC=W", help=text)
-    text = "seconds that cost nothing (default: 15 in flare23, 0 in flare22)"
-    add("--time-tolerance", type=not_negative, metavar="S", help=text)
-    text = "GPU memory that costs nothing (default: 4096 in flare23, 2048 in flare22)"
-    add("--memory-tolerance", type=not_negative, metavar="MB", help=text)
 
 
 def _weight(text: str) -> tuple[str, float]:
@@ -58,14 +54,11 @@ def _weight(text: str) -> tuple[str, float]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Rank, write and print; 0 done."""
-    preset = RULES[arguments.protocol]
-    given = (arguments.time_tolerance, arguments.memory_tolerance)
-    both = zip(given, preset.tolerances, strict=True)
-    tolerances = Tolerances(*(usual if value is None else value for value, usual in both))
-    rules = Rules(preset.weights | dict(arguments.weight), tolerances)
+    rules = RULES[arguments.protocol]
+    rules = rules._replace(weights=rules.weights | dict(arguments.weight))
     ranking = ranks.rank_runs(read_runs(arguments.runs), rules)
-    write_ranking(arguments.report, ranking, rules)
-    show(markdown(ranking, rules))
+    write_ranking(arguments.report, ranking)
+    show(markdown(ranking))
     return 0
 
 
@@ -85,7 +78,7 @@ def cautions(ranking: Ranking) -> list[str]:
     return found
 
 
-def summary_rows(ranking: Ranking) -> list[dict[str, object]]:
+def summary_rows(ranking: Ranking) -> list[dict[str, Any]]:
     """Return one row for each team, best first: the columns of ranking.csv."""
     rows = []
     enough = len(ranking.teams) > 1 and len(ranking.cases) >= FEW_CASES
@@ -105,17 +98,17 @@ def summary_rows(ranking: Ranking) -> list[dict[str, object]]:
     return rows
 
 
-def ranking_table(ranking: Ranking, rules: Rules) -> tuple[list[str], list[list[str]]]:
+def ranking_table(ranking: Ranking) -> tuple[list[str], list[list[str]]]:
     """Return the titles and rows of the ranking; of each metric the mean rank (mean value)."""
     titles = [
-        f"{METRICS[key].title_with(rules.tolerances)} ×{ranking.weights[key]:g}"
+        f"{METRICS[key].title_with(ranking.rules.tolerances)} ×{ranking.rules.weights[key]:g}"
         for key in ranking.values
     ]
     rows = []
     for row in summary_rows(ranking):
         first = number_or_dash(row["probability_first"], ".3f")
         interval = f"{row['rank_low']}–{row['rank_high']}"
-        cells = [str(row["rank"]), str(row["team"]), f"{row['score']:.3f}", interval, first]
+        cells = [str(row["rank"]), row["team"], f"{row['score']:.3f}", interval, first]
         for key in ranking.values:
             mean = row[f"{key}_mean"]
             shown = f"{mean:.4f}" if mean < 10 else f"{mean:,.1f}"
@@ -124,16 +117,16 @@ def ranking_table(ranking: Ranking, rules: Rules) -> tuple[list[str], list[list[
     return ["Rank", "Team", "Score", "95 % interval", "P(first)", *titles], rows
 
 
-def markdown(ranking: Ranking, rules: Rules) -> str:
+def markdown(ranking: Ranking) -> str:
     """Return the ranking as a Markdown page."""
-    titles, rows = ranking_table(ranking, rules)
-    seconds, mb = rules.tolerances
+    titles, rows = ranking_table(ranking)
+    seconds, mb = ranking.rules.tolerances
     parts = [
         "# Ranking",
         *(f"**{caution}**" for caution in cautions(ranking)),
         f"{plural(len(ranking.teams), 'team')}, {plural(len(ranking.cases), 'case')}. Score: mean "
         "of the ranks over cases and metrics with the weights shown; ties share the better rank. "
-        f"Time above {seconds:g} s and GPU memory above {mb:g} MB count. The interval holds the "
+        f"Time above {seconds:g} s and GPU memory above {mb:g} MB count. The interval has the "
         "ranks that sign-flip tests over the cases do not rule out (95 %); P(first) is the share "
         f"of first places over {ranks.RESAMPLINGS} resamplings of the cases. Metric columns: mean "
         f"rank (mean value). {PENALTY_SENTENCE}",
@@ -144,13 +137,13 @@ def markdown(ranking: Ranking, rules: Rules) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write_ranking(folder: Path, ranking: Ranking, rules: Rules) -> None:
+def write_ranking(folder: Path, ranking: Ranking) -> None:
     """Write ranking.md, ranking.csv and ranking.json (with every case's values and ranks)."""
     rows = summary_rows(ranking)
-    seconds, mb = rules.tolerances
+    weights, (seconds, mb) = ranking.rules
     tolerances = {"time_tolerance_s": seconds, "memory_tolerance_mb": mb}
     content = {
-        "rules": {"weights": ranking.weights, **tolerances, "ties": "min"},
+        "rules": {"weights": weights, **tolerances, "ties": "min"},
         "cautions": cautions(ranking),
         "resamplings": ranks.RESAMPLINGS,
         "ranking": rows,
@@ -162,7 +155,7 @@ def write_ranking(folder: Path, ranking: Ranking, rules: Rules) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in (
-        ("ranking.md", markdown(ranking, rules)),
+        ("ranking.md", markdown(ranking)),
         ("ranking.csv", csv_text(rows[0], (row.values() for row in rows))),
         ("ranking.json", json.dumps(content, indent=1)),
     ):

@@ -1,20 +1,20 @@
 """Teams ranked as the challenge does: metrics, a year's rules, ranks and their confidence."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import permutation_test, rankdata
 
 from benchmark.containers.results import FIGURES, TOLERANCES, Tolerances, flare_area
 from benchmark.judging.runs import Run, RunError, remarks
 from inference.labels import TUMOR
 
 RESAMPLINGS = 10_000
-"""Of the cases for P(first), and sign flips of more than `_ALL_FLIPS` cases for the intervals."""
+"""Of the cases for P(first), and at most so many sign flips for the intervals."""
 
-_ALL_FLIPS = 12  # cases up to which all 2**cases sign flips are gone through
 _LEVEL = 0.95  # of the intervals
 
 
@@ -30,10 +30,10 @@ class Metric(NamedTuple):
     @property
     def failure(self) -> float:
         """The value of a case that the team has no row for (FLARE 2022 rules)."""
-        return FIGURES[self.column].penalty if self.column else 0.0
+        return (FIGURES[self.column].penalty or 0.0) if self.column else 0.0
 
     def title_with(self, tolerances: Tolerances) -> str:
-        """Return the title; of time and GPU memory what lies above the tolerance is ranked by."""
+        """Return the title; of time and GPU memory the part above the tolerance is ranked."""
         if self.column == "Time" and tolerances.seconds:
             return f"time above {tolerances.seconds:g} s (s)"
         if self.column == "AUC_GPU_Time" and tolerances.mb:
@@ -55,7 +55,7 @@ METRICS = SCORES | {
 
 
 class Rules(NamedTuple):
-    """A year's ranking: metric to weight, where 0 leaves it out, and what costs nothing."""
+    """A year's ranking: metric to weight, where 0 drops it, and what costs nothing."""
 
     weights: dict[str, float]
     tolerances: Tolerances
@@ -77,12 +77,12 @@ class Ranking:
     cases: list[str]
     values: dict[str, np.ndarray]  # metric to (teams, cases), tolerances subtracted; NaN: no team
     ranks: dict[str, np.ndarray]  # metric to (teams, cases), 1 is best
-    weights: dict[str, float]  # of the metrics
+    rules: Rules  # with the weights of these metrics
     scores: np.ndarray  # (teams,) weighted mean of all ranks
     final: np.ndarray  # (teams,) rank of the scores
     interval: np.ndarray  # (teams, 2) the ranks that the cases do not rule out
     first: np.ndarray  # (teams,) share of resamplings in which it is first, alone or shared
-    notes: tuple[str, ...] = ()
+    notes: Sequence[str] = ()
 
 
 def rank_runs(runs: list[Run], rules: Rules) -> Ranking:
@@ -91,7 +91,12 @@ def rank_runs(runs: list[Run], rules: Rules) -> Ranking:
     Raises:
         RunError: they cannot be ranked together.
     """
+    if without := [run.team for run in runs if run.has_gpu and not run.has_samples]:
+        rules = rules._replace(tolerances=rules.tolerances._replace(mb=0.0))
     cases, values, notes = gather(runs, rules)
+    if without:
+        names = ", ".join(without)
+        notes.append(f"Caution: whole GPU areas, without tolerance, as {names} has no samples")
     if {"tumor-dsc", "tumor-nsd"} & values.keys():
         counts = [(run.with_structure(TUMOR), len(run.in_reference)) for run in runs]
         present, total = max((n for n in counts if n[1]), default=(None, 0))
@@ -100,40 +105,33 @@ def rank_runs(runs: list[Run], rules: Rules) -> Ranking:
         elif total:
             notes.append(
                 "tumor scores: no reference has a tumor; they are 1 where none was predicted, "
-                "else 0, by the challenge's rule (--weight tumor-dsc=0 leaves them out)"
+                "else 0, by the challenge's rule (--weight tumor-dsc=0 drops them)"
             )
-    notes = (*notes, *remarks(runs))
-    return rank_teams([run.team for run in runs], cases, values, rules.weights, notes)
+    notes += remarks(runs)
+    return rank_teams([run.team for run in runs], cases, values, rules, notes)
 
 
 def metric_values(run: Run, metric: str, cases: list[str], tolerances: Tolerances) -> np.ndarray:
     """Return one team's values of a metric, (cases,); NaN where it has none.
 
     A container that failed has the failure's values.
-
-    Raises:
-        RunError: a memory tolerance is asked for and the samples are not there.
     """
     column = METRICS[metric].column
     values = []
     for case in cases:
-        shown = run.shown(case)
         if column is None:
             value = run.score(case, metric)
-        elif shown is None or (metric == "gpu" and not run.has_gpu):
+        elif metric == "gpu" and not run.has_gpu:
             value = None
-        elif metric == "gpu" and tolerances.mb and not shown["penalty"]:
-            if "samples" not in shown:
-                raise RunError(
-                    f"{run.team}: a memory tolerance needs the samples of {case} "
-                    f"(efficiency/{case}.json); rank by whole areas with --memory-tolerance 0"
-                )
-            used = shown["samples"]["gpu_used_mb"]
-            value = flare_area(used, shown["interval_s"], tolerances.mb)
         else:
             value = run.measured(case, column)
-            if metric == "time" and not shown["penalty"]:
+        if value is not None and not run.failed(case):
+            if metric == "time":
                 value = max(0.0, value - tolerances.seconds)
+            elif metric == "gpu" and tolerances.mb:
+                shown = run.shown[case]
+                used, interval = shown["samples"]["gpu_used_mb"], shown["interval_s"]
+                value = flare_area(used, tolerances.mb, interval)
         values.append(np.nan if value is None else value)
     return np.array(values, float)
 
@@ -143,7 +141,7 @@ def gather(runs: list[Run], rules: Rules) -> tuple[list[str], dict[str, np.ndarr
 
     Returns:
         The cases; metric to (teams, cases), NaN where no team has the case; and what to know: each
-        metric that no team has, each case that a team lacks, and each case that is left out for
+        metric that no team has, each case that a team lacks, and each case that is skipped for
         every team because a GPU was not read in it. A team that failed in every case has the
         failure's values throughout.
 
@@ -156,7 +154,7 @@ def gather(runs: list[Run], rules: Rules) -> tuple[list[str], dict[str, np.ndarr
     cases = sorted({case for run in runs for case in run.cases} - unmeasured)
     if unmeasured:
         names = ", ".join(sorted(unmeasured))
-        notes.append(f"Caution: left out for every team, as one's GPU was not read: {names}")
+        notes.append(f"Caution: skipped for every team, as one's GPU was not read: {names}")
     for one, other in combinations(runs, 2):
         if not set(one.cases) & set(other.cases) - unmeasured:
             raise RunError(f"{one.team} and {other.team} have no case in common")
@@ -167,13 +165,13 @@ def gather(runs: list[Run], rules: Rules) -> tuple[list[str], dict[str, np.ndarr
         table = np.stack([metric_values(run, key, cases, rules.tolerances) for run in runs])
         absent = np.isnan(table)
         if absent.all():
-            notes.append(f"{metric.title}: no team has it, so it is left out")
+            notes.append(f"{metric.title}: no team has it, so it is skipped")
             continue
         each = list(zip(runs, absent, strict=True))
         if without := [run.team for run, row in each if row.all() and not run.failed_everywhere]:
             raise RunError(
                 f"{', '.join(without)}: no {metric.title} at all, which others have; "
-                f"measure it, or leave it out with --weight {key}=0"
+                f"measure it, or drop it with --weight {key}=0"
             )
         measured = ~absent.all(axis=0)
         if not measured.all():
@@ -183,7 +181,7 @@ def gather(runs: list[Run], rules: Rules) -> tuple[list[str], dict[str, np.ndarr
                 notes.append(f"{run.team}, {metric.title}: counted as failed in {names}")
         values[key] = np.where(absent & measured, metric.failure, table)
     if not values:
-        raise RunError("the runs have nothing that the weights leave to rank by")
+        raise RunError("the runs have no metric of a weight above 0")
     return cases, values, notes
 
 
@@ -191,15 +189,15 @@ def rank_teams(
     teams: list[str],
     cases: list[str],
     values: dict[str, np.ndarray],
-    weights: dict[str, float],
-    notes: tuple[str, ...] = (),
+    rules: Rules,
+    notes: Sequence[str] = (),
 ) -> Ranking:
     """Rank per case and metric, then average.
 
     Args:
         teams, cases: names.
-        values: metric to (teams, cases); a case that is NaN for all is left out of the metric.
-        weights: metric to weight.
+        values: metric to (teams, cases); a case that is NaN for all does not count.
+        rules: with a weight of each metric.
         notes: for the ranking.
     """
     ranks = {}
@@ -208,14 +206,15 @@ def rank_teams(
     for key, table in values.items():
         signed = table if METRICS[key].column else -table
         ranks[key] = rankdata(signed, method="min", axis=0, nan_policy="omit")
-        total += weights[key] * np.nan_to_num(ranks[key])
-        weight += weights[key] * ~np.isnan(table[0])
+        total += rules.weights[key] * np.nan_to_num(ranks[key])
+        weight += rules.weights[key] * ~np.isnan(table[0])
     random = np.random.default_rng(0)
     chosen = random.integers(len(cases), size=(RESAMPLINGS, len(cases)))
-    drawn = weight[chosen].sum(axis=1)
-    resampled = np.stack([row[chosen].sum(axis=1) for row in total]) / np.where(drawn, drawn, 1)
+    weights_chosen = weight[chosen].sum(axis=1)
+    resampled = np.stack([row[chosen].sum(axis=1) for row in total])
+    resampled /= np.where(weights_chosen, weights_chosen, 1)
     scores = total.sum(axis=1) / weight.sum()
-    used = {key: weights[key] for key in values}
+    used = rules._replace(weights={key: rules.weights[key] for key in values})
     interval = rank_intervals(total, random)
     first = (_rank_scores(resampled) == 1).mean(axis=1)
     final = _rank_scores(scores)
@@ -223,38 +222,32 @@ def rank_teams(
 
 
 def rank_intervals(totals: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Return the ranks that a team may truly have, as far as the cases tell.
+    """Return the ranks that a team may truly have, as far as the cases can show.
 
-    Resampling a few cases only ever shows what these cases say: where a team is ahead in all of
+    Resampling a few cases only ever shows what these cases show: where a team is ahead in all of
     three, it is ahead in every resampling, and yet of two equal teams one is ahead in all of three
-    once in four times. So each pair of teams is compared by a sign-flip test over the cases (as
-    `scipy.stats.permutation_test` does, but all pairs by one set of flips: 30 teams take 1 s and
-    not minutes), and a team's rank runs from one below all that are surely better to one above all
-    that are surely worse.
+    once in four times. So each pair of teams is compared by a sign-flip test over the cases, and a
+    team's rank runs from one below all that are surely better to one above all that are surely
+    worse.
 
     Args:
         totals: (teams, cases) weighted sum of a team's ranks in each case.
-        random: draws flips where there are too many to go through.
+        random: for sign flips, where there are too many to go through.
 
     Returns:
         (teams, 2) integers, the best and the worst rank. The level of 95 % is divided among a
         team's comparisons (Bonferroni).
     """
     teams, cases = totals.shape
-    every = cases <= _ALL_FLIPS  # the observed one is among them
-    signs = 1 - 2 * ((np.arange(2**cases * every)[:, None] >> np.arange(cases)) & 1)
-    if not every:
-        signs = random.choice([-1, 1], size=(RESAMPLINGS, cases))
     intervals = np.tile([1, teams], (teams, 1))
-    for ours in range(teams - 1):
-        differences = totals[ours] - totals[ours + 1 :]  # (other teams, cases)
-        observed = differences.sum(axis=1)
-        as_far = np.abs(signs @ differences.T) >= np.abs(observed) - 1e-9
-        p = (as_far.sum(axis=0) + (not every)) / (len(signs) + (not every))
-        for theirs in np.flatnonzero(p <= (1 - _LEVEL) / (teams - 1)):
-            better, worse = ours, ours + 1 + theirs
-            if observed[theirs] > 0:
-                better, worse = worse, better
+    pairs = np.array(list(combinations(range(teams), 2)))
+    if teams > 1 and cases >= fewest_cases(teams):
+        differences = totals[pairs[:, 0]] - totals[pairs[:, 1]]
+        how = {"permutation_type": "samples", "vectorized": True, "axis": -1, "batch": 200}
+        test = permutation_test((differences,), np.sum, n_resamples=RESAMPLINGS, rng=random, **how)
+        sure = test.pvalue <= (1 - _LEVEL) / (teams - 1) + 1e-12
+        for pair, sum_ in zip(pairs[sure], test.statistic[sure], strict=True):
+            better, worse = pair if sum_ < 0 else pair[::-1]
             intervals[better, 1] -= 1
             intervals[worse, 0] += 1
     return intervals

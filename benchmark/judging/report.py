@@ -1,9 +1,9 @@
-"""One self-contained HTML page about one run or several: it needs no network and no server.
+"""Write one HTML page about one run or several, which needs no network and no server.
 
-It holds a summary, the memory, RAM and CPU curves of every case on one axis, the scores of every
+It has a summary, the memory, RAM and CPU curves of every case on one axis, the scores of every
 structure, a sortable table of cases, and the machines. The page is `report.html` beside this file
-with the data put in; its script draws everything in the reader's browser, and of large reports only
-what is asked for.
+with the data inserted; its script plots everything in the reader's browser, and of large reports
+only what is asked for.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import html
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +45,7 @@ _FIGURES = {
 
 
 def thin(times: list[float], values: list[float]) -> list[list[float]]:
-    """Shorten a curve for drawing; its ends, peaks and dips stay.
+    """Shorten a curve for plotting; its ends, peaks and dips stay.
 
     Args:
         times: seconds, ascending.
@@ -62,12 +63,12 @@ def thin(times: list[float], values: list[float]) -> list[list[float]]:
     return [x.round(2).tolist(), (y.round(1) if y.max() < 1000 else y.astype(int)).tolist()]
 
 
-def curves_of(run: Run) -> list[dict]:
+def curves_of(run: Run) -> list[dict[str, Any]]:
     """Return the curves of a run's cases: `case`, `phases`, and of gpu, ram and cpu the curve."""
     curves = []
     for case in _cases_with_curves(run):
-        shown = run.shown(case)
-        samples, curve = shown["samples"], {"case": case, "phases": shown["phases"]}
+        samples = run.shown[case]["samples"]
+        curve = {"case": case, "phases": run.shown[case]["phases"]}
         for name, key in _SERIES.items():
             curve[name] = thin(samples["time_s"], samples[key]) if samples[key] else None
         curves.append(curve)
@@ -75,12 +76,12 @@ def curves_of(run: Run) -> list[dict]:
 
 
 def _cases_with_curves(run: Run) -> list[str]:
-    return [case for case in sorted(run.results) if "samples" in run.shown(case)]
+    return sorted(case for case, shown in run.shown.items() if "samples" in shown)
 
 
-def case_row(run: Run, index: int, case: str) -> dict:
+def case_row(run: Run, index: int, case: str) -> dict[str, Any]:
     """Return one row of the page's table of cases."""
-    shown, runs = run.shown(case) or {}, run.results.get(case, ())
+    shown, runs = run.shown.get(case, {}), run.results.get(case, ())
     size = shown.get("image_size")
     scores = {name: run.score(case, metric) for name, metric in _SCORES.items()}
     return {
@@ -106,20 +107,20 @@ def notes(runs: list[Run]) -> list[str]:
         found.append("Of several runs of a case the one of median time is shown.")
     cases = {case for run in runs for case in run.cases}
     if len(runs) > 1 and len(cases) < FEW_CASES:
-        found.append(f"Caution: {len(cases)} cases are few to tell teams apart by.")
+        found.append(f"Caution: {len(cases)} cases are few to rank teams by.")
     return found
 
 
-def _environment_rows(environment: dict) -> list[list[str]]:
+def _environment_rows(environment: dict[str, Any]) -> list[list[str]]:
     plain = {k: v for k, v in environment.items() if isinstance(v, str | int | float)}
     versions = [f"{name} {version}" for name, version in environment.get("versions", {}).items()]
     plain |= {"versions": ", ".join(versions)} if versions else {}
     return [[key.replace("_", " "), str(value)] for key, value in plain.items()]
 
 
-def page_data(runs: list[Run], challenge: dict | None = None) -> dict:
+def page_data(runs: list[Run], challenge: dict | None = None) -> dict[str, Any]:
     """Return everything that the page shows but the curves; see `render`."""
-    shown = [result for run in runs for case in run.results if (result := run.shown(case))]
+    shown = [result for run in runs for result in run.shown.values()]
     tolerances = {result.get("tolerances", {}).get("mb") for result in shown if "samples" in result}
     read = {key for result in shown for key, values in result.get("samples", {}).items() if values}
     kinds = ("dsc", "nsd")
@@ -157,10 +158,10 @@ def render(runs: list[Run], title: str, challenge: dict | None = None) -> str:
     Args:
         runs: at least one.
         title: its heading; names and titles are escaped.
-        challenge: what became of every team, and the ranking: `notes` (list of text), `ranking`
+        challenge: the state of every team, and the ranking: `notes` (list of text), `ranking`
             and `fates` (each `columns`, titles, and `rows`, lists of text).
     """
-    scripts = {"data": page_data(runs, challenge)}
+    scripts: dict[str, Any] = {"data": page_data(runs, challenge)}
     # The curves of a team are in an element of their own, which is read when they are asked for.
     scripts |= {f"curves-{index}": curves_of(run) for index, run in enumerate(runs)}
     elements = []
@@ -178,12 +179,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "report folder: TEAM_Efficiency.csv, accuracy_per_case.csv or both"
     add("runs", nargs="+", type=Path, metavar="RUN", help=text)
     add("--output", type=Path, required=True, metavar="FILE", help="the page to write")
-    add("--title", default="Segmentation benchmark", help="the page's heading")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the page; 0 done."""
-    page = render(read_runs(arguments.runs), arguments.title)
+    page = render(read_runs(arguments.runs), "Segmentation benchmark")
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(arguments.output, page.encode())
     show(f"{arguments.output}: {len(page) / 1e6:.1f} MB, opens in any browser, no network needed")

@@ -1,6 +1,6 @@
 """Read back the folder of one run: what `efficiency` and `accuracy` wrote of one team.
 
-`rank`, `compare` and `report` all start here. A folder holds one or both of
+`rank`, `compare` and `report` all start here. A folder has one or both of
 `TEAM_Efficiency.csv` (with `efficiency/CASE.json` for the samples) and `accuracy_per_case.csv`; the
 organisers' own tables do as well. A number that cannot be right is refused, with team and case.
 """
@@ -11,13 +11,14 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import inf, isfinite
+from functools import cached_property
+from math import inf, isfinite, isnan
 from pathlib import Path
+from typing import Any
 
 from benchmark.checking.pages import CHECK_JSON
 from benchmark.containers import results as rules
-from benchmark.containers.efficiency import EFFICIENCY_SUFFIX
-from benchmark.containers.results import FIGURES, NOT_MEASURED
+from benchmark.containers.results import EFFICIENCY_SUFFIX, FIGURES, NOT_MEASURED, Result
 from benchmark.options import HarnessError
 from benchmark.scoring.protocol import COLUMNS
 from benchmark.scoring.tables import PER_CASE_CSV
@@ -26,7 +27,7 @@ from inference.files import SUFFIXES
 from inference.labels import ORGANS, TUMOR
 
 FEW_CASES = 20
-"""Below which pages caution that the cases are few."""
+"""Number of cases below which pages caution that they are few."""
 
 _SUMMARY_ROW = re.compile(r"(average|avg|mean|median|std|sd|sum|total|overall|min|max)\b", re.I)
 
@@ -35,15 +36,19 @@ class RunError(HarnessError):
     """A folder that is no run, or runs that cannot be compared; one line says why."""
 
 
+Row = dict[str, float | None]
+"""Official column (`Time`, `Liver_DSC`) to number."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One team's results."""
 
     team: str  # the CSV's name before `_Efficiency.csv`, or else the folder's
     folder: Path
-    results: dict[str, list[dict]]  # case to its runs, as `containers/results.py` has them
-    scores: dict[str, dict[str, float | None]]  # case to official column (`Liver_DSC`) to score
-    environment: dict  # the content of `environment.json`; empty where there is none
+    results: dict[str, list[Result]]  # of each case
+    scores: dict[str, Row]  # of each case
+    environment: dict[str, Any]  # the content of `environment.json`; empty where there is none
     has_gpu: bool = False  # GPU memory was measured; a failed case's penalty is no measurement
     in_reference: dict[str, list[str]] = field(default_factory=dict)  # official names; {} unknown
     partial: bool = False  # only annotated labels were scored
@@ -53,13 +58,14 @@ class Run:
         """Every case that the run has something of, sorted."""
         return sorted({*self.results, *self.scores})
 
-    def shown(self, case: str) -> dict | None:
-        """Return the result that counts; None where the case was not run."""
-        return rules.median_run(self.results[case]) if case in self.results else None
+    @cached_property
+    def shown(self) -> dict[str, Result]:
+        """Of each case that was run the result that counts."""
+        return {case: rules.median_run(runs) for case, runs in self.results.items()}
 
     def failed(self, case: str) -> bool:
         """Return whether the case counts as failed."""
-        return bool((self.shown(case) or {}).get("penalty"))
+        return bool(self.shown.get(case, {}).get("penalty"))
 
     @property
     def failed_everywhere(self) -> bool:
@@ -69,18 +75,17 @@ class Run:
     @property
     def unmeasured(self) -> list[str]:
         """The cases whose GPU was not read."""
-        return [case for case in self.results if self.shown(case).get("status") == NOT_MEASURED]
+        return [case for case, shown in self.shown.items() if shown.get("status") == NOT_MEASURED]
 
     def measured(self, case: str, column: str) -> float | None:
         """Return an official column's figure, failures with penalties; None if not measured."""
-        shown = self.shown(case)
-        return None if shown is None else rules.figure(shown, FIGURES[column].key)
+        shown = self.shown.get(case)
+        return rules.figure(shown, FIGURES[column].key) if shown else None
 
     @property
     def ram_measures(self) -> set[str]:
-        """Return how RAM was read, keys of `RAM_MEASURES`; empty where nothing tells."""
-        every = [result for runs in self.results.values() for result in runs]
-        found = set(rules.ram_measures(every))
+        """Return how RAM was read, keys of `RAM_MEASURES`; empty where it is unknown."""
+        found = {key for runs in self.results.values() for key in rules.ram_measures(runs)}
         if found or "image" not in self.environment:
             return found
         # A table without its samples: a container's cgroup is read wherever it can be seen.
@@ -92,6 +97,11 @@ class Run:
             return None
         return sum(COLUMNS[label - 1] in names for names in self.in_reference.values())
 
+    @property
+    def has_samples(self) -> bool:
+        """Return whether the samples of every case that was done are there."""
+        return all("samples" in one for case, one in self.shown.items() if not self.failed(case))
+
     def score(self, case: str, metric: str) -> float | None:
         """Return a score of a case, 0 to 1; None where the run has none.
 
@@ -101,12 +111,12 @@ class Run:
                 or "tumor-nsd".
         """
         kind = metric.removeprefix("tumor-").upper()
-        labels = [TUMOR] if metric.startswith("tumor-") else ORGANS
+        labels = [TUMOR] if metric.startswith("tumor-") else list(ORGANS)
         row = self.scores.get(case, {})
-        scores = [row.get(f"{COLUMNS[label - 1]}_{kind}") for label in labels]
-        if self.partial:
-            scores = [score for score in scores if score is not None]
-        return None if None in scores or not scores else sum(scores) / len(scores)
+        found = [row.get(f"{COLUMNS[label - 1]}_{kind}") for label in labels]
+        scores = [score for score in found if score is not None]
+        complete = scores and (self.partial or len(scores) == len(found))
+        return sum(scores) / len(scores) if complete else None
 
 
 def remarks(runs: Sequence[Run]) -> list[str]:
@@ -123,9 +133,9 @@ def remarks(runs: Sequence[Run]) -> list[str]:
         found.append(rules.PENALTY_SENTENCE)
     measures = {run.team: " and ".join(sorted(run.ram_measures)) for run in runs if run.results}
     if len(set(measures.values()) - {""}) > 1:
-        each = "; ".join(f"{team}: {measure or 'unknown'}" for team, measure in measures.items())
+        how = "; ".join(f"{team}: {measure or 'unknown'}" for team, measure in measures.items())
         found.append(
-            f"Caution: RAM was not read in the same way ({each}): do not compare it, and times "
+            f"Caution: RAM was not read in the same way ({how}): do not compare it, and times "
             "only if a container's start is in all or in none"
         )
     warm = [run.team for run in runs if run.environment.get("warm_up")]
@@ -154,30 +164,32 @@ def read_run(folder: Path) -> Run:
     """Read one run's folder.
 
     Raises:
-        RunError: there is nothing of a run in it, a file is not what its name says, or a number in
-            it cannot be right.
+        RunError: it has no table of a run, a file has another form than its name implies, or a
+            number in it cannot be right.
     """
     tables = sorted(folder.glob("*" + EFFICIENCY_SUFFIX))
     if len(tables) > 1:
         names = ", ".join(table.name for table in tables)
         raise RunError(f"{folder}: a run has one team, and this folder has {names}")
-    team = folder.resolve().name
-    rows, scores = {}, {}
+    team, rows, scores = folder.resolve().name, {}, {}
     try:
         environment = _read_object(folder / "environment.json")
         for table in tables:
             team = table.name.removesuffix(EFFICIENCY_SUFFIX)
-            rows = _read_csv(table, team, FIGURES, inf, is_input=True)
+            rows = _read_csv(table, team, list(FIGURES), inf, is_input=True)
         if (table := folder / PER_CASE_CSV).is_file():
             columns = [f"{name}_{kind}" for kind in ("DSC", "NSD") for name in COLUMNS]
             every = _read_csv(table, team, columns, 1.0, is_input=False)
-            scores = {case: repeats[-1] for case, repeats in every.items()}
+            for case, repeats in every.items():
+                if len(repeats) > 1:
+                    raise RunError(f"{table}: team {team}, case {case}: {len(repeats)} rows")
+                scores[case] = repeats[0]
         results = {case: list(map(_result_of_row, repeats)) for case, repeats in rows.items()}
         results |= _read_measurements(folder / "efficiency")
-        every = [result for repeats in results.values() for result in repeats]
+        flat = [result for repeats in results.values() for result in repeats]
         has_gpu = bool(environment.get("gpu")) and not environment.get("gpu_note")
-        has_gpu |= any(r["peak_gpu_mb"] is not None for r in every if not r["penalty"])
-        for result in every:
+        has_gpu |= any(one["peak_gpu_mb"] is not None for one in flat if not one["penalty"])
+        for result in flat:
             unread = has_gpu and result["peak_gpu_mb"] is None
             broken = (result.get("sampler") or {}).get("gpu_error")
             if broken or result["seconds"] is None or (unread and not result["penalty"]):
@@ -200,31 +212,30 @@ def read_run(folder: Path) -> Run:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read several runs; those of one team get their folder's name or path beside the team's.
+    """Read several runs; those of one team get their folder beside the team's.
 
     Raises:
         RunError: as `read_run`.
     """
     runs = [read_run(folder) for folder in folders]
-    for describe in (lambda run: run.folder.resolve().name, lambda run: str(run.folder)):
-        counts = Counter(run.team for run in runs)
-        runs = [
-            replace(run, team=f"{run.team} ({describe(run)})") if counts[run.team] > 1 else run
-            for run in runs
-        ]
-    return runs
+    counts = Counter(run.team for run in runs)
+    return [
+        replace(run, team=f"{run.team} ({run.folder})") if counts[run.team] > 1 else run
+        for run in runs
+    ]
 
 
 def _read_csv(
     path: Path, team: str, columns: Sequence[str], most: float, *, is_input: bool
-) -> dict[str, list[dict[str, float | None]]]:
+) -> dict[str, list[Row]]:
     """Read a table of numbers from 0 to `most`, case by case; empty cells and NaN are None."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             table = list(csv.reader(file))
     except (UnicodeDecodeError, csv.Error) as error:
         raise RunError(f"{path}: not comma-separated text in UTF-8 ({error})") from error
-    header, rows = table[0] if table else [], {}
+    header = table[0] if table else []
+    rows: dict[str, list[Row]] = {}
     for name in ["Name", *columns] if is_input else ["Name"]:
         if name not in header:
             found = ",".join(header)[:60]
@@ -237,30 +248,30 @@ def _read_csv(
             raise RunError(f"{where}: {len(cells)} cells in {len(header)} columns")
         if _SUMMARY_ROW.match(name) and not name.endswith(SUFFIXES):
             raise RunError(f"{where}: a row that sums up others is no case; remove it")
-        numbers: dict[str, float | None] = {}
+        numbers: Row = {}
         for column in filter(columns.__contains__, header):
             try:
                 value = float(row[column] or "nan")
             except ValueError:
                 raise RunError(f"{where}, {column}: {row[column]!r} is no number") from None
-            if isfinite(value) and not 0 <= value <= most:
+            if value == inf or not (isnan(value) or 0 <= value <= most):
                 bound = f"from 0 to {most:g}" if isfinite(most) else "0 or more"
                 raise RunError(f"{where}, {column}: {value:g} is not {bound}")
-            numbers[column] = value if isfinite(value) else None
+            numbers[column] = None if isnan(value) else value
         rows.setdefault(case_of(name, is_input=is_input), []).append(numbers)
     return rows
 
 
-def _result_of_row(row: dict[str, float | None]) -> dict:
+def _result_of_row(row: Row) -> Result:
     if (row["Time"] or 0.0) >= rules.PENALTY["seconds"]:
-        failed = {"status": "failed", "penalty": rules.PENALTY}
-        return failed | {"seconds": row["Time"], "peak_gpu_mb": None}
-    result = {figure.key: row[name] for name, figure in FIGURES.items()}
-    return result | {"status": "ok", "penalty": None}
+        figures = {"seconds": row["Time"], "peak_gpu_mb": None}
+        return figures | {"status": "failed", "penalty": rules.PENALTY}
+    figures = {figure.key: row[name] for name, figure in FIGURES.items()}
+    return figures | {"status": "ok", "penalty": None}
 
 
-def _read_measurements(folder: Path) -> dict[str, list[dict]]:
-    measurements = {}
+def _read_measurements(folder: Path) -> dict[str, list[Result]]:
+    measurements: dict[str, list[Result]] = {}
     keys = {figure.key for figure in FIGURES.values()}
     for path in sorted(folder.glob("*.json")):
         content = _read_object(path)
@@ -274,8 +285,8 @@ def _read_measurements(folder: Path) -> dict[str, list[dict]]:
     return measurements
 
 
-def _read_object(path: Path) -> dict:
-    """Return a file's JSON object, {} without a file; ValueError if it holds NaN or infinity."""
+def _read_object(path: Path) -> dict[str, Any]:
+    """Return a file's JSON object, {} without a file; ValueError if it has NaN or infinity."""
 
     def refuse(name: str) -> None:
         raise ValueError(f"{name} is no number")

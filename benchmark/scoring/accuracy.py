@@ -24,16 +24,16 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmark.options import UsageError, count
+from benchmark.options import HarnessError, count
 from benchmark.processes import WorkerDiedError, in_processes
 from benchmark.scoring import protocol as rules
 from benchmark.scoring.label_map import LabelMapError
 from benchmark.scoring.protocol import PROTOCOLS, Annotated, Protocol
 from benchmark.scoring.scores import CaseScores, failed_case, score_case
-from benchmark.scoring.tables import PER_CASE_CSV, Scoring, write_report
+from benchmark.scoring.tables import PER_CASE_CSV, Scoring, markdown, write_report
 from benchmark.text import plural, show
 from inference.files import SUFFIXES, case_name, find_entries, why_not_a_volume, write_atomically
-from inference.labels import ORGANS, TUMOR
+from inference.labels import ORGANS
 from inference.memory import cpu_limit
 from inference.startup import use_for_temporary_files
 
@@ -41,10 +41,12 @@ from inference.startup import use_for_temporary_files
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m benchmark accuracy`."""
     add = parser.add_argument
-    folder = {"type": Path, "required": True, "metavar": "DIR"}
-    add("--reference", **folder, help="reference label maps, NAME.nii.gz or NAME.nii")
-    add("--prediction", **folder, help="predicted label maps under the same names")
-    add("--report", **folder, help="folder for tables and plots")
+    for name, text in (
+        ("--reference", "reference label maps, NAME.nii.gz or NAME.nii"),
+        ("--prediction", "predicted label maps under the same names"),
+        ("--report", "folder for tables and plots"),
+    ):
+        add(name, type=Path, required=True, metavar="DIR", help=text)
     text = "the year's rules (default: %(default)s; flare22 has no tumor and no NSD floor)"
     add("--protocol", choices=PROTOCOLS, default="flare23", help=text)
     text = (
@@ -65,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Score a folder and write the report; 0 all scored, 1 some failed and the rest is written."""
     for folder in (arguments.reference, arguments.prediction):
         if not folder.is_dir():
-            raise UsageError(f"there is no folder {folder}")
+            raise HarnessError(f"there is no folder {folder}")
     protocol = PROTOCOLS[arguments.protocol]
     if arguments.nsd_floor is not None:
         protocol = replace(protocol, nsd_floor=arguments.nsd_floor)
@@ -74,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         annotated = rules.read_cases_file(arguments.cases)
     references = find_entries(arguments.reference)
     if not references:
-        raise UsageError(f"no .nii.gz or .nii in {arguments.reference}")
+        raise HarnessError(f"no .nii.gz or .nii in {arguments.reference}")
     where = (arguments.prediction, arguments.report)
     well = score_folder(references, *where, protocol, annotated, arguments.workers)
     return 0 if well else 1
@@ -151,14 +153,7 @@ def score_folder(
             irregular |= bool(reason)
     scoring = Scoring(cases, protocol, annotated, unscored, unmatched)
     write_report(report, scoring)
-    summary = scoring.summary()
-    keys = [key for key in summary if key.startswith(("Organ", "Lesion"))]
-    tumors = f" (a tumor in {scoring.with_structure(TUMOR)} of {len(cases)} references)"
-    line = ", ".join(f"{key} {summary[key]:.4f}" for key in keys)
-    show(line + tumors * ("Lesion_DSC" in keys))
-    if annotated:
-        show(f"not the official rule: {annotated.sentence()}")
-    show(f"report: {report / 'accuracy.md'}")
+    show(markdown(scoring))
     return not (irregular or unscored or any(case.failure for case in cases))
 
 
@@ -172,10 +167,8 @@ def prediction_of(reference: Path, folder: Path) -> Path:
 def _progress(case: CaseScores) -> str:
     if case.failure:
         return f"{case.name}: failed, {case.failure}"
-    organs = [label for label in case.dsc if label in ORGANS]
-    labels, what = (organs, "organs") if organs else (list(case.dsc), "tumor")
-    if organs and len(organs) < len(ORGANS):
-        what = plural(len(organs), "annotated organ")
+    labels = [label for label in case.dsc if label in ORGANS] or list(case.dsc)
     means = (np.mean([scores[label] for label in labels]) for scores in (case.dsc, case.nsd))
-    line = "{}: {} DSC {:.4f} NSD {:.4f}, {:.1f} s".format(case.name, what, *means, case.seconds)
+    what = f"{case.name}: mean of {plural(len(labels), 'structure')}"
+    line = "{}: DSC {:.4f} NSD {:.4f}, {:.1f} s".format(what, *means, case.seconds)
     return "\n".join([line, *(f"  warning: {warning}" for warning in case.warnings)])

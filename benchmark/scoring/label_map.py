@@ -1,4 +1,4 @@
-"""Label maps as files hold them, for scoring: stored axes, values made labels, affines compared."""
+"""Label maps as stored in files, for scoring: stored axes, values made labels, affines compared."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from inference.volume import VolumeError, read_stored
 
 
 class LabelMapError(ValueError):
-    """A file that holds no label map; the message is the reason, in one line."""
+    """A file without a usable label map; the message is the reason, in one line."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ def read_label_map(path: Path) -> LabelMap:
     if (stored.slope, stored.intercept) != (1.0, 0.0):
         values = values * stored.slope + stored.intercept
     labels, warnings = as_labels(values)
-    spacing = tuple(float(zoom) for zoom in (*stored.header.get_zooms(), 1.0, 1.0)[:3])
-    return LabelMap(labels, affine, spacing, warnings)
+    x, y, z = (float(zoom) for zoom in (*stored.header.get_zooms(), 1.0, 1.0)[:3])
+    return LabelMap(labels, affine, (x, y, z), warnings)
 
 
 def as_labels(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -68,14 +68,14 @@ def as_labels(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
             values = np.where(finite, values, 0)
         whole = np.trunc(values)
         if fractional := np.count_nonzero(whole != values):
-            warnings.append(f"{fractional} voxels hold fractions, not labels: cut off to integers")
+            warnings.append(f"{fractional} voxels are fractions, not labels: cut off to integers")
         values = whole
     outside = (values < 0) | (values >= len(LABEL_NAMES))
     if outside.any():
         found = np.unique(values[outside])
         shown = ", ".join(f"{value:g}" for value in found[:5]) + ", …" * (len(found) > 5)
         warnings.append(
-            f"{np.count_nonzero(outside)} voxels hold labels outside 0 to {len(LABEL_NAMES) - 1} "
+            f"{np.count_nonzero(outside)} voxels have labels outside 0 to {len(LABEL_NAMES) - 1} "
             f"({shown}): background"
         )
         values = np.where(outside, 0, values)

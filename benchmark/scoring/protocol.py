@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmark.options import UsageError
+from benchmark.options import HarnessError
 from inference.files import case_name
 from inference.labels import LABEL_NAMES, ORGANS, TUMOR
 
@@ -39,7 +39,9 @@ class Protocol:
     nsd_floor: float
 
 
-_ORGAN_TOLERANCES_MM = dict(zip(ORGANS, (5, 3, 3, 5, 2, 2, 2, 2, 2, 3, 5, 7, 3), strict=True))
+_ORGAN_TOLERANCES_MM = dict(
+    zip(ORGANS, (5.0, 3.0, 3.0, 5.0, 2.0, 2.0, 2.0, 2.0, 2.0, 3.0, 5.0, 7.0, 3.0), strict=True)
+)
 
 PROTOCOLS = {
     "flare23": Protocol("flare23", {**_ORGAN_TOLERANCES_MM, TUMOR: 2}, nsd_floor=0.2),
@@ -103,19 +105,19 @@ def read_cases_file(path: Path) -> Annotated:
     """Read a `cases.json`: `{"NAME": {"annotated_labels": [1, 4], …}, …}`.
 
     Raises:
-        UsageError: it cannot be read, or is not of that form.
+        HarnessError: it cannot be read, or is not of that form.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read ({error})") from error
+        raise HarnessError(f"{path}: cannot be read ({error})") from error
     if not isinstance(content, dict) or not content:
-        raise UsageError(f"{path}: no cases in it, as {{NAME: {{annotated_labels: [1, 4]}}}}")
+        raise HarnessError(f"{path}: no cases in it, as {{NAME: {{annotated_labels: [1, 4]}}}}")
     cases, stacks = {}, set()
     for name, about in content.items():
         labels = about.get("annotated_labels") if isinstance(about, dict) else None
         if not isinstance(labels, list) or not all(map(_is_label, labels)):
-            raise UsageError(
+            raise HarnessError(
                 f"{path}: {name} has no annotated_labels, a list of numbers from 1 to "
                 f"{len(LABEL_NAMES) - 1}"
             )

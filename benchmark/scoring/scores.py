@@ -22,7 +22,7 @@ class CaseScores:
         dsc: label to Dice similarity coefficient, 0 to 1, rounded to 4 decimals.
         nsd: label to normalised surface distance (surface Dice), 0 to 1, rounded to 4 decimals.
         in_reference: the labels scored that the reference has; where it has not, DSC and NSD only
-            say whether the prediction has none either.
+            show whether the prediction has none either.
         warnings: what to know about the numbers.
         failure: why there was nothing to score and all scores are 0, or None.
         seconds: what the scoring took.
@@ -70,8 +70,8 @@ def score_label_maps(
     prediction_boxes = _bounding_boxes(prediction, highest)
     for label, tolerance_mm in protocol.tolerances_mm.items():
         reference_box, prediction_box = reference_boxes[label - 1], prediction_boxes[label - 1]
-        if reference_box is None or prediction_box is None:
-            scores.dsc[label] = scores.nsd[label] = float(reference_box is prediction_box)
+        if not reference_box or not prediction_box:
+            scores.dsc[label] = scores.nsd[label] = float(reference_box == prediction_box)
             continue
         box = [
             slice(min(ours.start, theirs.start), max(ours.stop, theirs.stop))
@@ -100,7 +100,7 @@ def surface_dice(
     spacing: tuple[float, float, float],
     tolerance_mm: float,
 ) -> float:
-    """Return the NSD: the part of both surfaces that lies within the tolerance of the other.
+    """Return the NSD: the part of both surfaces within the tolerance of the other.
 
     Distances are computed in the reference's bounding box widened by the tolerance: farther off no
     surface element can be within it, so that of the prediction's outer parts only the area counts.
@@ -108,14 +108,14 @@ def surface_dice(
 
     Args:
         reference: 3D bool, not empty.
-        prediction: 3D bool, the same shape; beyond the arrays there is nothing of either.
+        prediction: 3D bool, the same shape; outside the arrays neither has any voxel.
         spacing: millimetres along the three axes.
         tolerance_mm: the largest distance that counts as agreement.
 
     Returns:
-        What `surface_distance.compute_surface_dice_at_tolerance` says of the whole masks.
+        The same as `surface_distance.compute_surface_dice_at_tolerance` of the whole masks.
     """
-    # One voxel more than the tolerance: the crop's own faces must lie beyond it.
+    # One voxel more than the tolerance: the crop's own faces must be outside it.
     margins = [int(np.ceil(tolerance_mm / step)) + 1 for step in spacing]
     near = tuple(
         slice(max(extent.start - margin, 0), extent.stop + margin)
@@ -160,7 +160,7 @@ def score_case(
     """Score one prediction file.
 
     A prediction that is missing, unreadable or of another shape scores 0 throughout, and `failure`
-    says why.
+    has the reason.
 
     Args:
         reference_path, prediction_path: label maps; the name is the reference's.
@@ -193,14 +193,13 @@ def score_case(
     return replace(scores, warnings=warnings + scores.warnings, seconds=time.perf_counter() - start)
 
 
-def _labels_in(boxes: list[tuple[slice, ...] | None], protocol: Protocol) -> frozenset[int]:
-    return frozenset(label for label in protocol.tolerances_mm if boxes[label - 1] is not None)
+def _labels_in(boxes: list[tuple[slice, ...]], protocol: Protocol) -> frozenset[int]:
+    return frozenset(label for label in protocol.tolerances_mm if boxes[label - 1])
 
 
-def _bounding_boxes(labels: np.ndarray, highest: int) -> list[tuple[slice, ...] | None]:
-    """Return for labels 1 to `highest` the smallest box that holds each, or None."""
+def _bounding_boxes(labels: np.ndarray, highest: int) -> list[tuple[slice, ...]]:
+    """Return for labels 1 to `highest` the smallest box around each, () without any voxel."""
     # Reversing the axes makes a file's array, whose first axis is the fastest, C-contiguous.
     integers = labels.view(np.uint8) if labels.dtype == bool else labels
     boxes = ndimage.find_objects(integers.T, max_label=highest)
-    boxes += [None] * (highest - len(boxes))
-    return [box and box[::-1] for box in boxes]
+    return [(box or ())[::-1] for box in (*boxes, *[()] * (highest - len(boxes)))]

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -77,7 +77,7 @@ class Scoring:
         return csv_text(["Name", *titles], rows)
 
 
-def _rounded(values: Sequence[float]) -> float:
+def _rounded(values: np.ndarray | Sequence[float]) -> float:
     return float(np.round(np.mean(values), 4))
 
 
@@ -114,16 +114,18 @@ def markdown(scoring: Scoring) -> str:
         "averages are of each case's mean. Failed cases count as 0. Where neither the reference "
         "nor the prediction has a structure it counts 1, where only one has it 0 (the challenge's "
         "rule): n is the number of cases whose reference has it.",
-        scoring.annotated and f"**Not the official rule: {scoring.annotated.sentence()}.**",
-        table(columns, "lrrrrr", rows),
-        remarks and "## Remarks\n\n" + bullets(map(cell, remarks)),
     ]
-    return "\n\n".join(filter(None, parts)) + "\n"
+    if scoring.annotated:
+        parts.append(f"**Not the official rule: {scoring.annotated.sentence()}.**")
+    parts.append(table(columns, "lrrrrr", rows))
+    if remarks:
+        parts += ["## Remarks", bullets(map(cell, remarks))]
+    return "\n\n".join(parts) + "\n"
 
 
 def box_plot(scoring: Scoring, metric: str) -> Any:  # noqa: ANN401
     """Return a figure with a box for each label over all cases, and the cases as points."""
-    from matplotlib.figure import Figure  # here, for `training` scores volumes and draws nothing
+    from matplotlib.figure import Figure  # here, for `training` scores volumes without plots
 
     labels = scoring.labels
     columns = [scoring.means(metric, label) for label in labels]
@@ -146,7 +148,7 @@ def write_report(folder: Path, scoring: Scoring) -> None:
     """Write every file of the report; a plot that fails costs the plot."""
     summary, protocol = scoring.summary(), scoring.protocol
 
-    def named(values: dict[int, float]) -> dict[str, float]:
+    def named(values: Mapping[int, Any]) -> dict[str, Any]:
         return {COLUMNS[label - 1]: value for label, value in values.items()}
 
     packages = ("surface-distance", "numpy", "scipy", "nibabel")

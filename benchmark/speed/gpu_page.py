@@ -1,5 +1,7 @@
 """The page of `gpu-sweep`: the measurements as tables."""
 
+from typing import Any
+
 from benchmark.text import bullets, table
 
 LEAST_DSC = 0.995
@@ -8,7 +10,7 @@ LEAST_DSC = 0.995
 SECTIONS = {
     "rates": "Measured, not from a data sheet; of half precision.",
     "labels": f"Against those of a CPU in fp32. An organ's DSC is to be at least {LEAST_DSC}.",
-    "network": "Alone, in half precision; the memory is what its allocator holds beside weights.",
+    "network": "Alone, in half precision; the memory is what its allocator has beside weights.",
     "choices": "Whole predictions in one process, in the order A B B A.",
     "cold cases": "A process each. Labels are compared with the first run of the same network.",
     "warm folder": "In one process, from the first label map on.",
@@ -28,9 +30,13 @@ def _cell(value: object) -> object:
     return f"{value:,}" if isinstance(value, int) else value
 
 
-def markdown(result: dict) -> str:
-    """Return the page of `result`: `machine`, the lists of `SECTIONS`, and `seconds`."""
-    machine = result["machine"]
+def markdown(machine: dict[str, Any], result: dict[str, list[dict[str, Any]]]) -> str:
+    """Return the page of the lists of `SECTIONS` and of `seconds`.
+
+    Args:
+        machine: as `describe_machine` returns it.
+        result: the lists; each of their entries is a row, its keys are the heads of columns.
+    """
     seconds = ", ".join(f"{line['what']} {line['seconds']:.0f}" for line in result["seconds"])
     about = [
         f"{machine['gpu']}, {machine['gpu_memory_mb'] or 0:,.0f} MB, driver {machine['driver']}; "
@@ -47,6 +53,6 @@ def markdown(result: dict) -> str:
         if rows := result[name]:
             head = list(dict.fromkeys(key for row in rows for key in row))
             cells = [[_cell(row.get(key)) for key in head] for row in rows]
-            align = "l" + "r" * (len(head) - 1)
-            parts += [f"## {name.capitalize()}", line, table(head, align, cells)]
+            parts += [f"## {name.capitalize()}", line]
+            parts.append(table(head, "l" + "r" * (len(head) - 1), cells))
     return "\n\n".join(parts) + "\n"

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from benchmark.speed.gpu_sweep import FULL_SIZE, PAPER_SIZE, STAGES
 from benchmark.speed.network_speed import median_seconds, tflop_a_slice
 from inference.cuda import runtime as cuda
 from inference.device import choose_device
+from inference.files import one_line
 from inference.intensity import percentiles
 from inference.labels import LABEL_NAMES
 from inference.network.model import AttentionUNet
@@ -64,19 +66,16 @@ def write_weights(folder: Path) -> None:
     reduction, is widened from the demonstration's, which were trained at reduction 2.
     """
     full = FULL if (WEIGHTS / FULL).is_file() else SLIM
-    changes = {"base_channels": 64, "supervised_channels": 16}
-    for name, source, more in (
-        (FULL_SIZE, full, {}),
-        (PAPER_SIZE, DEMONSTRATION, {"matrix_reduction": 1}),
-    ):
-        state_dict, metadata = load_weights(WEIGHTS / source)
-        metadata = dataclasses.replace(metadata, **changes, **more)
+    for name, source, reduction in ((FULL_SIZE, full, 2), (PAPER_SIZE, DEMONSTRATION, 1)):
+        state_dict, narrow = load_weights(WEIGHTS / source)
+        changes = {"base_channels": 64, "supervised_channels": 16, "matrix_reduction": reduction}
+        metadata = dataclasses.replace(narrow, **changes)  # type: ignore[arg-type]
         with torch.device("meta"):
             wide = AttentionUNet(**metadata.network)
         save_weights(folder / name, widened(state_dict, wide), metadata)
 
 
-def compared(found: np.ndarray, expected: np.ndarray) -> dict:
+def compared(found: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
     """Return `voxels unlike` of two label maps, of `all`, and `DSC` of each organ that is there."""
     dsc = {}
     for label, organ in enumerate(LABEL_NAMES):
@@ -99,19 +98,18 @@ class Stages:
         self.on_cuda = self.device.type == "cuda"
         self.rate = math.nan  # of convolutions, TFLOP/s
 
-    def emit(self, stage: str, what: str, measure: Callable[..., dict], *arguments: object) -> None:
+    def emit(self, stage: str, what: str, measure: Callable[[], dict[str, Any]]) -> None:
         """Print what `measure` returns, or why it failed."""
         try:
-            line = {"stage": stage, "what": what, **measure(*arguments)}
+            line = {"stage": stage, "what": what, **measure()}
         except Exception as error:
-            why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            line = {"stage": "not measured", "what": f"{stage}: {what}", "why": why}
+            line = {"stage": "not measured", "what": f"{stage}: {what}", "why": one_line(error)}
         print(json.dumps(line), flush=True)
         torch.backends.cudnn.benchmark = False
         if self.on_cuda:
             torch.cuda.empty_cache()
 
-    def run(self, stage: str) -> dict:
+    def run(self, stage: str) -> dict[str, Any]:
         """Run one stage and return its `seconds`."""
         started = time.monotonic()
         getattr(self, stage)()
@@ -119,35 +117,37 @@ class Stages:
 
     def predictor(self, weights: Path, choice: str = "") -> Predictor:
         """Return a predictor as the service makes it, without one of its `CHOICES`, if given."""
-        without = {choice: False} if choice else {}
-        return Predictor([load_weights(weights)], self.device, **without)
+        return Predictor(
+            [load_weights(weights)],
+            self.device,
+            fused_kernels=choice != "fused_kernels",
+            dense_borders=choice != "dense_borders",
+        )
 
     def random(self, *shape: int) -> Tensor:
-        """Return random numbers on the device: in fp16, or on a CPU in fp32."""
+        """Return random numbers on the device, channels last: in fp16, or on a CPU in fp32."""
         dtype = torch.float16 if self.on_cuda else torch.float32
-        return torch.randn(*shape, device=self.device).to(dtype)
+        tensor = torch.randn(*shape, device=self.device)
+        return tensor.to(dtype, memory_format=torch.channels_last)
 
     def rates(self) -> None:
-        """Measure the device's ceilings."""
-        size, channels, side, batch = (8192, 256, 128, 16) if self.on_cuda else (512, 64, 32, 1)
-        factor, features = self.random(size, size), self.random(batch, channels, side, side)
-        target, weight = torch.empty_like(factor), self.random(channels, channels, 3, 3)
-        last = {"memory_format": torch.channels_last}
-        features, weight = features.contiguous(**last), weight.contiguous(**last)
+        """Measure the most that the device does of convolutions."""
+        channels, side, batch = (256, 128, 16) if self.on_cuda else (64, 32, 1)
+        features, weight = (
+            self.random(batch, channels, side, side),
+            self.random(*[channels] * 2, 3, 3),
+        )
 
-        def rate(amount: float, step: Callable[[], object]) -> dict:
+        def rate() -> dict[str, Any]:
             torch.backends.cudnn.benchmark = True
-            self.rate = amount / median_seconds(self.device, 10, step) / 1e12
+            seconds = median_seconds(self.device, 10, partial(conv2d, features, weight, padding=1))
+            self.rate = 18 * channels**2 * side**2 * batch / seconds / 1e12
             return {"rate": self.rate}
 
-        self.emit("rates", "copy (TB/s)", rate, 2 * factor.nbytes, lambda: target.copy_(factor))
-        self.emit("rates", "matrix product (TFLOP/s)", rate, 2 * size**3, lambda: factor @ factor)
-        operations = 18 * channels**2 * side**2 * batch
-        convolve = partial(conv2d, features, weight, padding=1)
-        self.emit("rates", "3x3 convolution (TFLOP/s)", rate, operations, convolve)
+        self.emit("rates", "3x3 convolution (TFLOP/s)", rate)
 
     def labels(self) -> None:
-        """Compare labels with those of a CPU in fp32, and turn each choice once."""
+        """Compare labels with those of a CPU in fp32, and change each choice once."""
         full, slim = self.folder / FULL_SIZE, WEIGHTS / SLIM
         pairs = [(ct, one) for ct in sorted(self.folder.glob("cts/*")) for one in (slim, full)]
         synthetic = self.folder / "middle.nii.gz"
@@ -155,58 +155,46 @@ class Stages:
         for number, (ct, weights) in enumerate(pairs):
             for choice in ("", *(CHOICES if number == 0 else ())):
                 what = f"{weights.stem}, {ct.name}" + (f", {choice} changed" if choice else "")
-                self.emit("labels", what, self.compare, ct, weights, choice)
+                self.emit("labels", what, partial(self.compare, ct, weights, choice))
 
-    def compare(self, ct: Path, weights: Path, choice: str) -> dict:
+    def compare(self, ct: Path, weights: Path, choice: str) -> dict[str, Any]:
         """Compare the labels of some slices in the middle of a volume."""
         slices = max(1, len(read_volume(self.folder / "middle.nii.gz").voxels) // 25)
         volume = read_volume(ct)
         first = max(0, (len(volume.voxels) - slices) // 2)
-        found, expected = (
-            predictor.predict(
-                volume.voxels[first : first + slices],
-                window=percentiles(volume.voxels),
-                slope=volume.slope,
-                intercept=volume.intercept,
-            )
-            for predictor in (
-                self.predictor(weights, choice),
-                Predictor([load_weights(weights)], torch.device("cpu"), dtype=torch.float32),
-            )
-        )
-        return compared(found, expected)
+        voxels, (low, high) = volume.voxels[first : first + slices], percentiles(volume.voxels)
+        how: dict[str, Any] = {"window": (low, high)}
+        how |= {"slope": volume.slope, "intercept": volume.intercept}
+        exact = Predictor([load_weights(weights)], torch.device("cpu"), dtype=torch.float32)
+        found = self.predictor(weights, choice).predict(voxels, **how)
+        return compared(found, exact.predict(voxels, **how))
 
     def network(self) -> None:
         """Time the network alone in every batch size, and with cuDNN's own search."""
         side = read_volume(self.folder / "short.nii.gz").voxels.shape[1]
         for weights, reduction in ((PAPER_SIZE, 1), (FULL_SIZE, 2)):
-            size = (side // reduction, side // reduction)
-            predictor = self.predictor(self.folder / weights)
-            tflop = tflop_a_slice(predictor.metadata, size)
-            for batch in BATCH_SIZES:
-                what = f"{size[0]}×{size[1]}, batch of {batch}"
-                self.emit("network", what, self.time_network, predictor, tflop, size, batch)
-            what = f"{size[0]}×{size[1]}, batch of {cuda.BATCH_SIZES[reduction]}, cuDNN's search"
-            arguments = (predictor, tflop, size, cuda.BATCH_SIZES[reduction], True)
-            self.emit("network", what, self.time_network, *arguments)
+            predictor, edge = self.predictor(self.folder / weights), side // reduction
+            usual = cuda.BATCH_SIZES[reduction]
+            for batch, search in (*((batch, False) for batch in BATCH_SIZES), (usual, True)):
+                what = f"{edge}×{edge}, batch of {batch}" + ", cuDNN's search" * search
+                time_it = partial(self.time_network, predictor, edge, batch, search)
+                self.emit("network", what, time_it)
 
     def time_network(
-        self, predictor: Predictor, tflop: float, size: tuple, batch: int, search: bool = False
-    ) -> dict:
+        self, predictor: Predictor, edge: int, batch: int, search: bool
+    ) -> dict[str, Any]:
         """Time a batch, and read what it allocates beside the weights."""
         torch.backends.cudnn.benchmark = search
-        slices = self.random(batch, 1, *size).to(predictor.dtype, memory_format=torch.channels_last)
+        slices = self.random(batch, 1, edge, edge).to(predictor.dtype)
         before = 0
         if self.on_cuda:
             torch.cuda.reset_peak_memory_stats(self.device)
             before = torch.cuda.memory_allocated(self.device)
-
-        def step() -> Tensor:
-            return predictor.network(slices).argmax(dim=1)
-
         with torch.inference_mode():
-            seconds = median_seconds(self.device, 5, step)
-        rate = tflop * batch / seconds
+            seconds = median_seconds(
+                self.device, 5, lambda: predictor.network(slices).argmax(dim=1)
+            )
+        rate = tflop_a_slice(predictor.metadata, (edge, edge)) * batch / seconds
         found = {"ms a slice": 1e3 * seconds / batch, "TFLOP/s": rate, "share": rate / self.rate}
         if self.on_cuda:
             peak = torch.cuda.max_memory_allocated(self.device) - before
@@ -216,13 +204,13 @@ class Stages:
 
     def choices(self) -> None:
         """Time predictions with a choice as it is and changed."""
-        voxels = read_volume(self.folder / "short.nii.gz").voxels
         for choice in CHOICES:
             weights = self.folder / (FULL_SIZE if choice == "dense_borders" else PAPER_SIZE)
-            self.emit("choices", choice, self.time_choice, voxels, weights, choice)
+            self.emit("choices", choice, partial(self.time_choice, weights, choice))
 
-    def time_choice(self, voxels: np.ndarray, weights: Path, choice: str) -> dict:
+    def time_choice(self, weights: Path, choice: str) -> dict[str, Any]:
         """Time predictions as it is (A) and changed (B) in the order A B B A, after one of each."""
+        voxels = read_volume(self.folder / "short.nii.gz").voxels
         sides = self.predictor(weights), self.predictor(weights, choice)
         seconds: tuple[list[float], list[float]] = ([], [])
         for side in (0, 1, 0, 1, 1, 0, 0, 1, 1, 0):
@@ -239,7 +227,7 @@ def main() -> None:
     write_weights(Path(folder))
     stages = Stages(Path(folder), device)
     for stage in STAGES:
-        stages.emit("seconds", stage, stages.run, stage)
+        stages.emit("seconds", stage, partial(stages.run, stage))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,15 @@
-"""Measure whatever only a GPU can tell, and end by the clock.
+"""Measure whatever only a GPU can show, and end by the clock.
 
 In the order of what they are worth: labels against the CPU's, the network alone, and the choices
 of `inference.prediction.Predictor` (`gpu_stages`, one process); cold cases of the service, the
-plain pipeline and a peer (`benchmark efficiency --command`); a folder in one process. An error
-costs its own measurement, and what the time does not allow is named. This process itself never uses
-the device.
+plain pipeline and a peer, a process each; a folder in one process. An error costs its own
+measurement, and what the time does not allow is named. This process itself never uses the device.
 
-In the report's folder, written after each stage: gpu-CARD.md, the page; gpu-CARD.json, its figures
+In the report's folder, written after each stage: gpu-NAME.md, the page; gpu-NAME.json, its figures
 and every sample of the cold cases; and as they come gpu_stages.jsonl, what the one process prints.
 """
 
 import argparse
-import itertools
 import json
 import os
 import re
@@ -22,16 +20,19 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import nibabel
 import numpy as np
 
-from benchmark.containers.environment import describe_machine
-from benchmark.containers.gpu import open_gpu
+from benchmark.containers.machine import NO_GPU, Gpu, describe_machine, open_gpu
+from benchmark.containers.measurement import Case, Conditions, run_alone
+from benchmark.containers.results import Result
+from benchmark.containers.runner import Command
 from benchmark.options import not_negative
 from benchmark.speed.gpu_page import SECTIONS, markdown
 from benchmark.text import log, show
-from inference.files import write_atomically
+from inference.files import one_line, write_atomically
 from inference.network.weights import SLIM, WEIGHTS
 from inference.phases import LOG_VARIABLE
 from synthetic.phantom import draw_phantom, write_nifti
@@ -42,14 +43,11 @@ FULL_SIZE, PAPER_SIZE = "full-size.safetensors", "paper.safetensors"
 STAGES = ("rates", "labels", "network", "choices")
 """Of `gpu_stages`, in their order."""
 
-_ROOT = Path(__file__).parents[2]
+OUT_OF_TIME = "the time was over"
 
 _SPACING = (2.5, 0.78, 0.78)
-
 _VOLUMES = 8  # in the folder that one process segments
-
-_CASE_SECONDS = 75  # after which a cold case is ended
-
+_CASE_SECONDS = 75.0  # after which a cold case is ended
 _SECONDS_TO_END = 6  # of the time: for ending a process and writing the page
 
 
@@ -59,8 +57,8 @@ def tiled(volume: np.ndarray, slices: int) -> np.ndarray:
     return np.resize(pair, (slices, *volume.shape[1:]))
 
 
-def memory_of(run: dict) -> dict[str, float | None]:
-    """Return peak (MB) and both areas (MB·s) of a result of `efficiency`, or None if not read.
+def memory_of(run: Result) -> dict[str, float | None]:
+    """Return peak (MB) and both areas (MB·s) of a result of `run_alone`, or None if not read.
 
     Each as it is, and without what the idle device has in use.
     """
@@ -77,32 +75,47 @@ def memory_of(run: dict) -> dict[str, float | None]:
     return found
 
 
+class ColdCase(NamedTuple):
+    """One process on one volume; the label maps of one network and volume are compared."""
+
+    program: str
+    network: str
+    volume: str  # "short", "middle" or "long"
+    command: str  # with {inputs} and {outputs}
+
+    @property
+    def name(self) -> str:
+        """Its name on the page."""
+        return f"{self.program}, {self.network}"
+
+
 class Sweep:
     """The stages, one after another, until the time is over.
 
     Args:
-        options: of the command line.
+        gpu: the device; without one the stages run on the CPU, with small volumes.
         folder: for volumes, weights and outputs.
+        report: for what `gpu_stages` prints.
         deadline: on `time.monotonic`'s clock.
-        result: a list for each of `SECTIONS`, and of `runs` and `seconds`.
+        peer: command of another predictor, or "".
     """
 
-    def __init__(
-        self, options: argparse.Namespace, folder: Path, deadline: float, result: dict
-    ) -> None:
-        self.options, self.folder, self.deadline, self.result = options, folder, deadline, result
-        self.device, self.slices, self.size = ("cuda", 200, 512)
-        if options.rehearse:
-            self.device, self.slices, self.size = ("cpu", 8, 64)
+    def __init__(self, gpu: Gpu, folder: Path, report: Path, deadline: float, peer: str) -> None:
+        self.gpu, self.folder, self.deadline, self.peer = gpu, folder, deadline, peer
+        self.printed = report / "gpu_stages.jsonl"
+        self.device, self.slices, self.size = ("cuda", 200, 512) if gpu.device else ("cpu", 8, 64)
+        self.result: dict[str, list[dict[str, Any]]] = {
+            name: [] for name in (*SECTIONS, "runs", "seconds")
+        }
 
-    def follow(self, *command: object, seconds: float, out: Path | None = None, **more: str) -> str:
+    def run_module(self, *command: object, seconds: float, out: Path, **environment: str) -> str:
         """Run a module of the project until it ends, or its time or the sweep's is over.
 
         Args:
             command: the module and its options.
             seconds: at most.
             out: file for what it prints.
-            more: environment beside this process's own.
+            environment: variables beside this process's own.
 
         Returns:
             Why it did not end well, or "".
@@ -110,34 +123,35 @@ class Sweep:
         limit = max(1.0, min(seconds, self.deadline - time.monotonic()))
         # `timeout` sends SIGTERM, at which a module ends what it has started, before SIGKILL.
         words = ["timeout", "-k", _SECONDS_TO_END, limit, sys.executable, "-m", *command]
-        with (out or self.folder / "printed").open("wb") as printed:
-            streams = {"stdout": printed, "stderr": subprocess.PIPE}
-            environment = {**os.environ, **more}
+        with out.open("wb") as printed:
             ended = subprocess.run(
-                list(map(str, words)), cwd=_ROOT, env=environment, check=False, **streams
+                list(map(str, words)),
+                env=os.environ | environment,
+                stdout=printed,
+                stderr=subprocess.PIPE,
+                check=False,
             )
         if ended.returncode in (124, 137):
-            return "the time was over"
+            return OUT_OF_TIME
         last = (ended.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
         return f"exit code {ended.returncode}: {last}" if ended.returncode else ""
 
     def missed(self, what: str, why: str) -> None:
         """Name something that could not be measured."""
-        self.result["not measured"].append({"what": what, "why": why or "unknown"})
+        self.result["not measured"].append({"what": what, "why": why})
 
-    def draw(self) -> None:
-        """Write the volumes: an eighth of the slices drawn, and tiled."""
+    def volumes(self) -> None:
+        """Write the volumes: an eighth of the slices is generated, and tiled."""
         slices, size = self.slices, self.size
-        drawn = draw_phantom((max(2, slices // 8), size, size), _SPACING, seed=0).volume
+        phantom = draw_phantom((max(2, slices // 8), size, size), _SPACING, seed=0).volume
         for name, length in (("short", slices // 2), ("middle", slices), ("long", slices * 5 // 2)):
-            write_nifti(self.folder / f"{name}.nii.gz", tiled(drawn, length), _SPACING)
+            write_nifti(self.folder / f"{name}.nii.gz", tiled(phantom, length), _SPACING)
 
     def one_process(self) -> None:
         """Run `gpu_stages`."""
-        out = self.options.report / "gpu_stages.jsonl"
-        module = "benchmark.speed.gpu_stages"
-        why = self.follow(module, self.folder, self.device, seconds=80, out=out)
-        whole = out.read_text(encoding="utf-8").rpartition("\n")[0]
+        module = ("benchmark.speed.gpu_stages", self.folder, self.device)
+        why = self.run_module(*module, seconds=80, out=self.printed)
+        whole = self.printed.read_text(encoding="utf-8").rpartition("\n")[0]
         for line in map(json.loads, whole.splitlines()):
             self.result[line.pop("stage")].append(line)
         ended = {line["what"] for line in self.result["seconds"]}
@@ -145,69 +159,55 @@ class Sweep:
             if why and stage not in ended:
                 self.missed(f"{stage}, or part of it", why)
 
-    def cold(self, cases: list[tuple[str, str, str]], seconds: float) -> None:
-        """Measure cold cases by one `benchmark efficiency`, where each has a command of its own.
-
-        Args:
-            cases: (name, volume, command), the command with {inputs} and {outputs}.
-            seconds: at most, for all of them.
-        """
-        work = Path(tempfile.mkdtemp(dir=self.folder))
-        (work / "inputs").mkdir()
-        for number, (_, volume, command) in enumerate(cases, 10):
-            (work / f"inputs/{number}_0000.nii.gz").hardlink_to(self.folder / f"{volume}.nii.gz")
-            script = command.replace("{inputs}", '"$1"').replace("{outputs}", '"$2"')
-            (work / f"{number}.sh").write_text(f"exec {script}\n", encoding="utf-8")
-        case = "$(basename {inputs}/*_0000.nii.gz _0000.nii.gz)"
-        options = {
-            "--inputs": work / "inputs",
-            "--outputs": work / "outputs",
-            "--report": work / "report",
-            "--command": f"sh {work}/{case}.sh {{inputs}} {{outputs}}",
-            "--timeout": _CASE_SECONDS,
-        }
-        words = itertools.chain.from_iterable(options.items())
-        why = self.follow("benchmark", "efficiency", *words, seconds=seconds)
-        first: dict[tuple, np.ndarray] = {}
-        for number, (name, volume, _) in enumerate(cases, 10):
-            file = work / f"report/efficiency/{number}.json"
-            if not file.is_file():
-                self.missed(name, why)
+    def cold(self, cases: list[ColdCase], seconds: float) -> None:
+        """Measure cold cases as `benchmark efficiency --command` does, for so long at most."""
+        end = min(self.deadline, time.monotonic() + seconds)
+        first: dict[tuple[str, str], np.ndarray] = {}
+        for cold in cases:
+            timeout = min(_CASE_SECONDS, end - time.monotonic())
+            if timeout <= 0:
+                self.missed(cold.name, OUT_OF_TIME)
                 continue
-            run = json.loads(file.read_text(encoding="utf-8"))
-            self.result["runs"].append({"what": name, **run})
-            if run["status"] != "ok":
-                self.missed(name, f"{run['status']}: {run['reason']}")
-                continue
-            labels = np.asanyarray(nibabel.load(work / f"outputs/{number}.nii.gz").dataobj)
-            alike = first.setdefault((volume, name.split(", ")[1]), labels)
-            line = {"what": name, "slices": run["image_size"][2], "time (s)": run["seconds"]}
+            image = self.folder / f"{cold.volume}.nii.gz"
+            case = Case(cold.volume, image, nibabel.Nifti1Image.from_filename(image).shape)
+            target = Command(cold.command, "28g", self.gpu.device)
+            places = (self.folder / "case", self.folder / "log")
+            with run_alone(case, target, *places, Conditions(self.gpu, timeout)) as (run, _, path):
+                self.result["runs"].append({"what": cold.name, **run})
+                if run["status"] != "ok":
+                    self.missed(cold.name, f"{run['status']}: {run['reason']}")
+                    continue
+                labels = np.asanyarray(nibabel.Nifti1Image.from_filename(path).dataobj)
+            alike = first.setdefault((cold.volume, cold.network), labels)
+            line = {"what": cold.name, "slices": labels.shape[2], "time (s)": run["seconds"]}
             line |= memory_of(run) | {"RAM (MB)": run["max_ram_mb"]}
             line["voxels unlike the first"] = int((labels != alike).sum())
             self.result["cold cases"].append(line)
 
     def warm_folder(self) -> None:
         """Segment a folder of volumes in one process of the service."""
-        inputs, log = self.folder / "many", self.folder / "phases.jsonl"
+        inputs, phases = self.folder / "many", self.folder / "phases.jsonl"
         inputs.mkdir()
         for number in range(_VOLUMES):
             (inputs / f"{number}_0000.nii.gz").hardlink_to(self.folder / "middle.nii.gz")
         words = ["--quiet", "--device", self.device, "--input", inputs]
         words += ["--output", self.folder / "many-out", "--weights", self.folder / PAPER_SIZE]
-        if why := self.follow("inference", *words, seconds=40, **{LOG_VARIABLE: str(log)}):
+        files = (self.folder / "log", {LOG_VARIABLE: str(phases)})
+        if why := self.run_module("inference", *words, seconds=40, out=files[0], **files[1]):
             self.missed("warm folder", why)
             return
-        phases = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-        written = sorted(phase["end"] for phase in phases if phase["phase"] == "write")
+        lines = map(json.loads, phases.read_text(encoding="utf-8").splitlines())
+        written = sorted(phase["end"] for phase in lines if phase["phase"] == "write")
         rate = (len(written) - 1) / (written[-1] - written[0])
         self.result["warm folder"].append({"what": "volumes a second", "rate": rate})
 
-    def case(self, program: str, network: Path, volume: str = "middle") -> tuple[str, str, str]:
-        """Return a cold case of the service or the plain pipeline, for `cold`."""
+    def case(self, program: str, network: Path, volume: str = "middle") -> ColdCase:
+        """Return a cold case of the service or the plain pipeline."""
         module = {"service": "inference --quiet", "plain pipeline": "benchmark plain-pipeline"}
-        command = f"{sys.executable} -m {module[program]} --device {self.device}"
-        command += f" --weights '{network}' --input {{inputs}} --output {{outputs}}"
-        return f"{program}, {network.stem}", volume, command
+        command = f"exec {sys.executable} -m {module[program]}"
+        command += f" --device {self.device} --weights '{network}'"
+        command += " --input {inputs} --output {outputs}"
+        return ColdCase(program, network.stem, volume, command)
 
     def stages(self) -> dict[str, Callable[[], None]]:
         """Return the stages by name, what is worth most first."""
@@ -215,14 +215,14 @@ class Sweep:
         cases = [
             self.case("service", paper),
             self.case("plain pipeline", paper),
-            *([("peer, its own", "middle", self.options.peer)] if self.options.peer else []),
+            *([ColdCase("peer", "its own", "middle", self.peer)] if self.peer else []),
             self.case("service", full),
             self.case("service", slim),
             self.case("service", paper, "short"),
             self.case("service", paper, "long"),
         ]
         return {
-            "volumes": self.draw,
+            "volumes": self.volumes,
             "one process": self.one_process,
             "cold cases": lambda: self.cold(cases, 170),
             "warm folder": self.warm_folder,
@@ -234,11 +234,11 @@ class Sweep:
             started = time.monotonic()
             try:
                 if started > self.deadline:
-                    self.missed(name, "the time was over")
+                    self.missed(name, OUT_OF_TIME)
                 else:
                     stage()
             except Exception as error:  # the stages after it must not suffer
-                self.missed(name, f"{type(error).__name__}: {' '.join(str(error).split())}")
+                self.missed(name, one_line(error))
             seconds = time.monotonic() - started
             self.result["seconds"].append({"what": name, "seconds": seconds})
             log(f"{name}: {seconds:.1f} s")
@@ -248,7 +248,7 @@ class Sweep:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m benchmark gpu-sweep`."""
     add = parser.add_argument
-    add("--report", type=Path, required=True, metavar="DIR")
+    add("--report", type=Path, required=True, metavar="DIR", help="where page and figures go")
     text = "at most (default: %(default)s)"
     add("--minutes", type=not_negative, default=4, metavar="M", help=text)
     text = "real CTs NAME_0000.nii.gz to compare labels on"
@@ -257,7 +257,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "another predictor to measure on one cold case, with {inputs} and {outputs} for the "
         "folders (benchmark/results/peers/peers.md has nnU-Net's)"
     )
-    add("--peer", metavar="'COMMAND'", help=text)
+    add("--peer", default="", metavar="'COMMAND'", help=text)
     add("--rehearse", action="store_true", help="on the CPU, with volumes of 8 slices of 64x64")
 
 
@@ -268,25 +268,29 @@ def run(options: argparse.Namespace) -> int:
         0 if everything was measured, 1 if something was not, 2 without a GPU.
     """
     deadline = time.monotonic() + 60 * options.minutes - _SECONDS_TO_END
-    gpu, note = (None, "rehearsal") if options.rehearse else open_gpu(None)
-    if gpu is None and not options.rehearse:
-        return 2
-    machine = describe_machine(gpu, note)
-    if gpu:
-        gpu.close()
+    if options.rehearse:
+        return measure(NO_GPU, options, deadline)
+    with open_gpu(None) as gpu:
+        return measure(gpu, options, deadline) if gpu.device else 2
+
+
+def measure(gpu: Gpu, options: argparse.Namespace, deadline: float) -> int:
+    """Run the stages and write the page; return the exit code."""
     options.report.mkdir(parents=True, exist_ok=True)
-    card = re.sub(r"[^a-z0-9]+", "-", (machine["gpu"] or note).lower()).strip("-")
-    page = options.report / f"gpu-{card}.md"
-    result = {"machine": machine, **{name: [] for name in (*SECTIONS, "runs", "seconds")}}
-
-    def write() -> None:
-        write_atomically(page.with_suffix(".json"), json.dumps(result).encode())
-        write_atomically(page, markdown(result).encode())
-
+    machine = describe_machine(gpu)
+    name = re.sub(r"[^a-z0-9]+", "-", (machine["gpu"] or "rehearsal").lower()).strip("-")
+    page = options.report / f"gpu-{name}.md"
     with tempfile.TemporaryDirectory() as folder:
-        sweep = Sweep(options, Path(folder), deadline, result)
+        sweep = Sweep(gpu, Path(folder), options.report, deadline, options.peer)
+
+        def write() -> None:
+            content = json.dumps({"machine": machine, **sweep.result})
+            write_atomically(page.with_suffix(".json"), content.encode())
+            write_atomically(page, markdown(machine, sweep.result).encode())
+
+        gpu.read_idle()
         if options.cts:
             shutil.copytree(options.cts, sweep.folder / "cts")
         sweep.run(sweep.stages(), write)
-    show(markdown(result))
-    return 1 if result["not measured"] else 0
+    show(page.read_text(encoding="utf-8"))
+    return 1 if sweep.result["not measured"] else 0

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmark.speed.plain_pipeline import load_network
 from inference.device import choose_device, choose_dtype
 from inference.network.folding import fold
+from inference.network.fusion import fuse_on_cuda
 from inference.network.model import DOWNSAMPLING, AttentionUNet
 from inference.network.weights import WeightsMetadata, load_weights, read_metadata
 from inference.prediction import Predictor
@@ -100,9 +101,9 @@ def measure_steps(
 
         return label_all
 
-    network, _ = load_network(weights, device)
-    add("plain: fp32, one slice at a time", passes(network, slices.expand(-1, 3, -1, -1)))
-    network = fold(network).to(memory_format=torch.channels_last)
+    plain, _ = load_network(weights, device)
+    add("plain: fp32, one slice at a time", passes(plain, slices.expand(-1, 3, -1, -1)))
+    network = fold(plain).to(memory_format=torch.channels_last)
     slices = slices.contiguous(memory_format=torch.channels_last)
     add("folded, channels last", passes(network, slices))
     dtype = choose_dtype(device)
@@ -111,9 +112,10 @@ def measure_steps(
     predictor = Predictor([load_weights(weights)], device)
     name = "as the service predicts: normalising too"
     if device.type == "cuda":
-        network.fuse_on_cuda()
+        fuse_on_cuda(network)
         add("bias, ReLU and sum in the convolutions", passes(network, halved))
-        batch_size = min(predictor.default_batch_size(slices.shape[2:], 1), len(slices))
+        _, _, rows, columns = slices.shape
+        batch_size = min(predictor.default_batch_size((rows, columns), 1), len(slices))
         add(f"batches of {batch_size}", passes(network, halved, batch_size))
         add("labels on the device", passes(network, halved, batch_size, on_host=False))
     else:

@@ -1,10 +1,10 @@
-"""The paper's pipeline written plainly: the baseline against which the service is measured.
+"""Segment by the paper's pipeline written plainly, the baseline that the service is measured by.
 
 As its authors ran it: nibabel's own reading and writing, one slice at a time in fp32, the logits
 back to the host, one scikit-image labelling per organ, one step after another. Weights, padding and
-orientation are the service's, so its label maps are too. What the authors' program did beyond its
-text (turning and resizing each slice many times on the CPU) is left out: this baseline is faster
-than theirs was.
+orientation are the service's, so its label maps are too. The authors' program did more than its
+text has (it rotated and resized each slice many times on the CPU); this baseline does not, and is
+faster than theirs was.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from inference.volume import ORIENTATION
 
 
 def load_network(path: Path, device: torch.device) -> tuple[AttentionUNet, WeightsMetadata]:
-    """The network as it was trained: fp32, batch normalisation apart, three input channels."""
+    """Return the network as it was trained: fp32, batch normalisation apart, three channels in."""
     state_dict, metadata = load_weights(path)
     network = AttentionUNet(**metadata.network)
     network.load_state_dict(state_dict)
@@ -72,14 +72,14 @@ def predict(
 
 def keep_largest_components(label_map: np.ndarray) -> np.ndarray:
     """Keep the largest 6-connected component of each organ (paper section 2.3)."""
-    kept = label_map.copy()
+    result = label_map.copy()
     for organ in ORGANS:
         components = label(label_map == organ, connectivity=1)
         sizes = np.bincount(components.ravel())
         if len(sizes) > 1:
             largest = np.argmax(sizes[1:]) + 1
-            kept[(components > 0) & (components != largest)] = 0
-    return kept
+            result[(components > 0) & (components != largest)] = 0
+    return result
 
 
 def segment(
@@ -93,7 +93,7 @@ def segment(
     """Read, normalise, predict, keep the largest components and write one volume."""
     case = case_name(source)
     with timer.phase("read", case):
-        image = nibabel.load(source)
+        image = nibabel.Nifti1Image.from_filename(source)
         hu = image.get_fdata()
         start = nibabel.io_orientation(image.affine)
         wanted = nibabel.orientations.axcodes2ornt(ORIENTATION)
@@ -117,10 +117,13 @@ def segment(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m benchmark plain-pipeline`."""
-    parser.add_argument("--input", type=existing, required=True, metavar="DIR|FILE")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--weights", type=existing, required=True, metavar="FILE.safetensors")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add = parser.add_argument
+    add("--input", type=existing, required=True, metavar="DIR|FILE", help="CT volumes")
+    add("--output", type=Path, required=True, metavar="DIR", help="where label maps go")
+    text = "one file of weights"
+    add("--weights", type=existing, required=True, metavar="FILE.safetensors", help=text)
+    usual = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", default=usual, help="cpu, cuda or cuda:N (default: %(default)s)")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,6 +1,5 @@
 """The dry run of a submission: its runs by a stand-in engine, each finding, its pages."""
 
-import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -8,11 +7,10 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from harness import AFFINE, StandInEngine, page_data, run_benchmark, save
+from harness import StandInEngine, page_data, read, run_benchmark, save
 
 from benchmark.checking import findings as judge
 from benchmark.checking import volumes
-from benchmark.checking.findings import LOST
 from benchmark.checking.pages import markdown_page
 from benchmark.checking.trials import (
     HARDENED,
@@ -22,12 +20,12 @@ from benchmark.checking.trials import (
     SMALL_SHARED_MEMORY,
     Trial,
 )
-from benchmark.containers.outputs import OutputCheck, check_output
+from benchmark.containers.outputs import OutputCheck
 from benchmark.containers.runner import Container, Folders
 
 BROKEN = Path(__file__).parents[1] / "container/broken/broken.py"
-
-NAME = "FLARE23Ts_0001"
+ASPECTS = ("name", "file", "shape", "affine", "type", "labels")
+START = judge.START
 
 
 def names(findings, level):
@@ -40,39 +38,33 @@ def engine(tmp_path):
 
 
 @pytest.fixture
-def inputs(tmp_path):
+def check(engine, tmp_path):
+    """Runs `python -m benchmark check`: exit code and findings by level and name."""
     volume = np.random.default_rng(5).integers(-1000, 1000, (12, 10, 8), np.int16)
-    save(tmp_path / "in" / f"{NAME}_0000.nii.gz", volume)
-    return tmp_path / "in"
+    save(tmp_path / "in/FLARE23Ts_0001_0000.nii.gz", volume)
+
+    def check(*options):
+        report = tmp_path / "report"
+        places = ("--inputs", tmp_path / "in", "--report", report)
+        done = run_benchmark("check", *options, *places, **engine.environment)
+        findings = read(report / "check.json")["findings"]
+        return done.code, {(finding["level"], finding["check"]): finding for finding in findings}
+
+    return check
 
 
 def broken(defect):
     return f"exec {sys.executable} -I {BROKEN} {defect}\n"
 
 
-@pytest.fixture
-def check(engine, inputs, tmp_path):
-    """Runs `python -m benchmark check`: exit code and findings by level and name."""
-
-    def check(*options):
-        report = tmp_path / "report"
-        places = ("--inputs", inputs, "--report", report)
-        done = run_benchmark("check", *options, *places, **engine.environment)
-        findings = json.loads((report / "check.json").read_text())["findings"]
-        return done, {(finding["level"], finding["check"]): finding for finding in findings}
-
-    return check
-
-
 @pytest.mark.slow
 def test_a_sound_image_passes(check, engine, tmp_path):
     engine.make_image("team", broken("none"))
-    done, findings = check("--image", "team")
-    assert done.code == 0
-    assert names(findings, "failed") == set()
-    assert {name.split(",")[0] for name in names(findings, "warned")} == {"GPU memory"}
+    code, findings = check("--image", "team")
+    assert code == 0
+    levels = {level: len(names(findings, level)) for level in ("failed", "warned", "passed")}
+    assert levels == {"failed": 0, "warned": 1, "passed": 19}  # no GPU memory can be read
     assert ("passed", "weights") not in findings  # the image is not of this project
-    assert done.out.splitlines()[-1].startswith("0 failed, 1 warned, 19 passed: ")
     report = tmp_path / "report"
     assert sorted(path.name for path in report.iterdir()) == ["check", "check.json", "check.md"]
     runs = [order for order in engine.orders() if "/bin/bash" in order]
@@ -86,33 +78,25 @@ def test_a_sound_image_passes(check, engine, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("defect", "failing", "words"),
-    [
-        ("misnamed", "output names", f"found {NAME}_0000.nii.gz instead"),
-        ("crashes", "starts with the organisers' command", "crashed: exit code 3"),
-        ("downloads", "starts with the organisers' command", "urlopen error"),
-        ("hangs", "starts with the organisers' command", "timeout: ended after 0.5 s"),
-    ],
+    ("defect", "failing"),
+    [("misnamed", "output names"), ("crashes", START), ("downloads", START), ("hangs", START)],
 )
-def test_a_first_run_without_a_label_map_ends_the_check(check, engine, defect, failing, words):
+def test_a_first_run_without_a_label_map_ends_the_check(check, engine, defect, failing):
     engine.make_image("team", broken(defect))
-    done, findings = check("--image", "team", *(["--timeout", 0.5] if defect == "hangs" else []))
-    assert done.code == 1
+    code, findings = check("--image", "team", *(["--timeout", 0.5] if defect == "hangs" else []))
+    assert code == 1
     assert names(findings, "failed") == {failing}
-    finding = findings["failed", failing]
-    assert words in finding["found"]
-    assert LOST in finding["cost"]
     assert ("warned", "everything else") in findings
-    assert ("asks for the network" in finding["advice"]) == (defect == "downloads")
+    advice = findings["failed", failing]["advice"]
+    assert ("network" in advice) == (defect == "downloads")
 
 
 @pytest.mark.slow
 def test_another_label_map_each_time_fails(check, engine):
     engine.make_image("team", broken("random"))
-    done, findings = check("--image", "team")
-    assert done.code == 1
+    code, findings = check("--image", "team")
+    assert code == 1
     assert names(findings, "failed") == {"twice the same"}
-    assert "labelled voxels differ" in findings["failed", "twice the same"]["found"]
     assert names(findings, "warned") >= {NO_NETWORK, HARDENED, SMALL_SHARED_MEMORY}
 
 
@@ -127,58 +111,56 @@ def test_what_only_fails_without_network_or_rights_is_found(check, engine):
         touch outputs/notes.txt
         """
     engine.make_image("team", script + broken("litters"))
-    done, findings = check("--image", "team")
-    assert done.code == 1
-    assert names(findings, "failed") == {NO_NETWORK, "files left behind"}
-    assert "notes.txt" in findings["failed", "files left behind"]["found"]
-    assert "asks for the network" in findings["failed", NO_NETWORK]["advice"]
-    assert "nothing in the challenge" in findings["warned", HARDENED]["cost"]
-    assert "outputs/ and /tmp" in findings["warned", HARDENED]["advice"]
-    assert "num_workers=0" in findings["warned", SMALL_SHARED_MEMORY]["advice"]
+    code, findings = check("--image", "team")
+    assert code == 1
+    assert names(findings, "failed") == {NO_NETWORK, "extra files"}
+    assert "notes.txt" in findings["failed", "extra files"]["found"]
+    for level, mode, word in (
+        ("failed", NO_NETWORK, "network"),
+        ("warned", HARDENED, "/tmp"),
+        ("warned", SMALL_SHARED_MEMORY, "num_workers=0"),
+    ):
+        assert word in findings[level, mode]["advice"]
 
 
 @pytest.mark.slow
 def test_an_archive_is_run_under_its_own_name_and_another_fails(check, engine, tmp_path):
-    engine.make_image("team", broken("crashes"))
-    engine.make_image("other", broken("crashes"))
+    for image in ("team", "other", "wrong"):  # an image `wrong` from before is not the archive's
+        engine.make_image(image, broken("crashes"))
     for name, holds in (("Team.tar.gz", "team:latest"), ("wrong.tar.gz", "other:latest")):
         (tmp_path / name).write_text(holds)
     _, findings = check("--archive", tmp_path / "Team.tar.gz")
-    assert findings["passed", "image's name"]["found"] == "team:latest"
-    assert ("passed", "archive's size") in findings
-    # An image of the right name that is here from before is not the archive's.
-    engine.make_image("wrong", broken("none"))
-    done, findings = check("--archive", tmp_path / "wrong.tar.gz")
-    assert done.code == 1
-    assert "other:latest" in findings["failed", "image's name"]["found"]
-    assert "docker tag" in findings["failed", "image's name"]["advice"]
+    assert {"image's name", "archive's size"} <= names(findings, "passed")
+    code, findings = check("--archive", tmp_path / "wrong.tar.gz")
+    assert code == 1
+    assert "image's name" in names(findings, "failed")
 
 
-def test_wrong_usage_exits_with_2_and_one_line(engine, inputs, tmp_path):
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--image", "nobody"),
+        ("--archive", "none.tar.gz"),
+        ("--image", "team", "--inputs", "none"),
+        ("--image", "team", "--inputs", "odd"),
+        ("--image", "team", "--large-slices", "-1"),
+    ],
+)
+def test_wrong_usage_is_refused(engine, tmp_path, monkeypatch, options):
     engine.make_image("team", broken("none"))
     (tmp_path / "odd/a_0000.nii.gz").mkdir(parents=True)
-    for options in (
-        ("--image", "nobody"),
-        ("--archive", tmp_path / "none.tar.gz"),
-        ("--image", "team", "--inputs", tmp_path / "none"),
-        ("--image", "team", "--inputs", tmp_path / "odd"),
-    ):
-        done = run_benchmark("check", *options, "--report", tmp_path / "r", **engine.environment)
-        assert done.code == 2
-        assert done.err.splitlines()[-1].startswith("benchmark check: ")
-    assert run_benchmark("check", "--image", "team", "--large-slices", "-1").code == 2
-    assert run_benchmark("check").code == 2
+    monkeypatch.chdir(tmp_path)
+    done = run_benchmark("check", *options, "--report", "r", **engine.environment)
+    assert (done.code, "Traceback" in done.err) == (2, False)
+    assert not (tmp_path / "r").exists()
 
 
 def test_each_way_changes_what_it_says_and_nothing_else():
     folders = Folders(Path("/i"), Path("/o"), Path())
     lines = {m: Container("a", "28g", **MODES[m]).command_line("n", folders) for m in MODES}
-    official = (
-        "docker container run --shm-size=28gb -m 28G --name n --rm -v /i/:/workspace/inputs/ "
-        "-v /o/:/workspace/outputs/ a /bin/bash -c"
-    )
-    line = [*official.split(), "sh predict.sh"]
-    assert lines[ORGANISERS] == line
+    line = lines[ORGANISERS]
+    assert line == Container("a", "28g").command_line("n", folders)
     assert lines[SMALL_SHARED_MEMORY] == [word for word in line if word != "--shm-size=28gb"]
     assert lines[NO_NETWORK] == [*line[:3], "--network", "none", *line[3:]]
     assert "/i/:/workspace/inputs/:ro" in lines[HARDENED]
@@ -192,7 +174,7 @@ def test_the_phantoms_are_what_they_are_called(tmp_path, monkeypatch):
         "turned": ((8, 32, 48), (8.0, 8.0, 7.0)),
     }
     monkeypatch.setattr(volumes, "_PHANTOMS", small)
-    typical, turned, large = volumes.draw_subjects(tmp_path, 25)
+    typical, turned, large = volumes.make_subjects(tmp_path, 25)
     assert [subject.label for subject in (typical, turned, large)] == [*small, "very large"]
     assert typical.case.size == (64, 48, 10)
     assert large.case.size == (64, 48, 25)
@@ -208,7 +190,7 @@ def test_the_phantoms_are_what_they_are_called(tmp_path, monkeypatch):
         np.asanyarray(nibabel.load(damaged.case.image).dataobj)
 
 
-def test_pages_hold_what_a_team_calls_its_files_as_text():
+def test_pages_show_what_a_team_calls_its_files_as_text():
     evil = "</td><script>alert(1)</script>|x"
     finding = {"level": "failed", "check": "a", "found": evil, "cost": "b", "advice": "c"}
     page = markdown_page(
@@ -225,40 +207,28 @@ def test_pages_hold_what_a_team_calls_its_files_as_text():
 # ---------------------------------------------------------------- single findings, made-up runs
 
 
-def trial(status="ok", reason=None, output=None, result=None, **fields):
-    output = output or OutputCheck(found=status == "ok", scorable=status == "ok")
-    about = {"status": status, "reason": reason, "exit_code": 0 if status == "ok" else 1}
+def trial(status="ok", output=None, result=None, label_map=Path("none"), **fields):
+    ok = status == "ok"
+    output = output or OutputCheck(found=ok, scorable=ok)
+    about = {"status": status, "reason": None if ok else "why", "exit_code": 0 if ok else 1}
     about |= {"seconds": 5.0, "image_size": [5, 4, 3], "output": asdict(output)}
     about |= {"peak_gpu_mb": None, "max_ram_mb": None, "sampler": {"gpu_error": None}}
-    return Trial(
-        **{"label": "typical", "mode": ORGANISERS, **fields, "result": about | (result or {})}
-    )
+    usual = {"label": "typical", "mode": ORGANISERS, "label_map": label_map}
+    return Trial(**usual | fields, result=about | (result or {}))
 
 
-@pytest.mark.parametrize(
-    ("array", "affine", "failing"),
-    [
-        (np.ones((6, 5, 4), np.uint8), AFFINE, set()),
-        (np.ones((6, 5, 3), np.uint8), AFFINE, {"output shapes"}),
-        (np.ones((6, 5, 4), np.uint8), np.eye(4), {"output affines"}),
-        (np.full((6, 5, 4), 0.5, np.float32), AFFINE, {"output labels", "output types"}),
-        (None, AFFINE, {"output files"}),
-    ],
-)
-def test_each_aspect_of_a_label_map_is_a_line_of_its_own(tmp_path, array, affine, failing):
-    image = save(tmp_path / "a_0000.nii.gz", np.zeros((6, 5, 4), np.int16))
-    path = save(tmp_path / "a.nii.gz", np.zeros(1) if array is None else array, affine)
-    if array is None:
-        path.write_bytes(b"nothing")
-    output = check_output(path, image)
+@pytest.mark.parametrize("failing", [(), *((aspect,) for aspect in ASPECTS[1:]), ASPECTS[-2:]])
+def test_each_aspect_of_a_label_map_is_a_line_of_its_own(failing):
+    scorable = not {"file", "shape"} & set(failing)
+    output = OutputCheck(True, scorable, ["wrong"] * len(failing), list(failing))
+    of = {aspect: f"output {aspect.removesuffix('s')}s" for aspect in ASPECTS}
     found = judge.judge_outputs([trial(), trial(label="thin", output=output)])
-    assert {line.check for line in found if line.level == "failed"} == failing
-    assert all(line.found.startswith("thin: ") for line in found if line.level == "failed")
-    every = {f"output {word}s" for word in ("name", "file", "shape", "affine", "type", "label")}
-    assert {line.check for line in found if line.level == "passed"} == every - failing
+    levels = {line.check: line.level for line in found}
+    assert levels == {of[a]: "failed" if a in failing else "passed" for a in ASPECTS}
+    assert all(("thin" in line.found) for line in found if line.level == "failed")
     # What could not be checked is not called good.
     alone = {line.check for line in judge.judge_outputs([trial(output=output)])}
-    assert (alone == every) == (failing not in ({"output shapes"}, {"output files"}))
+    assert (alone == set(levels)) == scorable
 
 
 @pytest.mark.parametrize(
@@ -273,7 +243,7 @@ def test_labels_of_a_second_run_are_compared(tmp_path, changed, level):
         trials.append(trial(label_map=path, digest=name))
     line = judge.judge_determinism(*trials)
     assert line.level == level
-    assert (f"{changed:,} of 2,000 labelled" in line.found) == (changed > 0)
+    assert (f"{changed:,} of 2,000 " in line.found) == (changed > 0)
     assert judge.judge_determinism(trials[0], replace(trials[1], digest="first")).level == "passed"
     # Against another way to run it only the labels count, not the time in a gzip header.
     line = judge.judge_mode(replace(trials[1], mode=NO_NETWORK), trials[0])
@@ -299,20 +269,20 @@ def test_time_and_memory_are_judged_by_tolerances_and_limits():
     ("run", "levels"),
     [
         (trial(), ["passed"]),
-        (trial(left=["tmp (a folder)", "tmp/log.txt"]), ["warned"]),
-        (trial(left=["other.nii.gz"]), ["failed"]),
+        (trial(extra_files=["tmp (a folder)", "tmp/log.txt"]), ["warned"]),
+        (trial(extra_files=["other.nii.gz"]), ["failed"]),
         (trial(inputs_touched=True), ["passed", "warned"]),
     ],
 )
-def test_files_left_behind_fail_only_where_they_may_be_taken_for_label_maps(run, levels):
-    assert [line.level for line in judge.judge_leftovers([run])] == levels
+def test_extra_files_fail_only_where_they_may_be_taken_for_label_maps(run, levels):
+    assert [line.level for line in judge.judge_extra_files([run])] == levels
 
 
 @pytest.mark.parametrize(
     ("damaged", "level"),
     [
-        (trial("crashed", "exit code 1"), "passed"),
-        (trial("timeout", "ended after 600 s"), "warned"),
+        (trial("crashed"), "passed"),
+        (trial("timeout"), "warned"),
         (trial(), "warned"),
         (trial(output=OutputCheck(False, False, ["no a.nii.gz"], ["name"])), "warned"),
     ],
@@ -325,15 +295,15 @@ def test_a_damaged_input_is_to_be_refused_by_an_exit_code(damaged, level):
     ("printed", "word"),
     [
         ("requests.exceptions.ConnectionError: HTTPSConnectionPool", "network"),
-        ("OSError: [Errno 30] Read-only file system: '/root/.cache'", "outputs/ and /tmp"),
-        ("RuntimeError: unable to open shared memory object </torch_1>", "shared memory"),
+        ("OSError: [Errno 30] Read-only file system: '/root/.cache'", "/tmp"),
+        ("RuntimeError: unable to open shared memory object </torch_1>", "num_workers"),
         ("standard_init_linux.go:228: exec user process caused: exec format error", "linux/amd64"),
-        ("sh: 0: cannot open predict.sh: No such file", "WORKDIR /workspace"),
-        ("RuntimeError: No CUDA GPUs are available", "needs a GPU"),
+        ("sh: 0: cannot open predict.sh: No such file", "WORKDIR"),
+        ("RuntimeError: No CUDA GPUs are available", "GPU"),
         ("predict.sh: line 2: $'\\r': command not found", "Windows"),
-        ("Killed by a bear", ""),
+        ("Killed by a bear", None),
     ],
 )
 def test_what_a_log_prints_becomes_advice(printed, word):
-    found = judge.advice(trial("crashed", "exit code 1", printed=printed))
+    found = judge.advice(trial("crashed", printed=printed))
     assert word in found if word else found is None

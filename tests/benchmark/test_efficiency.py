@@ -1,10 +1,8 @@
 """The efficiency run: rows, failures, files, repetitions, resumption, engines, faults around it."""
 
 import errno
-import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,12 +20,14 @@ from harness import (
     measure,
     page_data,
     places,
+    read,
     read_case,
     read_table,
     run_benchmark,
     running,
     save,
     start,
+    tables_of,
     wait_for,
 )
 
@@ -73,26 +73,26 @@ def misbehaved(tmp_path_factory) -> tuple[Done, Path, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "status", "reason", "exit_code"),
+    ("name", "status", "exit_code"),
     [
-        ("good", "ok", None, 0),
-        ("leaves", "ok", None, 0),
-        ("crash", "crashed", "exit code 3: it broke", 3),
-        ("fault", "crashed", "exit code -11", -11),
-        ("hang", "timeout", "ended after 2 s", None),
-        ("greedy", "out of memory", "over the limit of 300m", None),
-        ("cuda", "out of memory", "torch.OutOfMemoryError: CUDA out of memory", 1),
-        ("misnamed", "no output", "no misnamed.nii.gz: found other.nii.gz instead", 0),
-        ("misshapen", "invalid output", "shape 6×5×3, the input has 6×5×4", 0),
+        ("good", "ok", 0),
+        ("leaves", "ok", 0),
+        ("crash", "crashed", 3),
+        ("fault", "crashed", -11),
+        ("hang", "timeout", None),
+        ("greedy", "out of memory", None),
+        ("cuda", "out of memory", 1),
+        ("misnamed", "no output", 0),
+        ("misshapen", "invalid output", 0),
     ],
 )
-def test_each_failure_has_its_own_row_and_reason(misbehaved, name, status, reason, exit_code):
+def test_each_failure_has_its_own_row_and_status(misbehaved, name, status, exit_code):
     done, folder, _ = misbehaved
     folder = folder / "hang" if name == "hang" else folder
     assert done.code == 1
     result, row = read_case(folder, name), read_table(folder)[name]
     assert (result["status"], result["exit_code"]) == (status, exit_code)
-    assert (result["reason"] or "").startswith(reason or "")
+    assert bool(result["reason"]) == (status != "ok")
     assert (result["penalty"] is None) == (status == "ok") == result["output"]["valid"]
     if status == "ok":
         assert float(row["Time"]) == pytest.approx(result["seconds"], abs=0.01)
@@ -104,13 +104,12 @@ def test_each_failure_has_its_own_row_and_reason(misbehaved, name, status, reaso
 @pytest.mark.slow
 def test_a_run_leaves_its_tables_and_label_maps_and_nothing_else(misbehaved):
     done, folder, marker = misbehaved
-    head, _, *rows, mean = [line for line in done.out.splitlines() if line.startswith("|")]
-    assert "GPU" not in head
-    assert "| Max RAM, process tree (MB) | Total RAM (MB·s) | Max CPU (%) |" in head
-    assert len(rows) == 8
+    head, *rows = tables_of(done.out)
+    assert not any("GPU" in title for title in head)
+    assert len(rows) == 8 + 1
     times = [float(row["Time"]) for row in read_table(folder).values()]
-    assert f"| mean of 8 |  | {np.mean(times):.2f} |" in mean
-    assert mean.endswith("| 6 failed |")
+    assert rows[-1][2] == f"{np.mean(times):.2f}"
+    assert sum(row[-1] == "ok" for row in rows) == 2
     written = {path.name for path in (folder / "out").iterdir()}
     assert written == {"good.nii.gz", "leaves.nii.gz", "misshapen.nii.gz"}
     assert (folder / "run/efficiency/crash.png").read_bytes().startswith(b"\x89PNG")
@@ -122,16 +121,16 @@ def test_a_run_leaves_its_tables_and_label_maps_and_nothing_else(misbehaved):
 @pytest.mark.slow
 def test_odd_names_lost_plots_and_short_runs_cost_nothing(tmp_path, monkeypatch):
     name = r"a|b<img src=x>`c`$\foo$"
-    assert measure(tmp_path / "1", "", command=COPY).code == 2
     make_inputs(tmp_path / "1/in", name)
-    done = measure(tmp_path / "1", "", "--interval", 60)
+    # Its one reading was before the command started: no figure rather than 0.
+    monkeypatch.setattr("benchmark.containers.sampler.next_tick", lambda *_: 10**6)
+    done = measure(tmp_path / "1", "")
     assert done.code == 0, done.err
     assert (tmp_path / f"1/run/efficiency/{name}.png").is_file()
     page = (tmp_path / "1/run/efficiency.md").read_text()
     (row,) = [line for line in page.splitlines() if line.startswith("| a")]
     assert "<img" not in page
     assert len(re.findall(r"(?<!\\)\|", row)) == page.splitlines()[3].count("|")
-    # Its one reading was before the command started: no figure rather than 0.
     cells = read_table(tmp_path / "1")[name]
     assert {cells[n] for n in ("MaxRAM", "AUC_RAM_Time", "MaxCPU_Utilization")} == {""}
 
@@ -159,22 +158,24 @@ def test_phases_are_counted_from_the_start_of_the_case(tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["x.nii.gz"]
 
 
+PLACES = ["--command", "{inputs} {outputs}"]
+
+
 @pytest.mark.parametrize(
-    ("options", "message"),
+    "options",
     [
-        (["--command", "cp {inputs}/x ."], "{outputs}"),
-        (["--command", "{inputs} {outputs}", "--team", "a/b"], "--team"),
-        (["--command", "{inputs} {outputs}", "--interval", "0"], "above 0"),
-        (["--command", "{inputs} {outputs}", "--repeat", "2"], "an odd number such as 1, 3 or 5"),
-        (["--command", "{inputs} {outputs}", "--memory-limit", "lots"], "memory-limit"),
-        (["--command", "{inputs} {outputs}", "--image", "x"], "not allowed"),
-        ([], "required"),
+        ["--command", "cp {inputs}/x ."],
+        [*PLACES, "--team", "a/b"],
+        [*PLACES, "--timeout", "0"],
+        [*PLACES, "--repeat", "2"],
+        [*PLACES, "--memory-limit", "lots"],
+        [*PLACES, "--image", "x"],
+        [],
     ],
 )
-def test_wrong_usage_says_what_to_do(tmp_path, options, message):
+def test_wrong_usage_is_refused_before_anything_is_run(tmp_path, options):
     done = measure(tmp_path, "x", *options, command=None)
-    assert done.code == 2
-    assert message in done.err.splitlines()[-1]
+    assert (done.code, "Traceback" in done.err) == (2, False)
     assert not (tmp_path / "out").exists()
 
 
@@ -195,31 +196,29 @@ def test_a_signal_ends_everything_and_resume_continues(tmp_path, number):
     assert process.returncode == 128 + number
     assert running(marker) == []
     assert list(read_table(tmp_path)) == ["a"]
-
     first = read_case(tmp_path, "a")
     (tmp_path / "free").touch()
-    done = measure(tmp_path, "", "--resume", "--memory-tolerance", 2048, command=command)
-    assert done.code == 0
-    assert done.err.count("from the earlier run") == 1
-    again = read_case(tmp_path, "a")
-    assert again["samples"] == first["samples"]
-    assert again["tolerances"]["mb"] == 2048
+    assert measure(tmp_path, "", command=command).code == 2  # nothing is replaced unasked
+    assert measure(tmp_path, "", "--resume", command=command).code == 0
+    assert read_case(tmp_path, "a") == first
     assert list(read_table(tmp_path)) == ["a", "b"]
 
 
 @pytest.mark.slow
 def test_only_a_whole_result_of_the_same_run_is_resumed(tmp_path):
-    measure(tmp_path, "x")
+    count = tmp_path / "count"
+    command = f"echo >> {count}; {COPY}"
+    measure(tmp_path, "x", command=command)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    done = measure(tmp_path, "", "--resume", command=f"true; {COPY}")
-    assert (done.code, "another command" in done.err) == (2, True)
-    assert measure(tmp_path, "", "--resume", "--warm-up").code == 2  # cold and warm are not mixed
+    for others in (["--warm-up"], ["--repeat", 3], ["--timeout", 9], ["--team", "a"]):
+        assert measure(tmp_path, "", "--resume", *others, command=command).code == 2
+    assert measure(tmp_path, "", "--resume", command=COPY).code == 2
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for damage in ("", "{", "[1]", "{}", '{"samples": 3}', "null", "[" * 100_000):
         (tmp_path / "run/efficiency/x.json").write_text(damage)
-        done = measure(tmp_path, "", "--resume")
-        assert (done.code, "from the earlier run" in done.err) == (0, False)
+        assert measure(tmp_path, "", "--resume", command=command).code == 0
         assert read_case(tmp_path, "x")["status"] == "ok"
+    assert len(count.read_text()) == 1 + 7
 
 
 @pytest.mark.slow
@@ -228,27 +227,26 @@ def test_repetitions_show_the_run_of_median_time(tmp_path):
     slower = f"case $(wc -l < {count}) in 1) sleep 0.9;; 2) sleep 0.5;; *) exit 1;; esac"
     done = measure(tmp_path, "x", "--repeat", 3, command=f"echo >> {count}; {slower}; {COPY}")
     assert done.code == 1  # the third failed, and counts an hour
-    most, least = (read_case(tmp_path, name)["seconds"] for name in ("x", "x.repeat1"))
-    least, most = sorted((least, most))
+    least, most = sorted(read_case(tmp_path, name)["seconds"] for name in ("x", "x.repeat1"))
     assert read_case(tmp_path, "x.repeat2")["status"] == "crashed"
     assert float(read_table(tmp_path)["x"]["Time"]) == pytest.approx(most, abs=0.01)
-    assert f"| {most:.2f} | {least:.2f}–3600.00 |" in done.out
+    assert tables_of(done.out)[1][2:4] == [f"{most:.2f}", f"{least:.2f}–3600.00"]
     # The same run in everything that reads the folder.
     run = read_run(tmp_path / "run")
     assert run.measured("x", "Time") == most
     row = case_row(run, 0, "x")
     assert (row["time"], row["timeRange"]) == (most, (least, 3600.0))
     assert curves_of(run)[0]["ram"][0][-1] <= most
-    assert "A takes 1.00 times as long as B" in markdown(run, run)
+    assert "1.00 times as long" in markdown(run, run)
 
 
 def test_of_an_even_number_of_old_runs_all_tables_take_the_same():
-    runs = [{"penalty": None, "seconds": n, "max_ram_mb": n} for n in (4, 1, 3, 2)]
+    runs = [{"penalty": None, "seconds": n} for n in (4, 1, 3, 2)]
     assert results.median_run(runs)["seconds"] == 2
     assert results.median_run([*runs, {"penalty": {}, "seconds": 0.1}])["seconds"] == 2
     failed = [{"penalty": {"seconds": 3600.0}, "seconds": 0.1}] * 2
     assert results.median_run([runs[0], *failed])["penalty"]  # most of its runs failed
-    assert results.least_and_most(runs, "max_ram_mb") == (1, 4)
+    assert results.least_and_most(runs) == (1, 4)
 
 
 @pytest.mark.slow
@@ -263,21 +261,12 @@ def test_a_warm_up_is_discarded_and_a_cold_first_run_is_named(tmp_path):
     assert [read_case(tmp_path / "cold", name)["first"] for name in "xy"] == [True, False]
 
 
-@pytest.mark.slow
-def test_label_maps_and_reports_of_others_are_not_mixed(tmp_path):
-    foreign = save(tmp_path / "1/out/x.nii.gz", np.ones((6, 5, 4), np.uint8)).read_bytes()
-    done = measure(tmp_path / "1", "x")
-    assert done.code == 2
-    assert "empty" in done.err
-    assert "--resume" in done.err
-    assert (tmp_path / "1/out/x.nii.gz").read_bytes() == foreign
-
-    measure(tmp_path, "x", "--team", "before")
-    (tmp_path / "run/accuracy_per_case.csv").write_text("Name,Liver_DSC,Liver_NSD\nx,0.5,0.5\n")
-    (tmp_path / "run/mine.txt").write_text("notes")
-    assert measure(tmp_path, "", "--team", "after").code == 0
-    own = {"efficiency.md", "environment.json", "efficiency", "mine.txt"}
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"after_Efficiency.csv", *own}
+def test_label_maps_of_others_are_not_replaced(tmp_path):
+    foreign = save(tmp_path / "out/x.nii.gz", np.ones((6, 5, 4), np.uint8))
+    before = foreign.read_bytes()
+    for option in ((), ("--resume",)):
+        assert measure(tmp_path, "x", *option).code == 2
+        assert foreign.read_bytes() == before
 
 
 # ---------------------------------------------------------------- faults around a run
@@ -296,28 +285,24 @@ def test_what_is_no_ct_is_reported_and_costs_itself(tmp_path):
     assert done.code == 1
     assert list(read_table(tmp_path)) == ["good"]
     names = {path.name for path in inputs.iterdir()} - {"good_0000.nii.gz"}
-    environment = json.loads((tmp_path / "run/environment.json").read_text())
-    assert set(environment["not_measured"]) == names
+    assert set(read(tmp_path / "run/environment.json")["not_measured"]) == names
     page = (tmp_path / "run/efficiency.md").read_text()
-    assert all(name in page and name in done.err for name in names)
     run_benchmark("report", tmp_path / "run", "--output", tmp_path / "page.html")
     (note, *_) = page_data(tmp_path / "page.html")["notes"]
-    assert all(name in note for name in names)
+    assert all(name in page and name in done.err and name in note for name in names)
 
 
-def test_two_names_that_a_file_system_may_fold_are_one_case(tmp_path):
-    assert measure(tmp_path, "Case case").code == 2
-
-
-def test_a_report_that_is_a_file_is_one_line(tmp_path):
+def test_folders_that_cannot_be_used_are_one_line(tmp_path):
+    assert measure(tmp_path / "fold", "Case case").code == 2  # one name for some file systems
+    assert measure(tmp_path / "none", "").code == 2
     (tmp_path / "run").write_text("a file")
     done = measure(tmp_path, "a")
     assert done.code == 2
-    assert done.err.splitlines()[-1].startswith("benchmark efficiency: [Errno")
+    assert "Traceback" not in done.err
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_line_and_finished_cases_stay(tmp_path):
+def test_a_full_disk_ends_the_run_and_finished_cases_stay(tmp_path):
     write_json = efficiency.write_json
 
     def full_from_the_second_case(path, content):
@@ -328,7 +313,7 @@ def test_a_full_disk_is_one_line_and_finished_cases_stay(tmp_path):
     with mock.patch.object(efficiency, "write_json", full_from_the_second_case):
         done = measure(tmp_path, "a b")
     assert done.code == 2
-    assert "No space left on device" in done.err.splitlines()[-1]
+    assert "Traceback" not in done.err
     assert read_case(tmp_path, "a")["status"] == "ok"
     assert (tmp_path / "out/a.nii.gz").exists()
 
@@ -346,8 +331,6 @@ def test_a_lost_terminal_costs_no_case(tmp_path):
 
 
 # ---------------------------------------------------------------- engines
-
-BASE_IMAGE = "python:3.11-slim-bookworm"
 
 CONTAINER_SCRIPT = """set -e
 case $(basename inputs/*_0000.nii.gz _0000.nii.gz) in
@@ -368,91 +351,49 @@ def test_the_command_line_is_the_organisers():
     ]
 
 
-class RealEngine:
-    """The Docker engine of this machine."""
-
-    environment: dict[str, str] = {}  # noqa: RUF012
-
-    def __init__(self, folder: Path):
-        self.images: list[str] = []
-
-    def make_image(self, name: str, predict: str) -> None:
-        with_script = f"mkdir -p /workspace; printf %s '{predict}' > /workspace/predict.sh"
-        self._docker("run", "--name", f"make-{name}", BASE_IMAGE, "sh", "-c", with_script)
-        self._docker("commit", "--change", "WORKDIR /workspace", f"make-{name}", f"{name}:latest")
-        self._docker("rm", f"make-{name}")
-        self.images.append(name)
-
-    def containers(self, name: str) -> list[str]:
-        return self._docker("ps", "-a", "--filter", f"name=^/{name}-", "-q").split()
-
-    def close(self) -> None:
-        for name in self.images:
-            self._docker("rmi", f"{name}:latest")
-
-    def _docker(self, *arguments: str) -> str:
-        done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=True)
-        return done.stdout
-
-
-def engine_answers() -> bool:
-    question = ["docker", "image", "inspect", BASE_IMAGE]
-    found = shutil.which("docker") is not None
-    return found and subprocess.run(question, capture_output=True).returncode == 0
-
-
-@pytest.fixture(params=[StandInEngine, *([RealEngine] if engine_answers() else [])])
-def engine(request, tmp_path):
-    engine = request.param(tmp_path / "engine")
-    yield engine
-    engine.close()
-
-
 @pytest.fixture
-def stand_in(tmp_path):
+def engine(tmp_path):
     return StandInEngine(tmp_path / "engine")
 
 
 @pytest.mark.slow
 def test_containers_run_fail_and_are_removed(engine, tmp_path):
-    team = f"abdoseg-test-{os.getpid()}"
-    engine.make_image(team, CONTAINER_SCRIPT)
-    image = ("--image", f"{team}:latest")
+    engine.make_image("team", CONTAINER_SCRIPT)
+    image = ("--image", "team:latest")
     done = measure(tmp_path, "a b", *image, command=None, **engine.environment)
     assert done.code == 1, done.err
     a, b = read_case(tmp_path, "a"), read_case(tmp_path, "b")
     assert (a["status"], a["seconds"] >= 0.4) == ("ok", True)
-    assert (b["status"], b["reason"]) == ("crashed", "exit code 4: no luck")
-    assert len(read_table(tmp_path, team)) == 2
-    environment = json.loads((tmp_path / "run/environment.json").read_text())
-    assert environment["image"] == f"{team}:latest"
+    assert (b["status"], b["exit_code"]) == ("crashed", 4)
+    assert len(read_table(tmp_path, "team")) == 2
+    environment = read(tmp_path / "run/environment.json")
+    assert environment["image"] == "team:latest"
     assert environment["image_digest"].startswith("sha256:")
-    limits = ("--timeout", 3, *image)
-    measure(tmp_path / "hang", "c", *limits, command=None, **engine.environment)
+    measure(tmp_path / "hang", "c", "--timeout", 3, *image, command=None, **engine.environment)
     assert read_case(tmp_path / "hang", "c")["status"] == "timeout"
 
     process = start("efficiency", *places(tmp_path / "stop", "c"), *image, **engine.environment)
-    wait_for(lambda: engine.containers(team))
+    wait_for(lambda: engine.containers("team"))
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 130
-    assert engine.containers(team) == []
+    assert engine.containers("team") == []
 
 
 @pytest.mark.slow
-def test_an_archive_is_loaded_and_run_as_the_organisers_do(stand_in, tmp_path):
-    stand_in.make_image("team", CONTAINER_SCRIPT)
+def test_an_archive_is_loaded_and_run_as_the_organisers_do(engine, tmp_path):
+    engine.make_image("team", CONTAINER_SCRIPT)
     archive = tmp_path / "TEAM.tar.gz"
     archive.write_text("team:latest")
     options = ("--archive", archive, "--memory-limit", "2g")
-    done = measure(tmp_path, "a", *options, command=None, **stand_in.environment)
+    done = measure(tmp_path, "a", *options, command=None, **engine.environment)
     assert done.code == 0, done.err
-    assert stand_in.orders("load") == [["load", "-i", str(archive)]]
-    (order,) = stand_in.orders("container", "run")
+    assert engine.orders("load") == [["load", "-i", str(archive)]]
+    (order,) = engine.orders("container", "run")
     assert order[2:5] == ["--shm-size=2gb", "-m", "2G"]
     assert order[-4:] == ["team:latest", "/bin/bash", "-c", "sh predict.sh"]
     archive.write_text("our-best:v2")
-    done = measure(tmp_path, "", *options, command=None, **stand_in.environment)
+    done = measure(tmp_path / "2", "a", *options, command=None, **engine.environment)
     assert done.code == 2
     assert {"our-best:v2,", "team:latest:"} <= set(done.err.split())
 
@@ -466,11 +407,11 @@ def test_an_archive_is_loaded_and_run_as_the_organisers_do(stand_in, tmp_path):
         (None, "echo 'docker: Error response from daemon: no.'; exit 125\n", 1),
     ],
 )
-def test_an_engine_that_refuses_is_not_the_teams_failure(stand_in, tmp_path, warning, script, code):
-    stand_in.make_image("team", script or "true\n")
+def test_an_engine_that_refuses_is_not_the_teams_failure(engine, tmp_path, warning, script, code):
+    engine.make_image("team", script or "true\n")
     if warning is not None:
-        (stand_in.folder / "images/team/refused").write_text(warning)
-    done = measure(tmp_path, "a", "--image", "team", command=None, **stand_in.environment)
+        (engine.folder / "images/team/refused").write_text(warning)
+    done = measure(tmp_path, "a", "--image", "team", command=None, **engine.environment)
     assert done.code == code
     if code == 2:
         assert "could not select device driver" in done.err
@@ -481,28 +422,28 @@ def test_an_engine_that_refuses_is_not_the_teams_failure(stand_in, tmp_path, war
 
 
 @pytest.mark.slow
-def test_an_engine_slow_to_find_a_container_adds_nothing_to_its_time(stand_in, tmp_path):
-    stand_in.make_image("team", "cp inputs/a_0000.nii.gz outputs/a.nii.gz\n")
-    slow = stand_in.environment | {"DOCKER_STUB_SLOW": "40"}
+def test_an_engine_slow_to_find_a_container_adds_nothing_to_its_time(engine, tmp_path):
+    engine.make_image("team", "cp inputs/a_0000.nii.gz outputs/a.nii.gz\n")
+    slow = engine.environment | {"DOCKER_STUB_SLOW": "40"}
     done = measure(tmp_path, "a", "--image", "team", "--timeout", 30, command=None, **slow)
     assert done.code == 0, done.err
     assert read_case(tmp_path, "a")["status"] == "ok"
 
 
 @pytest.mark.slow
-def test_a_killed_harness_leaves_a_container_that_the_next_removes(stand_in, tmp_path):
-    stand_in.make_image("left", "sleep 1000\n")
-    stand_in.make_image("next", "cp inputs/a_0000.nii.gz outputs/a.nii.gz\n")
-    here = stand_in.environment
+def test_a_killed_harness_leaves_a_container_that_the_next_removes(engine, tmp_path):
+    engine.make_image("left", "sleep 1000\n")
+    engine.make_image("next", "cp inputs/a_0000.nii.gz outputs/a.nii.gz\n")
+    here = engine.environment
     harness = start("efficiency", *places(tmp_path / "1", "a"), "--image", "left", **here)
-    wait_for(lambda: list(stand_in.folder.glob("left-*.label")))
+    wait_for(lambda: list(engine.folder.glob("left-*.label")))
     # While its harness lives another leaves it alone.
     assert measure(tmp_path / "2", "a", "--image", "next", command=None, **here).code == 0
-    assert len(stand_in.containers("left")) == 1
+    assert len(engine.containers("left")) == 1
     harness.kill()
     harness.communicate()
     assert measure(tmp_path / "3", "a", "--image", "next", command=None, **here).code == 0
-    assert stand_in.containers("left") == []
+    assert engine.containers("left") == []
 
 
 @pytest.mark.slow
@@ -510,6 +451,6 @@ def test_torch_is_never_imported():
     # What the harness measures (the plain pipeline, the bare network) runs in processes of its own.
     code = "import sys; from benchmark.__main__ import COMMANDS as c; import importlib\n"
     code += "for n, (m, _) in c.items():\n"
-    code += "    if n not in ('plain-pipeline', 'network-speed'):\n"
+    code += "    if n != 'plain-pipeline':\n"
     code += "        importlib.import_module(m)\nsys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -2,57 +2,57 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from itertools import product
 
 import numpy as np
 import pytest
-from harness import ROOT, page_data, run_benchmark
-from run_folders import HEADER, write_run
-from scipy import stats
+from harness import HEADER, page_data, read, run_benchmark, tables_of, write_run
 
+from benchmark.containers.results import Tolerances
 from benchmark.judging.compare import spread
-from benchmark.judging.ranking import METRICS, RULES, fewest_cases, rank_intervals, rank_teams
+from benchmark.judging.ranking import (
+    METRICS,
+    RULES,
+    Rules,
+    fewest_cases,
+    rank_intervals,
+    rank_teams,
+)
 from benchmark.judging.runs import RunError, case_of, read_run, read_runs
 
-
-def rank(runs, output, *more):
-    return run_benchmark("rank", *runs, "--report", output, *more)
+FREE = Tolerances(0, 0)
 
 
-def read_ranking(folder):
-    content = json.loads((folder / "ranking.json").read_text())
+def rank(runs, *more):
+    """Rank into RANK beside the first run."""
+    return run_benchmark("rank", *runs, "--report", runs[0].parent / "RANK", *more)
+
+
+def ranked(runs, *more):
+    """The rows by team, and the content, of ranking.json."""
+    done = rank(runs, *more)
+    assert done.code == 0, done.err
+    content = read(runs[0].parent / "RANK/ranking.json")
     return {row["team"]: row for row in content["ranking"]}, content
 
 
 @pytest.fixture
 def three_teams(tmp_path):
     """Three teams, two cases; `slow` has no row for y."""
+    fast = {"x": (10, 3000, 20000, 900), "y": (20, 3000, 50000, 2000)}
+    good = {"x": (30, 3000, 90000, 800), "y": (20, 3000, 40000, 3000)}
+    of_fast = {"x": (0.8, 0.7, 0.5, 0.5), "y": (0.9, 0.9, 0.5, 0.5)}
+    of_good = {"x": (0.9, 0.9, 0.6, 0.6), "y": (0.9, 0.8, 0.6, 0.6)}
+    slow, of_slow = {"x": (30, 3000, 10000, 700)}, {"x": (0.7, 0.9, 0.7, 0.4)}
     return (
-        write_run(
-            tmp_path / "1",
-            "fast",
-            {"x": (10, 3000, 20000, 900), "y": (20, 3000, 50000, 2000)},
-            {"x": (0.8, 0.7, 0.5, 0.5), "y": (0.9, 0.9, 0.5, 0.5)},
-        ),
-        write_run(
-            tmp_path / "2",
-            "good",
-            {"x": (30, 3000, 90000, 800), "y": (20, 3000, 40000, 3000)},
-            {"x": (0.9, 0.9, 0.6, 0.6), "y": (0.9, 0.8, 0.6, 0.6)},
-        ),
-        write_run(
-            tmp_path / "3", "slow", {"x": (30, 3000, 10000, 700)}, {"x": (0.7, 0.9, 0.7, 0.4)}
-        ),
+        write_run(tmp_path / "1", "fast", fast, of_fast),
+        write_run(tmp_path / "2", "good", good, of_good),
+        write_run(tmp_path / "3", "slow", slow, of_slow),
     )
 
 
 def test_hand_computed_table(three_teams, tmp_path):
-    done = rank(three_teams, tmp_path / "out", "--protocol", "flare22", "--memory-tolerance", "0")
-    assert done.code == 0
-    rows, content = read_ranking(tmp_path / "out")
+    rows, content = ranked(three_teams, "--protocol", "flare22")
     assert content["cases"] == ["x", "y"]
     # Ranks of fast, good, slow; ties share the better rank, a missing row is last.
     assert content["ranks"] == {
@@ -62,25 +62,28 @@ def test_hand_computed_table(three_teams, tmp_path):
         "gpu": [[2, 2], [3, 1], [1, 3]],
         "cpu": [[3, 1], [2, 2], [1, 3]],
     }
-    assert content["values"]["time"][2] == [30, 3600]
-    assert content["values"]["gpu"][2] == [10000, 29_491_200]
-    assert content["values"]["cpu"][2] == [700, 360_000]
-    assert content["values"]["dsc"][2] == pytest.approx([0.7, 0])
+    last = {key: content["values"][key][2] for key in ("time", "gpu", "cpu", "dsc")}
+    assert last == {
+        "time": [30, 3600],
+        "gpu": [10000, 29_491_200],
+        "cpu": [700, 360_000],
+        "dsc": [pytest.approx(0.7), 0],
+    }
     # Weights 1, 1, 1, 0.5, 0.5 over two cases: 8 in all.
     assert rows["fast"]["score"] == (2 + 1 + 3 + 1 + 1 + 1 + (2 + 2 + 3 + 1) / 2) / 8
     assert rows["good"]["score"] == (1 + 1 + 1 + 2 + 2 + 1 + (3 + 1 + 2 + 2) / 2) / 8
     assert rows["slow"]["score"] == (3 + 3 + 1 + 3 + 2 + 3 + (1 + 3 + 1 + 3) / 2) / 8
     assert [rows[team]["rank"] for team in ("good", "fast", "slow")] == [1, 2, 3]
-    page = (tmp_path / "out/ranking.md").read_text()
-    assert "| 1 | good | 1.500 |" in page
-    assert page == done.out
-    (first, *_) = csv.DictReader((tmp_path / "out/ranking.csv").open())
+    page = (tmp_path / "RANK/ranking.md").read_text()
+    assert tables_of(page)[1][:3] == ["1", "good", "1.500"]
+    (first, *_) = csv.DictReader((tmp_path / "RANK/ranking.csv").open())
     assert (first["team"], float(first["time_rank"])) == ("good", 1.5)
 
     # Of two cases there are four equally likely samples; who is first in each is known.
+    assert content["rules"]["memory_tolerance_mb"] == 0  # without samples nothing is subtracted
     weights = content["rules"]["weights"]
     values = {key: np.array(table) for key, table in content["values"].items()}
-    ranking = rank_teams(content["teams"], content["cases"], values, weights)
+    ranking = rank_teams(content["teams"], content["cases"], values, Rules(weights, FREE))
     sums = sum(weights[key] * np.array(table) for key, table in content["ranks"].items())
     likely = np.zeros(3)
     for chosen in product((0, 1), repeat=2):
@@ -94,9 +97,10 @@ def test_hand_computed_table(three_teams, tmp_path):
 
 
 def test_a_team_that_is_always_better_is_surely_first():
-    cases = [f"case {number}" for number in range(20)]
     values = {"dsc": np.array([np.full(20, 0.9), np.full(20, 0.8), np.full(20, 0.8)])}
-    ranking = rank_teams(["a", "b", "c"], cases, values, {"dsc": 1.0})
+    ranking = rank_teams(
+        ["a", "b", "c"], list(map(str, range(20))), values, Rules({"dsc": 1.0}, FREE)
+    )
     assert ranking.final.tolist() == [1, 2, 2]
     assert ranking.scores.tolist() == [1, 2, 2]
     assert ranking.interval.tolist() == [[1, 1], [2, 3], [2, 3]]
@@ -116,47 +120,13 @@ def test_a_rank_is_sure_only_where_chance_would_not_do_it(teams):
         assert interval.tolist() == (ranks.tolist() if sure else [[1, teams]] * teams)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("cases", [3, 8, 25])
-def test_intervals_are_those_of_scipys_permutation_test(cases):
-    random, wrong = np.random.default_rng(cases), 0
-    for number in range(400):
-        totals = random.normal(size=(2, cases))
-        ours = rank_intervals(totals, random).tolist()
-        wrong += ours != [[1, 2], [1, 2]]
-        if number < 20:
-            differences = (totals[0] - totals[1],)
-            how = {"permutation_type": "samples", "n_resamples": 9999, "random_state": random}
-            p = stats.permutation_test(differences, np.sum, vectorized=True, **how).pvalue
-            if abs(p - 0.05) > 0.01:
-                assert (ours != [[1, 2], [1, 2]]) == (p < 0.05)
-    # Equal teams are told apart in one of twenty at most.
-    assert wrong / 400 < 0.05 + 2 * np.sqrt(0.05 * 0.95 / 400)
-
-
-@pytest.mark.slow
-def test_probability_of_a_coin_toss():
-    """Of n cases in which two teams win half each, resampling gives either the same chance."""
-    cases = [str(number) for number in range(101)]
-    wins = np.arange(101) % 2 == 0  # 51 against 50
-    values = {"time": np.array([np.where(wins, 1, 2), np.where(wins, 2, 1)], float)}
-    ranking = rank_teams(["a", "b"], cases, values, {"time": 1.0})
-    # P(Binomial(101, 51/101) > 50.5), by the normal approximation with mean 51 and sd 5.025
-    assert ranking.first[0] == pytest.approx(0.5396, abs=0.02)
-    assert ranking.first.sum() == pytest.approx(1)  # 101 cases cannot tie
-
-
 @pytest.mark.parametrize(
     ("teams", "cases", "cautions"), [(1, 3, 2), (2, 5, 1), (3, 6, 1), (3, 19, 1), (3, 20, 0)]
 )
 def test_few_cases_and_a_single_team_are_cautioned_against(tmp_path, teams, cases, cautions):
     row = {f"{n}": (10, None, None, 5) for n in range(cases)}
-    runs = [write_run(tmp_path / name, name, row) for name in "abc"[:teams]]
-    assert rank(runs, tmp_path / "out", "--time-tolerance", "0").code == 0
-    rows, content = read_ranking(tmp_path / "out")
+    rows, content = ranked([write_run(tmp_path / name, name, row) for name in "abc"[:teams]])
     assert len(content["cautions"]) == cautions
-    separable = "cannot separate" not in str(content["cautions"])
-    assert separable == (teams == 1 or cases >= fewest_cases(teams))
     assert rows["a"]["probability_first"] == (1 if cases == 20 else None)
 
 
@@ -166,8 +136,7 @@ def test_a_team_that_failed_everywhere_is_ranked_last(tmp_path):
     fair = write_run(tmp_path / "b", "fair", dict.fromkeys("xy", (30, 3000, 900, 6)), scores)
     # It has neither scores nor a figure of GPU memory.
     dead = write_run(tmp_path / "c", "dead", dict.fromkeys("xy", (3600, None, None, 360000)))
-    assert rank((dead, good, fair), tmp_path / "out", "--memory-tolerance", "0").code == 0
-    rows, content = read_ranking(tmp_path / "out")
+    rows, content = ranked((dead, good, fair))
     assert [rows[team]["rank"] for team in ("good", "fair", "dead")] == [1, 2, 3]
     assert content["values"]["gpu"][0] == [29_491_200] * 2
     assert content["values"]["dsc"][0] == [0, 0]
@@ -180,39 +149,26 @@ def test_tolerances_come_off_the_time_and_off_every_sample(tmp_path):
         write_run(tmp_path / "a", "a", {"x": (14, 6000, 1200, 10)}, samples={"x": [(14, used)]}),
         write_run(tmp_path / "b", "b", {"x": (20, 4000, 8800, 10)}, samples={"x": twice}),
     )
-    rank(runs, tmp_path / "out")
-    assert read_ranking(tmp_path / "out")[1]["values"] == {"time": [[0], [5]], "gpu": [[281], [0]]}
-    page = (tmp_path / "out/ranking.md").read_text()
-    assert "| time above 15 s (s) ×1 | area of GPU memory above 4096 MB (MB·s) ×1 |" in page
-    rank(runs, tmp_path / "out", "--memory-tolerance", "0", "--time-tolerance", "0")
-    values = read_ranking(tmp_path / "out")[1]["values"]
-    assert values == {"time": [[14], [20]], "gpu": [[1200], [8800]]}
-    assert "| time (s) ×1 | GPU area (MB·s) ×1 |" in (tmp_path / "out/ranking.md").read_text()
+    assert ranked(runs)[1]["values"] == {"time": [[0], [5]], "gpu": [[281], [0]]}
+    _, content = ranked(runs, "--protocol", "flare22", "--weight", "cpu=0")
+    assert content["values"] == {"time": [[14], [20]], "gpu": [[690], [4294]]}  # above 2048
 
     # A failed container has the failure's values, and no tolerance.
     rows = {"x": (3600, 9000, 29_491_200, 360_000), "y": (20, 5096, 510, 10)}
     run = write_run(tmp_path / "c", "c", rows, samples={"y": [(20, [5096.0])]})
-    rank([run], tmp_path / "out", "--weight", "cpu=1")
-    assert read_ranking(tmp_path / "out")[1]["values"] == {
-        "time": [[3600, 5]], "gpu": [[29_491_200, 100]], "cpu": [[360_000, 10]]
-    }  # fmt: skip
+    values = ranked([run], "--weight", "cpu=1")[1]["values"]
+    assert values == {"time": [[3600, 5]], "gpu": [[29_491_200, 100]], "cpu": [[360_000, 10]]}
 
 
-def test_without_gpu_the_area_is_left_out(tmp_path):
+def test_without_gpu_the_area_is_skipped(tmp_path):
     # A failed case's penalty stands in the table even where no GPU was measured.
     rows = {"x": (20, None, None, 5), "y": (3600, None, 29_491_200, 360_000)}
     without = write_run(tmp_path / "a", "a", rows)
     other = write_run(tmp_path / "b", "b", {"x": (30, None, None, 6)})
-    assert rank((without, other), tmp_path / "out").code == 0
-    assert list(read_ranking(tmp_path / "out")[1]["values"]) == ["time"]
-
+    assert list(ranked((without, other))[1]["values"]) == ["time"]
     runs = (without, write_run(tmp_path / "c", "c", {"x": (30, 3000, 500, 6)}))
-    done = rank(runs, tmp_path / "no", "--memory-tolerance", "0")
-    assert (done.code, "--weight gpu=0" in done.err) == (2, True)
-    done = rank(runs, tmp_path / "no")
-    assert (done.code, "--memory-tolerance 0" in done.err) == (2, True)
-    assert not (tmp_path / "no").exists()
-    assert rank(runs, tmp_path / "out", "--weight", "gpu=0").code == 0
+    assert rank(runs).code == 2
+    assert rank(runs, "--weight", "gpu=0").code == 0
 
 
 def test_weights_are_the_years(tmp_path):
@@ -220,7 +176,7 @@ def test_weights_are_the_years(tmp_path):
     assert weights == {"dsc": 1, "nsd": 1, "time": 1, "gpu": 0.5, "cpu": 0.5}
     assert RULES["flare23"].weights == {**dict.fromkeys(METRICS, 1), "cpu": 0}
     for weight in ("speed=1", "gpu", "gpu=-1", "gpu=much"):
-        assert rank([tmp_path], tmp_path, "--weight", weight).code == 2
+        assert rank([tmp_path], "--weight", weight).code == 2
 
 
 # ---------------------------------------------------------------- reading
@@ -228,53 +184,54 @@ def test_weights_are_the_years(tmp_path):
 
 ROWS = dict.fromkeys("ab", (30, None, None, 5))
 SCORES = dict.fromkeys("ab", (0.9, 0.9, 1, 1))
-
-
-def edit(name, change):
-    def damage(folder):
-        path = folder / name
-        path.write_bytes(change(path.read_text()).encode())
-
-    return damage
+RESULT, TIMES, PER_CASE = (
+    "efficiency/a_repeat0.json",
+    "team_Efficiency.csv",
+    "accuracy_per_case.csv",
+)
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    ("name", "change", "words"),
     [
-        (edit("efficiency/a_repeat0.json", lambda text: "{"), []),
-        (edit("efficiency/a_repeat0.json", lambda text: "[1]"), []),
-        (edit("efficiency/a_repeat0.json", lambda text: '{"case": 7}'), []),
-        (edit("efficiency/a_repeat0.json", lambda text: '{"case": "a", "samples": 7}'), []),
-        (edit("efficiency/a_repeat0.json", lambda text: text.replace("[0.0", "[NaN")), []),
-        (edit("environment.json", lambda text: "[]"), []),
-        (edit("team_Efficiency.csv", lambda text: text.replace("30", "fast")), ["a", "Time"]),
-        (edit("team_Efficiency.csv", lambda text: text.replace("30", "-5")), ["a", "Time", "-5"]),
-        (edit("team_Efficiency.csv", lambda text: text.replace("Time", "Seconds")), ["Time"]),
-        (edit("team_Efficiency.csv", lambda text: text.replace(",", ";")), ["Name", "commas"]),
-        (edit("team_Efficiency.csv", lambda text: text + "Average,1,,,1,1,1,1\n"), ["Average"]),
-        (edit("team_Efficiency.csv", lambda text: text + "c_0000.nii.gz,1\n"), ["c_0000.nii.gz"]),
-        (edit("accuracy_per_case.csv", lambda text: text.replace("0.9", "80.5")), ["a", "80.5"]),
-        (edit("accuracy_per_case.csv", lambda text: text + "mean,1,1\n"), ["mean"]),
-        (edit("accuracy_per_case.csv", lambda text: text + "x,1,1\n"), ["x", "3 cells"]),
-        (edit("accuracy_per_case.csv", lambda text: ""), ["Name"]),
+        (RESULT, lambda text: "{", []),
+        (RESULT, lambda text: "[1]", []),
+        (RESULT, lambda text: '{"case": 7}', []),
+        (RESULT, lambda text: '{"case": "a", "samples": 7}', []),
+        (RESULT, lambda text: text.replace("[0.0", "[NaN"), []),
+        ("environment.json", lambda text: "[]", []),
+        (TIMES, lambda text: text.replace("30", "fast"), ["a", "Time"]),
+        (TIMES, lambda text: text.replace("30", "-5"), ["a", "Time", "-5"]),
+        (TIMES, lambda text: text.replace("Time", "Seconds"), ["Time"]),
+        (TIMES, lambda text: text.replace(",", ";"), ["Name"]),
+        (TIMES, lambda text: text + "Average,1,,,1,1,1,1\n", ["Average"]),
+        (TIMES, lambda text: text + "c_0000.nii.gz,1\n", ["c_0000.nii.gz"]),
+        (PER_CASE, lambda text: text.replace("0.9", "80.5"), ["a", "80.5"]),
+        (PER_CASE, lambda text: text.replace("0.9", "inf"), ["a", "inf"]),
+        (PER_CASE, lambda text: text + text.splitlines()[1], ["a", "2"]),
+        (PER_CASE, lambda text: text + "mean,1,1\n", ["mean"]),
+        (PER_CASE, lambda text: text + "x,1,1\n", ["x", "3"]),
+        (PER_CASE, lambda text: "", ["Name"]),
     ],
 )
-def test_a_folder_with_what_cannot_be_right_is_one_line(tmp_path, damage, words):
-    folders = []
-    for name in ("other", "team"):
-        samples = {"a": [(30, None)]}
-        folders.append(write_run(tmp_path / name, name, ROWS, SCORES, samples, {"gpu": None}))
-    damage(folders[1])
+def test_a_folder_with_what_cannot_be_right_is_one_line(tmp_path, name, change, words):
+    samples = {"a": [(30, None)]}
+    folders = [
+        write_run(tmp_path / team, team, ROWS, SCORES, samples, {"gpu": None})
+        for team in ("other", "team")
+    ]
+    path = folders[1] / name
+    path.write_text(change(path.read_text()))
     for command in (
         ["report", *folders, "--output", tmp_path / "page.html"],
-        ["rank", *folders, "--report", tmp_path / "rank"],
+        ["rank", *folders, "--report", tmp_path / "RANK"],
         ["compare", *folders],
     ):
         done = run_benchmark(*command)
         assert done.code == 2
         (line,) = done.err.splitlines()
         assert all(word in line for word in (str(folders[1]), *words))
-    assert not (tmp_path / "rank").exists()
+    assert not (tmp_path / "RANK").exists()
 
 
 @pytest.mark.parametrize(
@@ -284,22 +241,18 @@ def test_tables_are_utf_8_with_or_without_a_mark(tmp_path, encoding, code):
     run = write_run(tmp_path / "a", "a", {"Müller": (30, None, None, 5)})
     table = run / "a_Efficiency.csv"
     table.write_bytes(table.read_text(encoding="utf-8").encode(encoding))
-    done = rank([run], tmp_path / "out")
-    assert done.code == code
-    assert len(done.err.splitlines()) == bool(code)
+    assert rank([run]).code == code
 
 
 def test_a_number_that_is_none_leaves_the_page_whole(tmp_path):
     run = write_run(tmp_path / "a", "a", ROWS, SCORES)
-    for number, odd in (("0.9", "nan"), ("1\n", "inf\n")):
-        edit("accuracy_per_case.csv", lambda text, n=number, o=odd: text.replace(n, o))(run)
+    text = (run / PER_CASE).read_text().replace("0.9", "nan")
+    (run / PER_CASE).write_text(text)
     assert run_benchmark("report", run, "--output", tmp_path / "page.html").code == 0
-
-    def refuse(name):
-        raise AssertionError(f"{name} is no JSON, and blanks the page")
-
     text = (tmp_path / "page.html").read_text().split('id="data">')[1].split("</script>")[0]
-    assert json.loads(text, parse_constant=refuse)["rows"]
+    odd = []
+    json.loads(text, parse_constant=odd.append)
+    assert odd == []
 
 
 def test_names_are_text_in_every_page(tmp_path):
@@ -307,21 +260,17 @@ def test_names_are_text_in_every_page(tmp_path):
     folders = [write_run(tmp_path / str(n), name, ROWS) for n, name in enumerate((evil, "other"))]
     more = write_run(tmp_path / "more", "more", {evil: ROWS["a"], "b": ROWS["b"]})
     pages = [run_benchmark("compare", folders[0], other).out for other in (folders[1], more)]
-    pages += [rank(folders, tmp_path / "rank").out]
-    for page in pages:
+    for page in (*pages, rank(folders).out):
         assert "<img" not in page
         assert r"x&lt;img src=y&gt;\|\`z\`" in page
 
 
 def test_folders_that_are_no_run_and_names_of_runs(tmp_path):
-    for command in (
-        ["compare", tmp_path, tmp_path],
-        ["report", tmp_path, "--output", tmp_path / "p"],
-    ):
-        assert run_benchmark(*command).code == 2
-    (tmp_path / "a_Efficiency.csv").write_text(HEADER + "\n")
-    (tmp_path / "b_Efficiency.csv").write_text(HEADER + "\n")
-    with pytest.raises(RunError, match=r"a_Efficiency\.csv, b_Efficiency\.csv"):
+    assert run_benchmark("compare", tmp_path, tmp_path).code == 2
+    assert run_benchmark("report", tmp_path, "--output", tmp_path / "p").code == 2
+    for name in ("a", "b"):
+        (tmp_path / f"{name}_Efficiency.csv").write_text(HEADER + "\n")
+    with pytest.raises(RunError):
         read_run(tmp_path)
     inputs = ("x", "x_0000", "x.nii.gz", "x_0000.nii")
     assert {case_of(name, is_input=True) for name in inputs} == {"x"}
@@ -330,7 +279,7 @@ def test_folders_that_are_no_run_and_names_of_runs(tmp_path):
     folders = [write_run(tmp_path / name, "team", ROWS) for name in ("one", "two", "deep/two")]
     folders.append(write_run(tmp_path / "scores", scores=SCORES))
     names = [run.team for run in read_runs(folders)]
-    assert (names[0], names[3], len(set(names))) == ("team (one)", "scores", 4)
+    assert (names[0], names[3], len(set(names))) == (f"team ({folders[0]})", "scores", 4)
 
 
 # ---------------------------------------------------------------- comparing
@@ -342,7 +291,6 @@ def test_spread_of_known_ratios():
     assert found.mean == pytest.approx((0.5 * 2 * 0.25 * 0.25) ** 0.25)
     assert found.median == pytest.approx(np.sqrt(0.5 * 0.25))  # middle of the logarithms
     assert (found.low, found.high) == pytest.approx((0.25, 2))
-    assert found.interval[0] < found.mean < found.interval[1]
     assert spread(pairs[:, ::-1], ratios=True).mean == pytest.approx(1 / found.mean)
     same = spread(np.array([[3, 1], [6, 2]], float), ratios=True)
     assert (same.mean, *same.interval) == pytest.approx((3, 3, 3))
@@ -376,32 +324,23 @@ def test_compare_pairs_cases_and_takes_medians_of_repeats(tmp_path):
     )
     done = run_benchmark("compare", ours, theirs)
     assert done.code == 0
+    rows = {row[0]: row[1:] for row in tables_of(done.out)}
     # x: median of 5, 2 and 3 s against 6; y: 4 against 16. sqrt(1/2 * 1/4) = 0.354; f: 3600 / 7.
     ends = np.exp(np.log(0.125) / 2 + np.array([-1, 1]) * 12.7062 * np.log(2) / 2)
     interval = "{:.3f} to {:.3f}".format(*ends)
-    for text in (
-        "**A failed 1 of 3 cases, B none.**",
-        f"| time (s), both finished | 2 | 0.354 | {interval} | 0.354 | 0.250 | 0.500 |",
-        f"| time (s) | 3 | {(0.125 * 3600 / 7) ** (1 / 3):.3f} |",
-        "| max GPU memory (MB) | 2 | 0.500 |",
-        "| GPU area (MB·s), both finished | 1 |",  # y's area of 0 has no ratio
-        "| organ DSC | 2 | +0.0500 |",
-        "| tumor DSC | 2 | +0.1500 | ",
-        "only in ours: z",
-        "failed of ours: f",
-        "**other gpu**: A on NVIDIA H100, B on NVIDIA H200",
-    ):
-        assert text in done.out
-    assert "other cpu" not in done.out
+    finished = ["2", "0.354", interval, "0.354", "0.250", "0.500"]
+    assert rows["time (s), both finished"] == finished
+    assert rows["time (s)"][:2] == ["3", f"{(0.125 * 3600 / 7) ** (1 / 3):.3f}"]
+    assert rows["max GPU memory (MB)"][:2] == ["2", "0.500"]
+    assert rows["GPU area (MB·s), both finished"][0] == "1"  # y's area of 0 has no ratio
+    assert rows["organ DSC"][:2] == ["2", "+0.0500"]
+    assert rows["tumor DSC"][:2] == ["2", "+0.1500"]
+    for name in ("only in ours: z", "NVIDIA H100", "NVIDIA H200", "A failed 1 and B 0 of 3"):
+        assert name in done.out
 
 
 @pytest.mark.parametrize(
-    ("factor", "verdict"),
-    [
-        (3, "A is 3.00 times as fast as B"),
-        (0.25, "A takes 4.00 times as long as B"),
-        (1, "no diff"),
-    ],
+    ("factor", "verdict"), [(3, "3.00 times as fast"), (0.25, "4.00 times as long"), (1, "no diff")]
 )
 def test_compare_reports_a_difference_only_where_the_interval_has_no_one(tmp_path, factor, verdict):
     seconds = [10, 11, 12, 13, 14, 15]
@@ -409,7 +348,7 @@ def test_compare_reports_a_difference_only_where_the_interval_has_no_one(tmp_pat
     a = write_run(tmp_path / "a", "a", {f"{n}": (n, 1, 1, 1) for n in seconds})
     rows = {f"{n}": (factor * n + noise[n], 1, 1, 1) for n in seconds}
     page = run_benchmark("compare", a, write_run(tmp_path / "b", "b", rows)).out
-    assert page.splitlines()[2].startswith(f"**{verdict}")
+    assert verdict in page.splitlines()[2]
 
 
 @pytest.mark.parametrize("image", ["team:latest", None])
@@ -419,12 +358,11 @@ def test_the_ram_of_a_container_is_not_compared_with_a_commands(tmp_path, image)
     a = write_run(tmp_path / "a", "a", row, environment=machine | {"image": "abdoseg:latest"})
     b = write_run(tmp_path / "b", "b", row, environment=machine | {"image": image})
     page = run_benchmark("compare", a, b).out
-    assert ("| max RAM (MB) |" in page) == (image is not None)
-    for text in (page, rank([a, b], tmp_path / "out").out):
-        assert ("a: cgroup; b: process tree" in text) == (image is None)
+    assert ("max RAM (MB)" in [row[0] for row in tables_of(page)]) == (image is not None)
     run_benchmark("report", a, b, "--output", tmp_path / "page.html")
     notes = " ".join(page_data(tmp_path / "page.html")["notes"])
-    assert ("a: cgroup; b: process tree" in notes) == (image is None)
+    for text in (page, rank([a, b]).out, notes):
+        assert ("a: cgroup; b: process tree" in text) == (image is None)
 
 
 def test_runs_without_a_common_case_are_refused(tmp_path):
@@ -433,21 +371,5 @@ def test_runs_without_a_common_case_are_refused(tmp_path):
         for name, cases in (("a", "wx"), ("b", "xy"), ("c", "yz"))
     ]
     assert run_benchmark("compare", runs[0], runs[2]).code == 2
-    done = rank(runs, tmp_path / "out", "--memory-tolerance", 0)
-    assert (done.code, "a and c" in done.err) == (2, True)
-    assert rank(runs[:2], tmp_path / "out", "--memory-tolerance", 0).code == 0
-
-
-@pytest.mark.slow
-def test_an_ascii_terminal_shows_what_it_can(tmp_path):
-    runs = [write_run(tmp_path / name, "Müller", ROWS) for name in "ab"]
-    for command in (["compare", *runs], ["rank", *runs, "--report", tmp_path / "out"]):
-        ended = subprocess.run(
-            [sys.executable, "-m", "benchmark", *map(str, command)],
-            cwd=ROOT,
-            env=os.environ | {"PYTHONIOENCODING": "ascii"},
-            capture_output=True,
-        )
-        assert ended.returncode == 0, ended.stderr
-        assert rb"M\xfcller" in ended.stdout
-    assert "Müller" in (tmp_path / "out/ranking.md").read_text(encoding="utf-8")
+    assert rank(runs).code == 2
+    assert rank(runs[:2]).code == 0

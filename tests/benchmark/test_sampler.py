@@ -32,10 +32,10 @@ def nvml_stub(tmp_path_factory) -> Path:
 
 def test_flare_area_is_the_sum_of_the_samples_times_the_interval():
     samples = [1000.4, 2218.0, 2218.0, 310.3]
-    assert flare_area(samples, 0.1) == round((1000.4 + 2218 + 2218 + 310.3) * 0.1) == 575
-    assert flare_area(samples, 0.1, tolerance=2048) == round(2 * 170 * 0.1)
-    assert flare_area(samples, 0.1, tolerance=4096) == 0
-    assert flare_area([8192.0] * 36000, 0.1) == PENALTY["auc_gpu_mb_s"]  # an hour of 8192 MB
+    assert flare_area(samples) == round((1000.4 + 2218 + 2218 + 310.3) * 0.1) == 575
+    assert flare_area(samples, tolerance=2048) == round(2 * 170 * 0.1)
+    assert flare_area(samples, tolerance=4096) == 0
+    assert flare_area([8192.0] * 36000) == PENALTY["auc_gpu_mb_s"]  # an hour of 8192 MB
 
 
 def test_true_area_is_exact_for_lines_however_the_times_lie():
@@ -75,7 +75,7 @@ class Meter:
 @pytest.mark.slow
 def test_a_slow_reading_costs_ticks_but_no_drift():
     interval = 0.01
-    sampler = Sampler(None, interval)
+    sampler = Sampler(interval=interval)
     sampler.meter = Meter(0.025)
     sampler.start()
     time.sleep(0.3)
@@ -92,12 +92,12 @@ def test_a_slow_reading_costs_ticks_but_no_drift():
 
 
 def test_a_meter_that_fails_is_not_swallowed_and_an_ended_container_reads_0(tmp_path):
-    sampler = Sampler(None, 0.01)
+    sampler = Sampler(interval=0.01)
     sampler.meter = Meter(error=ZeroDivisionError())
     sampler.start()
     with pytest.raises(ZeroDivisionError):
         sampler.stop()
-    sampler = Sampler(None, 0.01)
+    sampler = Sampler(interval=0.01)
     sampler.meter = Cgroup(2, tmp_path, tmp_path)
     sampler.start()
     samples, _ = sampler.stop()

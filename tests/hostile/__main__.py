@@ -14,8 +14,8 @@ def main() -> int:
     """Print the classes of outcomes; 0 if there are none but the good ones, else 1."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.hostile",
-        description="Read and write mutated NIfTI files, or read damaged DICOM series, and say "
-        "what became of them.",
+        description="Read and write mutated NIfTI files, or read damaged DICOM series, and count "
+        "the outcomes.",
         epilog="example: python -m tests.hostile --count 10000 --seed 1; "
         "of DICOM: python -m tests.hostile --dicom --count 2000",
     )

@@ -21,14 +21,14 @@ MEMORY_BYTES = 256 << 20
 
 
 def outcome(seed: int, number: int, folder: Path) -> tuple[str, str]:
-    """What becomes of one file.
+    """Read and write one file.
 
     Args:
         seed, number: of the file.
         folder: for it and its label map; nothing stays there.
 
     Returns:
-        A class, `OK` and `REFUSED` being the good ones, and what there is to say.
+        A class, `OK` and `REFUSED` being the good ones, and its reason.
     """
     ending, content = mutated_file(seed, number)
     source, target = folder / f"a_0000{ending}", folder / "a.nii.gz"
@@ -60,13 +60,13 @@ def outcome(seed: int, number: int, folder: Path) -> tuple[str, str]:
 
 
 def _stand_in_labels(volume: Volume, window: tuple[float, ...]) -> np.ndarray:
-    """A label map that depends on every voxel's place and value; no network is needed here."""
+    """Return a label map that depends on every voxel's place and value."""
     labels = np.arange(volume.voxels.size).reshape(volume.voxels.shape) % 15
     return np.where(volume.voxels > window[0], labels, 0).astype(np.uint8)
 
 
 def _compare(source: Path, target: Path, volume: Volume, label_map: np.ndarray) -> tuple[str, str]:
-    """The label map and the voxels that were read, against nibabel's own reading."""
+    """Compare the label map and the voxels read with nibabel's own reading."""
     to_disk = np.argsort(volume.disk_axes)
 
     def as_stored(array: np.ndarray) -> np.ndarray:
@@ -113,7 +113,7 @@ def campaign(
         outcome: of one file, or of one series.
 
     Returns:
-        For each class the numbers of its files, and what was said of each.
+        For each class the numbers of its files, and their reasons.
     """
     classes: dict[str, list[tuple[int, str]]] = {}
     for number in range(count):

@@ -15,7 +15,7 @@ _WILD_NUMBERS += (np.nan, np.inf, -np.inf)
 
 
 def whole_file(rng: np.random.Generator) -> tuple[bytes, nibabel.Nifti1Header]:
-    """A good file, not compressed: NIfTI-1 or NIfTI-2, either byte order, any type and geometry."""
+    """Return a good NIfTI-1 or NIfTI-2 file, not compressed, of any byte order and geometry."""
     kind = (nibabel.Nifti1Header, nibabel.Nifti2Header)[rng.integers(2)]
     order = "<>"[rng.integers(2)]
     header = kind(endianness=order)
@@ -58,7 +58,7 @@ def _set(
 
 
 def mutated_file(seed: int, number: int) -> tuple[str, bytes]:
-    """The file of this number: its name's ending, and its content."""
+    """Return the file of this number: its name's ending, and its content."""
     rng = np.random.default_rng((seed, number))
     content, header = whole_file(rng)
     content = bytearray(content)
@@ -106,7 +106,7 @@ def mutated_file(seed: int, number: int) -> tuple[str, bytes]:
 
 
 def _packed(content: bytes, rng: np.random.Generator) -> bytes:
-    """Gzip data, damaged in a third of the files."""
+    """Return gzip data, damaged in a third of the files."""
     packed = bytearray(gzip.compress(content, int(rng.integers(1, 10)), mtime=0))
     damage = rng.random()
     if damage < 0.1:

@@ -143,6 +143,13 @@ def test_the_file_that_is_there_stays_where_its_successor_cannot_be_renamed(tmp_
     assert path.read_bytes() == b"one" and [*tmp_path.iterdir()] == [path]
 
 
+def test_an_error_of_writing_names_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.os, "fsync", refuses(errno.ENOSPC))
+    with pytest.raises(OSError, match=r"a\.npy") as raised:
+        write_atomically(tmp_path / "a.npy", b"content")
+    assert raised.value.filename == str(tmp_path / "a.npy")
+
+
 def test_two_containers_write_one_cache_file(tmp_path):
     """Both are process 1: what one is writing is not the other's."""
     path, array = tmp_path / "a.npy", np.arange(5)

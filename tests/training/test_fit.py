@@ -1,6 +1,7 @@
 """Runs of training: resuming, stopping, many processes, the clock, CUDA, and what cannot go on."""
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -17,13 +18,13 @@ from small_data import export, fit, settings, write_case, write_phantoms
 from inference.files import locked
 from inference.network.model import AttentionUNet
 from inference.network.weights import load_weights
-from training import TrainingError, synthesis
 from training import fit as fit_module
-from training.__main__ import COMMANDS, main
+from training import synthesis
+from training.__main__ import main
 from training.fit import choose_precision, update_average
-from training.processes import Processes, StopRequest
+from training.processes import StopRequest
 from training.recipe import Recipe, learning_rate_at
-from training.tables import mean_organ_dsc, read_scores
+from training.tables import read_scores
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -51,8 +52,8 @@ def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     labels = np.zeros((32, 32, 4), np.uint8)
     labels[4:20, 6:18, 1:3] = 1
-    noise = np.random.default_rng(0).normal(0, 50, labels.shape)
-    for name in "ab":
+    for seed, name in enumerate("ab"):
+        noise = np.random.default_rng(seed).normal(0, 50, labels.shape)
         write_case(folder, name, labels, (noise + 100 * labels).astype(np.int16))
     return folder
 
@@ -187,29 +188,25 @@ def test_two_processes_get_the_weights_of_one(data, tmp_path):
         torch.testing.assert_close(weights[1][name], alone, rtol=0, atol=2e-2 * learned, msg=name)
 
 
-def test_a_batch_that_cannot_be_divided_is_refused(tmp_path):
-    processes = Processes(rank=0, count=2, device=torch.device("cpu"))
-    with pytest.raises(TrainingError):
-        fit_module.Run([], [], [], Recipe(batch_size=3), None, tmp_path, processes)
-
-
 @pytest.mark.slow
-def test_the_loss_falls_and_everything_is_written(phantoms, tmp_path):
-    options = (*PAPER, "--learning-rate", 2e-3, "--steps", 40, "--held-out", "p2")
-    numbers = {"base_channels": 8, "evaluation_minutes": 0.001}
-    assert fit(f"{phantoms}=complete", tmp_path, *options, **numbers) == 0
+def test_a_tiny_run_finds_the_liver_and_everything_is_written(data, tmp_path):
+    options = (*PAPER, "--batch-size", 4, "--steps", 80, "--held-out", "b")
+    numbers = {"attention": "none", "base_channels": 8, "schedule": "cosine", "dice_weight": 1}
+    numbers["evaluation_minutes"] = 0.001
+    assert fit(data, tmp_path, *options, "--learning-rate", 1e-2, **numbers) == 0
     values = list(losses(tmp_path).values())
-    assert np.mean(values[-5:]) < 0.7 * np.mean(values[:5])
+    assert np.mean(values[-5:]) < 0.5 * np.mean(values[:5])
     scores = read_scores(tmp_path / "held_out.csv")
-    steps = {score.step for score in scores}
-    assert max(steps) == 40 and len(steps) > 1  # by time: at most a tenth of it
-    assert {(score.case, score.label) for score in scores} == {("p2", n) for n in range(1, 15)}
-    for picture in (tmp_path / "curves.png", tmp_path / "overlays" / "p2.png"):
+    steps = sorted({score.step for score in scores})
+    assert steps[-1] == 80 and len(steps) > 1  # by time: at most a tenth of it
+    assert {(score.case, score.label) for score in scores} == {("b", 1)}
+    assert scores[-1].dsc > 0.8
+    for picture in (tmp_path / "curves.png", tmp_path / "overlays" / "b.png"):
         assert picture.read_bytes().startswith(b"\x89PNG")
     about = json.loads((tmp_path / "run.json").read_text())
-    assert [case["name"] for case in about["training"]] == ["p0", "p1"]
-    means = [mean_organ_dsc([s for s in scores if s.step == step]) for step in sorted(steps)]
-    assert saved(tmp_path, "best.pt")["step"] == sorted(steps)[int(np.argmax(means))]
+    assert [case["name"] for case in about["training"]] == ["a"]
+    best = steps[int(np.argmax([score.dsc for score in scores]))]
+    assert saved(tmp_path, "best.pt")["step"] == best
 
 
 @pytest.mark.slow
@@ -269,8 +266,12 @@ def test_learning_rate_rises_then_falls_as_half_a_cosine():
         (["--data", "d", "--output", "run", "--set", "folds=3", "--held-out", "a"], "folds"),
         (["--data", "d", "--output", "run", "--set", "synthetic_fraction=0.5"], "--anatomy"),
         (["--output", "run"], "--data"),
-        (["export", "run", "--output", "w.bin", "--trained-on", "x", "--licence", "y"], "w.bin"),
-        (["score", "w.safetensors", "--data", "set", "--output", "x.csv"], "left_out"),
+        (["export", "set", "--output", "w.bin", "--trained-on", "x", "--licence", "y"], "w.bin"),
+        (["score", "set", "--data", "set", "--output", "x.csv"], "left_out"),
+        (["export", "gone", "--output", "w", "--trained-on", "x", "--licence", "y"], "gone"),
+        (["score", "gone", "--data", "set", "--output", "x.csv"], "gone"),
+        (["compare", "set", "gone"], "gone"),
+        (["fit", "--data", "set", "--output", "run", "--start-from", "gone"], "gone"),
         (["fit", "--data", "set", "--output", "run", "--device", "toaster"], "toaster"),
         (["fit", "--data", "set", "--output", "run", "--device", "cuda:99"], "cuda:99"),
     ],
@@ -284,13 +285,6 @@ def test_wrong_usage_is_one_line_and_writes_nothing(
         main(arguments)
     assert reason in capsys.readouterr().err.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_shows_an_example(name, capsys):
-    with pytest.raises(SystemExit, match="0"):
-        main([name, "--help"])
-    assert f"python -m training {name} " in capsys.readouterr().out.split("example:")[1]
 
 
 @pytest.mark.slow
@@ -321,7 +315,14 @@ def test_what_fails_costs_no_step_and_the_advice_works_there(data, tmp_path, mon
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", [lambda content: content[:-999], lambda content: b"x" * 300])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:-999],
+        lambda content: content[: min(5000, len(content) // 2)],
+        lambda content: b"x" * 300,
+    ],
+)
 @pytest.mark.parametrize("name", ["last.pt", "run.json"])
 def test_a_damaged_file_of_a_run_is_one_line(data, tmp_path, capsys, name, damage):
     assert fit(data, tmp_path, *PAPER, "--steps", 1, **NO_HELD_OUT) == 0
@@ -332,6 +333,7 @@ def test_a_damaged_file_of_a_run_is_one_line(data, tmp_path, capsys, name, damag
     assert fit(data, tmp_path, *PAPER, "--steps", 2, **NO_HELD_OUT) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and all(str(path) in line for line in lines)
+    assert not any(os.strerror(errno.EINVAL) in line for line in lines)
 
 
 @pytest.mark.slow
@@ -395,23 +397,3 @@ def test_steps_and_scoring_on_cuda(phantoms, tmp_path, cuda_device, monkeypatch,
     assert aten._fused_adamw_ in device.operators
     assert all(index == 0 for _, index in device.traffic.fractions)
     assert fit(f"{phantoms}=complete", run, *options, **numbers) == 0  # it goes on from there
-
-
-@pytest.mark.slow
-def test_the_attention_is_trained_from_where_a_narrow_network_without_it_stands(phantoms, tmp_path):
-    data, options = f"{phantoms}=complete", ("--recipe", "best", "--batch-size", 2, "--steps")
-    numbers = {"supervised_channels": 4, "slice_size": 32, "warmup_steps": 5, "log_interval": 1}
-    numbers |= NO_HELD_OUT
-    narrow = {**numbers, "attention": "none", "base_channels": 4}
-    learning = ("--learning-rate", 3e-3)
-    assert fit(data, tmp_path / "run", *options, 40, *learning, **narrow) == 0
-    start = tmp_path / "start.safetensors"
-    assert export(tmp_path / "run", start) == 0
-    begin = ("--start-from", start)
-    assert fit(data, tmp_path / "narrow", *options, 1, *begin, **narrow) == 0
-    wide = {**numbers, "attention": "relu-sigmoid", "base_channels": 16}
-    assert fit(data, tmp_path / "wide", *options, 20, *begin, **wide) == 0
-    found = [float(loss) for loss in losses(tmp_path / "wide").values()]
-    assert found[0] == pytest.approx(float(losses(tmp_path / "narrow")[1]), rel=0.02)
-    assert np.isfinite(found).all()
-    assert np.mean(found[-5:]) < 1.2 * found[0]

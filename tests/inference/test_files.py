@@ -103,8 +103,8 @@ def test_a_name_that_the_file_system_refuses_fails_before_it_is_predicted(
     assert sorted(path.name for path in folders[1].iterdir()) == ["a:b.nii.gz", "c.nii.gz"]
 
 
-def test_access_is_not_asked_where_writing_works(folders, run, ct, monkeypatch):
-    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+def test_access_is_not_asked_where_writing_works(run, cts, monkeypatch):
+    cts("a")
     monkeypatch.setattr(os, "access", lambda *_, **__: False)
     assert run("--quiet") == 0
 

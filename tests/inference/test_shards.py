@@ -95,15 +95,12 @@ def test_no_shard(text, environment, words):
 
 
 @pytest.mark.slow
-def test_the_command_line_takes_its_part_and_an_empty_one_is_done(
-    folders, run, ct, tmp_path, capsys
-):
+def test_the_command_line_takes_its_part_and_an_empty_one_is_done(folders, run, ct, tmp_path):
     inputs, outputs = folders
     for name in "ab":
         save_nifti(inputs / f"{name}_0000.nii.gz", ct)
     table = tmp_path / "table.csv"
     assert run("--shard", "2/3", "--statistics", str(table)) == 0
-    assert "0 of 0 cases" in capsys.readouterr().out
     assert not list(outputs.iterdir())
     assert run("--shard", "0/3", "--quiet", "--statistics", str(table)) == 0
     assert len(list(outputs.iterdir())) == 1

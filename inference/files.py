@@ -136,7 +136,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     nothing is there, not even a link.
 
     Raises:
-        OSError: the file cannot be written; nothing is left under either name.
+        OSError: the file cannot be written; nothing is left under either name. Its `filename` is
+            set.
     """
     temporary = path.with_name(f".{secrets.token_hex(8)}.partial")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -162,7 +163,9 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
                 raise
             with contextlib.suppress(OSError):  # a store of files that are written once
                 aside.unlink()
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and not error.filename:  # of a write, which names none
+            error.filename = str(path)
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise

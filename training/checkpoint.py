@@ -1,5 +1,6 @@
 """The state of a run: what a checkpoint holds, and where a run resumes."""
 
+import errno
 import math
 import pickle
 from dataclasses import dataclass, field
@@ -114,14 +115,16 @@ def read_checkpoint(
     try:
         content = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
         return {**content, "step": int(content["step"])}
-    except OSError as error:
-        raise TrainingError(f"{path}: {one_line(error)}") from error
     except (
+        OSError,
         RuntimeError,
         EOFError,
         pickle.UnpicklingError,
         LookupError,
         TypeError,
         ValueError,
-    ) as e:
-        raise TrainingError(f"{path}: a damaged checkpoint: delete it to start again") from e
+    ) as error:
+        # Torch seeks before the start of a file that is cut short.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise TrainingError(f"{path}: {one_line(error)}") from error
+        raise TrainingError(f"{path}: a damaged checkpoint: delete it to start again") from error

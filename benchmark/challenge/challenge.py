@@ -177,9 +177,9 @@ def _write_results(
         except RunError as error:
             notes.append(f"Caution: no ranking: {error}")
         else:
-            write_ranking(report / "ranking", ranking, RULES[protocol])
+            write_ranking(report / "ranking", ranking)
             notes += [*cautions(ranking), *ranking.notes]
-            columns, rows = ranking_table(ranking, RULES[protocol])
+            columns, rows = ranking_table(ranking)
             page["ranking"] = {"columns": columns, "rows": rows}
         text = render(list(runs.values()), "Challenge", page)
         write_atomically(report / "challenge.html", text.encode())

@@ -119,11 +119,12 @@ def run_team(archive: Path, folder: Path, challenge: Challenge) -> Fate:
     if fate.state == FAILED:  # the tables of a team every case of which failed
         for part in ("labels", "efficiency"):
             shutil.rmtree(folder / part, ignore_errors=True)
-        names = [case.image.name for case in challenge.cases]
         failed = {
-            name: [results.failed_result(name, gpu=not challenge.how.gpu.note)] for name in names
+            "penalty": results.PENALTY,
+            "peak_gpu_mb": None if challenge.how.gpu.note else 0.0,
         }
-        table = results.efficiency_csv(failed)
+        runs = {case.name: [failed | {"file": case.image.name}] for case in challenge.cases}
+        table = results.efficiency_csv(runs)
         write_atomically(folder / f"{folder.name}{EFFICIENCY_SUFFIX}", table.encode())
         _score(folder, challenge)
     write_json(folder / "fate.json", asdict(fate))

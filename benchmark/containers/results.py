@@ -187,16 +187,6 @@ def efficiency_csv(results: Mapping[str, Sequence[Result]]) -> str:
     return csv_text(["Name", *FIGURES], rows)
 
 
-def failed_result(file: str, *, gpu: bool) -> Result:
-    """Return the result of a case that could not be started.
-
-    Args:
-        file: the input's name.
-        gpu: whether the other teams' GPU memory is measured.
-    """
-    return {"file": file, "penalty": PENALTY, "peak_gpu_mb": 0.0 if gpu else None}
-
-
 def progress_line(name: str, result: Result) -> str:
     """Return what a terminal shows of a run: size, time, memory, and how it ended."""
     parts = [f"{name} ({by(result['image_size'])}): {result['seconds']:.2f} s"]

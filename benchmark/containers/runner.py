@@ -13,7 +13,6 @@ import select
 import shlex
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -295,13 +294,13 @@ def _interrupts_deferred() -> Iterator[None]:
 def _orphans_killed() -> Iterator[None]:
     """Kill whatever still runs at the end of the block that it started, directly or not.
 
-    Daemons leave the process group, by `setsid` or two forks. On Linux a process may ask for the
+    Daemons leave the process group, by `setsid` or two forks. A process may ask Linux for the
     orphans below it (prctl 36, PR_SET_CHILD_SUBREAPER); they then become its children, where they
     would else have become the system's.
     """
     own = psutil.Process()
     before = set(own.children())
-    adopt = ctypes.CDLL(None).prctl if sys.platform == "linux" else lambda *_: None
+    adopt = ctypes.CDLL(None).prctl
     adopt(36, 1, 0, 0, 0)
     try:
         yield

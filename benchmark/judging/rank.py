@@ -10,6 +10,8 @@ names. A case without a team's row gets the values of a failed container: DSC an
   flare23  DSC and NSD of organs and of tumor, time above 15 s, area of GPU memory above 4096 MB;
            no CPU. The weights are equal here: no other are published that we know of.
 
+Where the samples of any team are missing, whole GPU areas count, and a caution says so.
+
 A team that failed in every case is ranked, with these values. The interval of a rank has every rank
 that sign-flip tests over the cases do not rule out (`ranking.rank_intervals`). P(first) is the part
 of resamplings of the cases, with replacement, in which a team is first; it needs 20 cases.
@@ -22,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmark.containers.results import PENALTY_SENTENCE, Tolerances
+from benchmark.containers.results import PENALTY_SENTENCE
 from benchmark.files import csv_text
 from benchmark.judging import ranking as ranks
-from benchmark.judging.ranking import METRICS, RULES, Ranking, Rules
+from benchmark.judging.ranking import METRICS, RULES, Ranking
 from benchmark.judging.runs import FEW_CASES, read_runs
 from benchmark.options import not_negative
 from benchmark.text import bullets, cell, number_or_dash, plural, show, table
@@ -43,10 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--protocol", choices=RULES, default="flare23", help=text)
     text = f"change a weight, 0 drops the metric; METRIC: {', '.join(METRICS)}"
     add("--weight", type=_weight, action="append", default=[], metavar="METRIC=W", help=text)
-    text = "seconds that cost nothing (default: 15 in flare23, 0 in flare22)"
-    add("--time-tolerance", type=not_negative, metavar="S", help=text)
-    text = "GPU memory that costs nothing (default: 4096 in flare23, 2048 in flare22)"
-    add("--memory-tolerance", type=not_negative, metavar="MB", help=text)
 
 
 def _weight(text: str) -> tuple[str, float]:
@@ -58,14 +56,11 @@ def _weight(text: str) -> tuple[str, float]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Rank, write and print; 0 done."""
-    preset = RULES[arguments.protocol]
-    given = (arguments.time_tolerance, arguments.memory_tolerance)
-    both = zip(given, preset.tolerances, strict=True)
-    tolerances = Tolerances(*(usual if value is None else value for value, usual in both))
-    rules = Rules(preset.weights | dict(arguments.weight), tolerances)
+    rules = RULES[arguments.protocol]
+    rules = rules._replace(weights=rules.weights | dict(arguments.weight))
     ranking = ranks.rank_runs(read_runs(arguments.runs), rules)
-    write_ranking(arguments.report, ranking, rules)
-    show(markdown(ranking, rules))
+    write_ranking(arguments.report, ranking)
+    show(markdown(ranking))
     return 0
 
 
@@ -105,10 +100,10 @@ def summary_rows(ranking: Ranking) -> list[dict[str, Any]]:
     return rows
 
 
-def ranking_table(ranking: Ranking, rules: Rules) -> tuple[list[str], list[list[str]]]:
+def ranking_table(ranking: Ranking) -> tuple[list[str], list[list[str]]]:
     """Return the titles and rows of the ranking; of each metric the mean rank (mean value)."""
     titles = [
-        f"{METRICS[key].title_with(rules.tolerances)} ×{ranking.weights[key]:g}"
+        f"{METRICS[key].title_with(ranking.rules.tolerances)} ×{ranking.rules.weights[key]:g}"
         for key in ranking.values
     ]
     rows = []
@@ -124,10 +119,10 @@ def ranking_table(ranking: Ranking, rules: Rules) -> tuple[list[str], list[list[
     return ["Rank", "Team", "Score", "95 % interval", "P(first)", *titles], rows
 
 
-def markdown(ranking: Ranking, rules: Rules) -> str:
+def markdown(ranking: Ranking) -> str:
     """Return the ranking as a Markdown page."""
-    titles, rows = ranking_table(ranking, rules)
-    seconds, mb = rules.tolerances
+    titles, rows = ranking_table(ranking)
+    seconds, mb = ranking.rules.tolerances
     parts = [
         "# Ranking",
         *(f"**{caution}**" for caution in cautions(ranking)),
@@ -144,13 +139,13 @@ def markdown(ranking: Ranking, rules: Rules) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write_ranking(folder: Path, ranking: Ranking, rules: Rules) -> None:
+def write_ranking(folder: Path, ranking: Ranking) -> None:
     """Write ranking.md, ranking.csv and ranking.json (with every case's values and ranks)."""
     rows = summary_rows(ranking)
-    seconds, mb = rules.tolerances
+    weights, (seconds, mb) = ranking.rules
     tolerances = {"time_tolerance_s": seconds, "memory_tolerance_mb": mb}
     content = {
-        "rules": {"weights": ranking.weights, **tolerances, "ties": "min"},
+        "rules": {"weights": weights, **tolerances, "ties": "min"},
         "cautions": cautions(ranking),
         "resamplings": ranks.RESAMPLINGS,
         "ranking": rows,
@@ -162,7 +157,7 @@ def write_ranking(folder: Path, ranking: Ranking, rules: Rules) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in (
-        ("ranking.md", markdown(ranking, rules)),
+        ("ranking.md", markdown(ranking)),
         ("ranking.csv", csv_text(rows[0], (row.values() for row in rows))),
         ("ranking.json", json.dumps(content, indent=1)),
     ):

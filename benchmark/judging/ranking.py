@@ -77,7 +77,7 @@ class Ranking:
     cases: list[str]
     values: dict[str, np.ndarray]  # metric to (teams, cases), tolerances subtracted; NaN: no team
     ranks: dict[str, np.ndarray]  # metric to (teams, cases), 1 is best
-    weights: dict[str, float]  # of the metrics
+    rules: Rules  # with the weights of these metrics
     scores: np.ndarray  # (teams,) weighted mean of all ranks
     final: np.ndarray  # (teams,) rank of the scores
     interval: np.ndarray  # (teams, 2) the ranks that the cases do not rule out
@@ -91,7 +91,12 @@ def rank_runs(runs: list[Run], rules: Rules) -> Ranking:
     Raises:
         RunError: they cannot be ranked together.
     """
+    if without := [run.team for run in runs if run.has_gpu and not run.has_samples]:
+        rules = rules._replace(tolerances=rules.tolerances._replace(mb=0.0))
     cases, values, notes = gather(runs, rules)
+    if without:
+        names = ", ".join(without)
+        notes.append(f"Caution: whole GPU areas, without tolerance, as {names} has no samples")
     if {"tumor-dsc", "tumor-nsd"} & values.keys():
         counts = [(run.with_structure(TUMOR), len(run.in_reference)) for run in runs]
         present, total = max((n for n in counts if n[1]), default=(None, 0))
@@ -103,16 +108,13 @@ def rank_runs(runs: list[Run], rules: Rules) -> Ranking:
                 "else 0, by the challenge's rule (--weight tumor-dsc=0 drops them)"
             )
     notes += remarks(runs)
-    return rank_teams([run.team for run in runs], cases, values, rules.weights, notes)
+    return rank_teams([run.team for run in runs], cases, values, rules, notes)
 
 
 def metric_values(run: Run, metric: str, cases: list[str], tolerances: Tolerances) -> np.ndarray:
     """Return one team's values of a metric, (cases,); NaN where it has none.
 
     A container that failed has the failure's values.
-
-    Raises:
-        RunError: a memory tolerance is asked for and the samples are not there.
     """
     column = METRICS[metric].column
     values = []
@@ -124,15 +126,10 @@ def metric_values(run: Run, metric: str, cases: list[str], tolerances: Tolerance
         else:
             value = run.measured(case, column)
         if value is not None and not run.failed(case):
-            shown = run.shown.get(case, {})
             if metric == "time":
                 value = max(0.0, value - tolerances.seconds)
             elif metric == "gpu" and tolerances.mb:
-                if "samples" not in shown:
-                    raise RunError(
-                        f"{run.team}: a memory tolerance needs the samples of {case} "
-                        f"(efficiency/{case}.json); rank by whole areas with --memory-tolerance 0"
-                    )
+                shown = run.shown[case]
                 used, interval = shown["samples"]["gpu_used_mb"], shown["interval_s"]
                 value = flare_area(used, tolerances.mb, interval)
         values.append(np.nan if value is None else value)
@@ -192,7 +189,7 @@ def rank_teams(
     teams: list[str],
     cases: list[str],
     values: dict[str, np.ndarray],
-    weights: dict[str, float],
+    rules: Rules,
     notes: Sequence[str] = (),
 ) -> Ranking:
     """Rank per case and metric, then average.
@@ -200,7 +197,7 @@ def rank_teams(
     Args:
         teams, cases: names.
         values: metric to (teams, cases); a case that is NaN for all does not count.
-        weights: metric to weight.
+        rules: with a weight of each metric.
         notes: for the ranking.
     """
     ranks = {}
@@ -209,15 +206,15 @@ def rank_teams(
     for key, table in values.items():
         signed = table if METRICS[key].column else -table
         ranks[key] = rankdata(signed, method="min", axis=0, nan_policy="omit")
-        total += weights[key] * np.nan_to_num(ranks[key])
-        weight += weights[key] * ~np.isnan(table[0])
+        total += rules.weights[key] * np.nan_to_num(ranks[key])
+        weight += rules.weights[key] * ~np.isnan(table[0])
     random = np.random.default_rng(0)
     chosen = random.integers(len(cases), size=(RESAMPLINGS, len(cases)))
     weights_chosen = weight[chosen].sum(axis=1)
     resampled = np.stack([row[chosen].sum(axis=1) for row in total])
     resampled /= np.where(weights_chosen, weights_chosen, 1)
     scores = total.sum(axis=1) / weight.sum()
-    used = {key: weights[key] for key in values}
+    used = rules._replace(weights={key: rules.weights[key] for key in values})
     interval = rank_intervals(total, random)
     first = (_rank_scores(resampled) == 1).mean(axis=1)
     final = _rank_scores(scores)

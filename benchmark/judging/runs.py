@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import inf, isfinite
+from math import inf, isfinite, isnan
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,11 @@ class Run:
             return None
         return sum(COLUMNS[label - 1] in names for names in self.in_reference.values())
 
+    @property
+    def has_samples(self) -> bool:
+        """Return whether the samples of every case that was done are there."""
+        return all("samples" in one for case, one in self.shown.items() if not self.failed(case))
+
     def score(self, case: str, metric: str) -> float | None:
         """Return a score of a case, 0 to 1; None where the run has none.
 
@@ -118,8 +123,9 @@ def remarks(runs: Sequence[Run]) -> list[str]:
     """Return what to know of the runs' figures, on every page that compares them."""
     found = []
     for run in runs:
-        reasons = dict.fromkeys(run.unmeasured, "the GPU was not read")
-        reasons |= run.environment.get("not_measured", {})
+        reasons = dict(run.environment.get("not_measured", {}))
+        for case in run.unmeasured:
+            reasons[case] = run.shown[case].get("reason") or "the GPU was not read"
         if each := [f"{name} ({reason})" for name, reason in reasons.items()]:
             found.append(f"Caution: not measured of {run.team}: {listed(each)}")
         if failed := list(filter(run.failed, run.cases)):
@@ -175,7 +181,10 @@ def read_run(folder: Path) -> Run:
         if (table := folder / PER_CASE_CSV).is_file():
             columns = [f"{name}_{kind}" for kind in ("DSC", "NSD") for name in COLUMNS]
             every = _read_csv(table, team, columns, 1.0, is_input=False)
-            scores = {case: repeats[-1] for case, repeats in every.items()}
+            for case, repeats in every.items():
+                if len(repeats) > 1:
+                    raise RunError(f"{table}: team {team}, case {case}: {len(repeats)} rows")
+                scores[case] = repeats[0]
         results = {case: list(map(_result_of_row, repeats)) for case, repeats in rows.items()}
         results |= _read_measurements(folder / "efficiency")
         flat = [result for repeats in results.values() for result in repeats]
@@ -246,10 +255,10 @@ def _read_csv(
                 value = float(row[column] or "nan")
             except ValueError:
                 raise RunError(f"{where}, {column}: {row[column]!r} is no number") from None
-            if isfinite(value) and not 0 <= value <= most:
+            if value == inf or not (isnan(value) or 0 <= value <= most):
                 bound = f"from 0 to {most:g}" if isfinite(most) else "0 or more"
                 raise RunError(f"{where}, {column}: {value:g} is not {bound}")
-            numbers[column] = value if isfinite(value) else None
+            numbers[column] = None if isnan(value) else value
         rows.setdefault(case_of(name, is_input=is_input), []).append(numbers)
     return rows
 

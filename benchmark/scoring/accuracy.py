@@ -30,10 +30,10 @@ from benchmark.scoring import protocol as rules
 from benchmark.scoring.label_map import LabelMapError
 from benchmark.scoring.protocol import PROTOCOLS, Annotated, Protocol
 from benchmark.scoring.scores import CaseScores, failed_case, score_case
-from benchmark.scoring.tables import PER_CASE_CSV, Scoring, write_report
+from benchmark.scoring.tables import PER_CASE_CSV, Scoring, markdown, write_report
 from benchmark.text import plural, show
 from inference.files import SUFFIXES, case_name, find_entries, why_not_a_volume, write_atomically
-from inference.labels import ORGANS, TUMOR
+from inference.labels import ORGANS
 from inference.memory import cpu_limit
 from inference.startup import use_for_temporary_files
 
@@ -153,14 +153,7 @@ def score_folder(
             irregular |= bool(reason)
     scoring = Scoring(cases, protocol, annotated, unscored, unmatched)
     write_report(report, scoring)
-    summary = scoring.summary()
-    keys = [key for key in summary if key.startswith(("Organ", "Lesion"))]
-    tumors = f" (a tumor in {scoring.with_structure(TUMOR)} of {len(cases)} references)"
-    line = ", ".join(f"{key} {summary[key]:.4f}" for key in keys)
-    show(line + tumors * ("Lesion_DSC" in keys))
-    if annotated:
-        show(f"not the official rule: {annotated.sentence()}")
-    show(f"report: {report / 'accuracy.md'}")
+    show(markdown(scoring))
     return not (irregular or unscored or any(case.failure for case in cases))
 
 
@@ -174,10 +167,8 @@ def prediction_of(reference: Path, folder: Path) -> Path:
 def _progress(case: CaseScores) -> str:
     if case.failure:
         return f"{case.name}: failed, {case.failure}"
-    organs = [label for label in case.dsc if label in ORGANS]
-    labels, what = (organs, "organs") if organs else (list(case.dsc), "tumor")
-    if organs and len(organs) < len(ORGANS):
-        what = plural(len(organs), "annotated organ")
+    labels = [label for label in case.dsc if label in ORGANS] or list(case.dsc)
     means = (np.mean([scores[label] for label in labels]) for scores in (case.dsc, case.nsd))
-    line = "{}: {} DSC {:.4f} NSD {:.4f}, {:.1f} s".format(case.name, what, *means, case.seconds)
+    what = f"{case.name}: mean of {plural(len(labels), 'structure')}"
+    line = "{}: DSC {:.4f} NSD {:.4f}, {:.1f} s".format(what, *means, case.seconds)
     return "\n".join([line, *(f"  warning: {warning}" for warning in case.warnings)])

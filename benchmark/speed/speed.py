@@ -6,24 +6,24 @@ phases. A second table adds the steps from the plain network to the service's on
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 
 from benchmark.containers.machine import describe_machine
+from benchmark.containers.measurement import Case, Conditions, run_alone
+from benchmark.containers.results import Result
+from benchmark.containers.runner import Command
 from benchmark.options import HarnessError, count
 from benchmark.text import bullets, by, log, show, table
 from inference.files import case_name, write_atomically
 from inference.network.weights import DEMONSTRATION_WEIGHTS
-from inference.phases import LOG_VARIABLE
 from synthetic.phantom import draw_phantom, write_nifti
 
 STAGES = {
@@ -35,8 +35,6 @@ STAGES = {
 }
 """Names in the table of the phases in the log. The service normalises on the device, within
 `predict`; its `percentiles` are the part of it on the host."""
-
-_ROOT = Path(__file__).parents[2]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,72 +77,62 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(arguments: argparse.Namespace, folder: Path) -> dict:
+def _measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     source = arguments.input
     if source is None:
         spacing = (2.5, 400 / arguments.size, 400 / arguments.size)
         shape = (arguments.slices, arguments.size, arguments.size)
         source = folder / "phantom_0000.nii.gz"
         write_nifti(source, draw_phantom(shape, spacing, seed=0).volume, spacing)
-    common = ["--input", str(source), "--weights", str(arguments.weights)]
-    common += [] if arguments.device == "auto" else ["--device", arguments.device]
-    commands = {
-        "plain": ["benchmark", "plain-pipeline", *common, "--output", str(folder / "plain")],
-        "service": ["inference", "--quiet", *common, "--output", str(folder / "service")],
-    }
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
+    size = nibabel.Nifti1Image.from_filename(source).shape
+    case = Case(case_name(source), source, size)
+    options = f" --input {{inputs}} --output {{outputs}} --weights '{arguments.weights.resolve()}'"
+    options += "" if arguments.device == "auto" else f" --device {arguments.device}"
+    modules = {"plain": "benchmark plain-pipeline", "service": "inference --quiet"}
+    seconds: dict[str, list[dict[str, float]]] = {name: [] for name in modules}
+    labels: dict[str, np.ndarray] = {}
     for number in range(arguments.repeat):
-        for name, command in commands.items():
-            runs[name].append(_timed(command, folder / f"{name}.{number}.jsonl"))
-            log(f"[{number + 1}/{arguments.repeat}] {name}: {runs[name][-1]['wall']:.2f} s")
-    outputs = [folder / name / f"{case_name(source)}.nii.gz" for name in commands]
-    images = map(nibabel.Nifti1Image.from_filename, outputs)
-    plain, service = (np.asanyarray(image.dataobj) for image in images)
+        for name, module in modules.items():
+            command = Command(f"exec {sys.executable} -m {module}{options}", "1000g", phases=True)
+            places = (folder / "work", folder / "log")
+            with run_alone(case, command, *places, Conditions()) as (result, _, label_map):
+                if result["status"] != "ok":
+                    raise HarnessError(f"{name}: {result['reason']}")
+                image = nibabel.Nifti1Image.from_filename(label_map)
+                labels[name] = np.asanyarray(image.dataobj)
+            seconds[name].append(_by_phase(result))
+            log(f"[{number + 1}/{arguments.repeat}] {name}: {result['seconds']:.2f} s")
 
     from benchmark.speed.network_speed import measure_network  # torch, for nothing before
 
     return {
-        "volume": list(plain.shape),
+        "volume": list(size),
         "weights": arguments.weights.name,
         "repeat": arguments.repeat,
         "seconds": {
             name: {
-                phase: statistics.median(run[phase] for run in measured)
+                phase: statistics.median(run[phase] for run in runs)
                 for phase in ("wall", "start", *STAGES)
             }
-            for name, measured in runs.items()
+            for name, runs in seconds.items()
         },
-        "label_agreement": float((plain == service).mean()),
-        "network": measure_network(arguments.weights, arguments.device, plain.shape[1::-1]),
+        "label_agreement": float((labels["plain"] == labels["service"]).mean()),
+        "network": measure_network(arguments.weights, arguments.device, (size[1], size[0])),
         "machine": describe_machine(),
     }
 
 
-def _timed(command: list[str], phase_log: Path) -> dict[str, float]:
-    """Return the seconds of a pipeline's process, before its first stage, and by phase."""
-    started = time.monotonic()
-    ended = subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=_ROOT,
-        env={**os.environ, LOG_VARIABLE: str(phase_log)},
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        check=False,
-    )
-    seconds = defaultdict(float, wall=time.monotonic() - started)
-    if ended.returncode:
-        lines = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
-        raise HarnessError(f"{command[0]}: {lines[-1]}")
-    phases = [json.loads(line) for line in phase_log.read_text(encoding="utf-8").splitlines()]
-    for phase in phases:
-        seconds[phase["phase"]] += phase["end"] - phase["start"]
-    ready = max(phase["end"] for phase in phases if phase["phase"] == "context")
-    seconds["start"] = ready - started
+def _by_phase(result: Result) -> dict[str, float]:
+    """Return the seconds of a whole process, before its first stage, and by phase."""
+    seconds = defaultdict(float, wall=result["seconds"])
+    for phase in result["phases"]:
+        seconds[phase["phase"]] += phase["end_s"] - phase["start_s"]
+        if phase["phase"] == "context":
+            seconds["start"] = phase["end_s"]
     return seconds
 
 
-def markdown(result: dict) -> str:
+def markdown(result: dict[str, Any]) -> str:
     """Return the two tables of a measurement and what is needed to read them."""
     plain, service = result["seconds"]["plain"], result["seconds"]["service"]
     outside = [phase for phase in STAGES if phase != "predict"]

@@ -235,7 +235,7 @@ def _series_of(group: _Group, whole: Series) -> list[Series]:
             whole.refusal = f"slices that differ have the same SOPInstanceUID: {one.label}"
     whole.slices = list(unique.values())
     if (copies := len(group.slices) - len(unique)) and not whole.refusal:
-        whole.notes.append(f"{_count(copies)} are copies of others and are skipped")
+        whole.notes.append(f"{_count(copies)} skipped: copies of others")
     if not unique and not whole.refusal:
         whole.refusal = "it has no slices"
     _check_one_patient(whole)

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def nvml(nvml_stub, tmp_path, monkeypatch):  # noqa: F811
-    """The stand-in, loaded anew, as the library that nvidia-ml-py calls."""
+    """A new copy of the stand-in as the library that nvidia-ml-py calls."""
     copy = shutil.copy(nvml_stub / "libnvidia-ml.so.1", tmp_path)
     monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(str(copy)))
     monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
@@ -161,10 +161,10 @@ def test_a_gpu_that_stops_answering_costs_its_case_until_it_is_measured(tmp_path
     shutil.copytree(tmp_path / "run", table_alone, ignore=shutil.ignore_patterns("*.json"))
     shutil.copy(tmp_path / "run/environment.json", table_alone)
     for folder, tolerance in ((tmp_path / "run", 4096), (table_alone, 0)):
-        options = ("--report", tmp_path / "r", "--memory-tolerance", tolerance)
-        ranked = run_benchmark("rank", folder, other, *options)
+        ranked = run_benchmark("rank", folder, other, "--report", tmp_path / "r")
         assert ranked.code == 0, ranked.err
         content = read(tmp_path / "r/ranking.json")
+        assert content["rules"]["memory_tolerance_mb"] == tolerance
         assert content["cases"] == ["a"]
         assert any("b" in remark.split() for remark in content["remarks"])
     assert run_benchmark("compare", tmp_path / "run", other).code == 0

@@ -82,9 +82,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_first_case(
     else:
         monkeypatch.setattr(files.os, function, refuses(number))
     monkeypatch.setattr("inference.service.Service.run", lambda *_: pytest.fail("cases were begun"))
-    with pytest.raises(SystemExit) as ended:
-        run("--quiet")
-    assert ended.value.code == 2
+    assert run("--quiet") == 2
     assert not list(folders[1].iterdir())
 
 
@@ -105,8 +103,8 @@ def test_a_name_that_the_file_system_refuses_fails_before_it_is_predicted(
     assert sorted(path.name for path in folders[1].iterdir()) == ["a:b.nii.gz", "c.nii.gz"]
 
 
-def test_access_is_not_asked_where_writing_works(folders, run, ct, monkeypatch):
-    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+def test_access_is_not_asked_where_writing_works(run, cts, monkeypatch):
+    cts("a")
     monkeypatch.setattr(os, "access", lambda *_, **__: False)
     assert run("--quiet") == 0
 
@@ -143,6 +141,13 @@ def test_the_file_that_is_there_stays_where_its_successor_cannot_be_renamed(tmp_
     with pytest.raises(OSError, match="busy"):
         write_atomically(path, b"two")
     assert path.read_bytes() == b"one" and [*tmp_path.iterdir()] == [path]
+
+
+def test_an_error_of_writing_names_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.os, "fsync", refuses(errno.ENOSPC))
+    with pytest.raises(OSError, match=r"a\.npy") as raised:
+        write_atomically(tmp_path / "a.npy", b"content")
+    assert raised.value.filename == str(tmp_path / "a.npy")
 
 
 def test_two_containers_write_one_cache_file(tmp_path):

@@ -14,7 +14,6 @@ from inference.command import main as serve
 from inference.network.model import AttentionUNet
 from inference.network.weights import load_weights, read_metadata, save_weights
 from inference.prediction import Predictor
-from training.__main__ import main
 from training.recipe import Recipe
 from training.tables import Score, read_scores, write_table
 
@@ -88,23 +87,6 @@ def test_an_export_that_fails_is_one_line_and_leaves_no_weights(tmp_path, capsys
     assert export(tmp_path if fault == "no run" else run, output, *more.get(fault, ())) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert not output.exists()
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        "export GONE --output w.safetensors --trained-on x --licence MIT",
-        "export . --output w.safetensors --trained-on x --licence MIT --scores-of GONE",
-        "score GONE --data . --output t.csv",
-        "compare . GONE",
-        "fit --data . --output run --start-from GONE",
-    ],
-)
-def test_a_file_or_folder_that_is_not_there_is_wrong_usage(arguments, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(arguments.split())
-    (line,) = capsys.readouterr().err.splitlines()
-    assert ended.value.code == 2 and "GONE" in line
 
 
 def test_the_card_has_every_score(tmp_path):

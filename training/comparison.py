@@ -64,25 +64,21 @@ def comparison_table(runs: list[Path], number: str) -> str:
         means = [_mean([dsc for _, dsc in part]) for part in values]
         cells = [title, *means, _mean(every), spread, str(len(every))]
         if len(names) == 2:
-            cells.append(_difference(*(_by_patient(part, patients) for part in values)))
+            of_patients = [[(patients[case], dsc) for case, dsc in part] for part in values]
+            cells.append(_difference(*map(_grouped, of_patients)))
         lines.append(cells)
     return table(head, "l" * len(head), lines)
 
 
 def _by_case(scores: list[Score], labels: tuple[int, ...]) -> dict[str, float]:
     """Return the mean DSC of some labels of each case that has any of them."""
-    found: dict[str, list[float]] = {}
-    for score in scores:
-        if score.label in labels:
-            found.setdefault(score.case, []).append(score.dsc)
-    return {case: float(np.mean(values)) for case, values in found.items()}
+    return _grouped([(score.case, score.dsc) for score in scores if score.label in labels])
 
 
-def _by_patient(values: list[tuple[str, float]], patients: dict[str, str]) -> dict[str, float]:
-    found: dict[str, list[float]] = {}
-    for case, dsc in values:
-        found.setdefault(patients[case], []).append(dsc)
-    return {patient: float(np.mean(dsc)) for patient, dsc in found.items()}
+def _grouped(values: list[tuple[str, float]]) -> dict[str, float]:
+    """Return the mean of the values of each name."""
+    names = dict.fromkeys(name for name, _ in values)
+    return {name: float(np.mean([v for n, v in values if n == name])) for name in names}
 
 
 def _mean(values: list[float]) -> str:

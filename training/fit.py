@@ -386,7 +386,7 @@ class Run:
                 first_ended = now  # it is slower than the others
             elif deadline is not None:
                 pace = (now - first_ended) / (state.step - began - 1)
-                planned = state.step + max(0, int((steps_until - now) / pace))
+                planned = state.step + max(0, int((steps_until - now) / max(pace, 1e-9)))
             row, score_due = state.step % recipe.log_interval == 0, 0
             if processes.count == 1 or row:  # asking the others waits for the device
                 end, stopped, score_due = processes.greatest(

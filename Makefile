@@ -9,7 +9,7 @@ IMAGE := abdoseg:latest
 
 # Once more as on a processor without bfloat16.
 HELD_TO_FP32 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
-PREDICTION_TESTS := $(patsubst %,tests/inference/test_%.py,prediction service default_weights organs)
+PREDICTION_TESTS := $(patsubst %,tests/inference/test_%.py,prediction service default_weights resuming)
 
 .PHONY: setup browser dciodvfy demo test quick docker test-docker clean
 

@@ -68,8 +68,7 @@ def main(argv: list[str] | None = None) -> int:
             subparser.description = module.__doc__
             subparser.formatter_class = argparse.RawDescriptionHelpFormatter
             module.add_arguments(subparser)
-            example = f"example: python -m benchmark {name} {example}"
-            subparser.epilog = "\n\n".join(filter(None, (subparser.epilog, example)))
+            subparser.epilog = f"example: python -m benchmark {name} {example}"
     arguments = parser.parse_args(argv)
 
     from benchmark.options import HarnessError

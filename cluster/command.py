@@ -1,12 +1,13 @@
 """Command line of the cluster: `python -m cluster`."""
 
 import argparse
+import logging
 import os
 import re
 import secrets
 import socket
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from inference.command import run
 from inference.files import one_line
@@ -30,9 +31,10 @@ _OBJECT_STORE_BYTES = 100 << 20
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.description += (
-        " Spreads them over a Ray cluster: a worker for each GPU or, without any, for every few "
-        "cores. All nodes need this project and the folders under the same paths."
+    parser.description = (
+        f"{parser.description} Spreads them over a Ray cluster: a worker for each GPU or, without "
+        "any, for every few cores. All nodes need this project and the folders under the same "
+        "paths."
     )
     parser.add_argument(
         "--address",
@@ -86,11 +88,11 @@ def _join(address: str) -> None:
         StartError: there is none, or no Ray.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    how = {}
+    how: dict[str, Any] = {}
     if address == "local":
-        # Ray runs whatever reaches its ports. This is how it is told to use the loopback address,
-        # and to ask for a token that nobody else has and that is not kept in the home folder. It
-        # looks when it is imported.
+        # Ray runs whatever reaches its ports. These settings, which it reads when it is imported,
+        # make it use the loopback address, and ask for a token that nobody else has and that is not
+        # stored in the home folder.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
         how = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
@@ -101,10 +103,10 @@ def _join(address: str) -> None:
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         import ray
 
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **how)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **how)
     except ImportError as error:
         raise StartError("Ray is missing: pip install -r requirements-cluster.txt") from error
-    except Exception as error:  # a time-out of Ray's is none of its own kinds
+    except Exception as error:  # a time-out of Ray's is a plain Exception
         reason = one_line(error)
         if isinstance(error, OSError) and error.filename:
             reason += f": {error.filename} (RAY_TMPDIR names another folder)"
@@ -144,13 +146,12 @@ def _start(
 
     Raises:
         StartError: it cannot be joined.
-        ValueError: it has no room for a worker.
+        ValueError: it has not enough free for a worker.
     """
     _join(options.address)
     from cluster.runner import RayRunner
 
     _plan_workers(options)
-    loader.device = options.device
     if not options.quiet:
         cores = options.each["num_cpus"]
         size = "a GPU each" if options.device == "cuda" else f"no GPU, cores for each: {cores}"

@@ -14,8 +14,10 @@ import os
 import sys
 import tempfile
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -28,7 +30,7 @@ from inference.files import one_line, printable
 from inference.loading import NetworkLoader
 from inference.phases import PhaseTimer
 from inference.service import Observer, Service
-from inference.sources import NiftiFile
+from inference.sources import Source
 from inference.startup import StartError
 
 TRIES = 3
@@ -38,7 +40,7 @@ _GRACE_SECONDS = 10.0
 """For the cases in flight when the run is to end."""
 
 _PATIENCE_SECONDS = 30.0
-"""Without any worker for so long, a line says why."""
+"""Without any worker for so long, a line reports why."""
 
 
 @dataclass(eq=False)
@@ -78,7 +80,7 @@ class RayRunner(Observer):
     ) -> None:
         # Whether a label map is there is for the workers to see.
         planned = argparse.Namespace(**{**vars(options), "keep_existing": False})
-        self._planner = Service.of(planned, loader, self, timer)
+        self._planner = Service(planned, loader, self, timer)
         self._options = options
         self._timer = timer
         self._observer = observer
@@ -93,7 +95,7 @@ class RayRunner(Observer):
         self._ever_ready = False
         self._why_removed = ""
 
-    def run(self, sources: list[NiftiFile]) -> list[Case]:
+    def run(self, sources: Sequence[Source]) -> list[Case]:
         """Segment every volume; a case that fails does not stop the others.
 
         Returns:
@@ -120,7 +122,7 @@ class RayRunner(Observer):
                 folder = self._options.output
                 mark = stack.enter_context(tempfile.NamedTemporaryFile(dir=folder, prefix=".run-"))
                 self._mark = Path(mark.name)
-                self._sample = waiting[0].source.path
+                self._sample = min(waiting[0].source.files)
                 self._distribute()
         return cases
 
@@ -136,7 +138,7 @@ class RayRunner(Observer):
                     while case := self._next_case(worker):
                         worker.cases.append(case)
                         record = self._observer.recorded(case.name)
-                        segmented = worker.actor.segment.remote(case.source, record)
+                        segmented: ray.ObjectRef = worker.actor.segment.remote(case.source, record)
                         self._calls[segmented] = (worker, case)
                 ended, _ = ray.wait(list(self._calls), timeout=_PATIENCE_SECONDS)
                 for call in ended:
@@ -154,7 +156,8 @@ class RayRunner(Observer):
     def _start_worker(self, start: int = 1) -> None:
         """Ask Ray for a worker; it gets cases once it is ready."""
         options = argparse.Namespace(**{**vars(self._options), "sources": []})
-        worker = WorkerHandle(self._actor_class.remote(options, self._sample, self._mark), start)
+        actor: Any = self._actor_class.remote(options, self._sample, self._mark)
+        worker = WorkerHandle(actor, start)
         self._workers.append(worker)
         self._calls[worker.actor.start.remote()] = (worker, None)
 

@@ -17,7 +17,7 @@ from inference.loading import NetworkLoader
 from inference.memory import memory_limit
 from inference.phases import PhaseTimer
 from inference.service import Observer, Service
-from inference.sources import NiftiFile
+from inference.sources import Source
 
 CASES_IN_FLIGHT = 3
 """Cases a worker has at a time: one is read, one predicted, one written."""
@@ -58,15 +58,15 @@ class Worker(Observer):
             raise ValueError(f"{self._options.output} is another folder there")
         startup.share_interpreter()
         startup.silence_libraries()
-        loader = NetworkLoader.of(self._options, self._timer)
-        self._service = Service.of(self._options, loader, self, self._timer, _memory_share())
+        loader = NetworkLoader(self._options, self._timer)
+        self._service = Service(self._options, loader, self, self._timer, _memory_share())
         printed = StringIO()
         with contextlib.redirect_stderr(printed):
             _ = loader.predictor
         threading.Thread(target=self._segment_all, daemon=True).start()
         return printed.getvalue().strip()
 
-    def segment(self, source: NiftiFile, record: dict | None) -> tuple[Case, dict[str, float]]:
+    def segment(self, source: Source, record: dict | None) -> tuple[Case, dict[str, float]]:
         """Segment one volume, while others are being read and written.
 
         Args:

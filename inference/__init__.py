@@ -16,7 +16,7 @@ CUDA needs, `records/` what is recorded of each case. `options.py`, `command.py`
 """
 
 __version__ = "0.2.0"
-"""Of the program: the one place that says it. It stands in every label map's header."""
+"""Version of the program, defined here alone; it is in every label map's header."""
 
 
 def __getattr__(name: str) -> object:

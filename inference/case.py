@@ -18,11 +18,10 @@ class Case:
         status: "waiting", then "done", "kept" (its label map was there before) or "failed".
         reason: why it failed, in one line.
         warnings: what else went wrong and costs no label map; why one that was there is recomputed.
-        has_label_map: its label map was there before and is read again for what else is asked for.
         shape: as the file's header has it, (i, j, k), once read.
         flags: doubts about the label map.
         statistics: of `label_statistics`, if records are asked for.
-        input_info: what its record says of the input, if records are asked for.
+        input_info: the record's fields of the input, if records are asked for.
     """
 
     source: Source
@@ -30,7 +29,6 @@ class Case:
     status: str = "waiting"
     reason: str = ""
     warnings: list[str] = field(default_factory=list)
-    has_label_map: bool = False
     shape: tuple[int, ...] = ()
     flags: list[Flag] = field(default_factory=list)
     statistics: dict[str, dict] = field(default_factory=dict)

@@ -4,8 +4,9 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from . import startup
 from .case import Case
@@ -19,8 +20,16 @@ from .records.flags import count_in_words
 from .records.manifest import Records
 from .service import Service
 from .signals import Stopped, signals_raise
+from .sources import Source
 from .startup import CANNOT_START, StartError, why_not_started
 from .terminal import log
+
+
+class Runner(Protocol):
+    """What runs the cases, here or elsewhere: a `Service`, or something like it."""
+
+    def run(self, sources: Sequence[Source]) -> list[Case]:
+        """Segment every volume; as `Service.run`."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,16 +38,16 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         As `run`.
     """
-    return run(parse_arguments(arguments), Service.of)
+    return run(parse_arguments(arguments), Service)
 
 
-def run(options: argparse.Namespace, make_runner: Callable[..., Service]) -> int:
+def run(options: argparse.Namespace, make_runner: Callable[..., Runner]) -> int:
     """Run what options ask for, and print what becomes of each case and of all.
 
     Args:
         options: of `parse_arguments`.
-        make_runner: called as `Service.of`; makes what runs the cases, here or elsewhere, by `run`
-            and, if it has one, `stop`, as `Service`.
+        make_runner: called as `Service`; if what it returns has `stop`, that is called as
+            `Service.stop`.
 
     Returns:
         0 if every case is done (or was before), 1 if some failed or a record of them could not be
@@ -53,7 +62,7 @@ def run(options: argparse.Namespace, make_runner: Callable[..., Service]) -> int
             log(f"skipped: {line}")
     stopped = None
     try:
-        loader = NetworkLoader.of(options, timer)
+        loader = NetworkLoader(options, timer)
         if options.colours:
             _write_colour_tables(options.output)
         records = Records(

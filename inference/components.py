@@ -13,7 +13,7 @@ _SLAB = 16
 
 
 class ComponentSizes(NamedTuple):
-    """What was kept of each label, and the most that was cleared in one piece.
+    """Voxels that are left of each label, and the largest component that was cleared.
 
     Attributes:
         kept: (labels,), voxels by label.
@@ -24,8 +24,8 @@ class ComponentSizes(NamedTuple):
     next_largest: np.ndarray
 
 
-def _bounding_box(label_map: np.ndarray) -> tuple[slice, slice, slice]:
-    """The smallest box around a map's labels; empty if there is none."""
+def _bounding_box(label_map: np.ndarray) -> tuple[slice, ...]:
+    """Return the smallest box around a map's labels; empty if there is none."""
     plane = label_map.max(axis=0)
     profiles = (label_map.max(axis=(1, 2)), plane.max(axis=1), plane.max(axis=0))
     occupied = [np.flatnonzero(profile) for profile in profiles]
@@ -35,7 +35,7 @@ def _bounding_box(label_map: np.ndarray) -> tuple[slice, slice, slice]:
 
 
 def _join(count: int, pairs: np.ndarray) -> np.ndarray:
-    """For each of `count` parts the lowest of those that it is connected to.
+    """Return for each of `count` parts the lowest of those that it is connected to.
 
     Args:
         count: parts, numbered from 0.
@@ -72,8 +72,9 @@ def keep_largest_components(label_map: np.ndarray) -> ComponentSizes:
         return found
 
     # A slab's components are parts of the whole's, numbered in the order they are met.
-    parts, label_of, sizes, pairs = [], [], [], [np.empty((0, 2), np.int64)]
-    count, last_slice, last_parts = 0, None, None
+    parts, slab_labels, slab_sizes, pairs = [], [], [], [np.empty((0, 2), np.int64)]
+    count = 0
+    last: tuple[np.ndarray, np.ndarray] | None = None  # labels and parts of the slice before
     for slab in slabs:
         labelled = slab != 0
         # One pass for all labels; they are numbered from 1, and 0 is the background.
@@ -81,22 +82,22 @@ def keep_largest_components(label_map: np.ndarray) -> ComponentSizes:
             np.ascontiguousarray(slab), connectivity=6, return_N=True
         )
         in_slab = components[labelled]
-        slab_labels = np.zeros(slab_count + 1, np.uint8)
-        slab_labels[in_slab] = slab[labelled]
-        label_of.append(slab_labels[1:])
-        sizes.append(np.bincount(in_slab, minlength=slab_count + 1)[1:])
+        of_component = np.zeros(slab_count + 1, np.uint8)
+        of_component[in_slab] = slab[labelled]
+        slab_labels.append(of_component[1:])
+        slab_sizes.append(np.bincount(in_slab, minlength=slab_count + 1)[1:])
         first = np.int64(count - 1)
         parts.append((in_slab + first).astype(np.uint32))
-        if last_slice is not None:
-            touching = labelled[0] & (slab[0] == last_slice)
-            both = np.stack([last_parts[touching], components[0][touching] + first], axis=1)
+        if last is not None:
+            touching = labelled[0] & (slab[0] == last[0])
+            both = np.stack([last[1][touching], components[0][touching] + first], axis=1)
             # The same pair goes on from pixel to pixel: once for each run is enough.
             is_new = (both[1:] != both[:-1]).any(axis=1)
             pairs += [both[:1], both[1:][is_new]]
-        last_slice, last_parts = slab[-1], components[-1] + first
+        last = slab[-1], components[-1] + first
         count += slab_count
 
-    label_of, sizes = np.concatenate(label_of), np.concatenate(sizes)
+    label_of, sizes = np.concatenate(slab_labels), np.concatenate(slab_sizes)
     first_part = _join(count, np.concatenate(pairs))
     whole_sizes = np.zeros(count, np.int64)
     np.add.at(whole_sizes, first_part, sizes)

@@ -12,7 +12,7 @@ _BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}  # as the kernel names them
 
 
 def choose_device(requested: str) -> torch.device:
-    """The device to run on: `auto` is the first CUDA device if there is one, else the CPU.
+    """Return the device to run on: `auto` is the first CUDA device if there is one, else the CPU.
 
     Returns:
         The device; of CUDA always with its index, which half of torch's functions insist on.

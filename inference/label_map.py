@@ -1,4 +1,4 @@
-"""Write label maps on the grid of the volume they are of, check them, read them."""
+"""Write label maps on the grid of the volume they are of, and check them."""
 
 from pathlib import Path
 
@@ -14,13 +14,9 @@ from .volume import (
     HEADER_ERRORS,
     Volume,
     VolumeError,
-    flipped,
     header_affine,
     read_header,
-    read_stored,
 )
-
-_CHUNK = 1 << 20  # bytes unpacked at once where they are only checked
 
 
 def label_map_header(
@@ -101,39 +97,14 @@ def why_not_label_map_of(
 
 def _why_not_whole(path: Path, size: int) -> str:
     """Return why a file is not one gzip member of `size` bytes with the right check sum, or ""."""
-    unpacker, length = isal_zlib.decompressobj(wbits=GZIP_WBITS), 0
+    unpacker = isal_zlib.decompressobj(wbits=GZIP_WBITS)
     try:
-        with path.open("rb") as file:
-            while not unpacker.eof:
-                packed = unpacker.unconsumed_tail or file.read(_CHUNK)
-                part = unpacker.decompress(packed, _CHUNK)
-                length += len(part)
-                if length > size:
-                    return "it holds more than its voxels"
-                if not packed and not part:
-                    return "it ends before its end mark"
-            if unpacker.unused_data or file.read(1):
-                return "it goes on behind its end"
+        length = len(unpacker.decompress(path.read_bytes(), size + 1))
     except GZIP_ERRORS as error:
         return f"damaged gzip data ({error})"
-    return "" if length == size else f"cut short: it holds {length} of {size} bytes"
-
-
-def read_label_map(path: Path, volume: Volume) -> np.ndarray:
-    """Read the label map that was written for a volume.
-
-    Returns:
-        (slices, rows, columns), SPL, uint8, as `volume.voxels`.
-
-    Raises:
-        VolumeError: it is damaged, or not of the volume's shape or not uint8.
-        OSError: the file cannot be read.
-    """
-    stored = read_stored(path).voxels
-    label_map = flipped(stored.transpose(volume.disk_axes), volume.disk_flips)
-    if label_map.shape != volume.voxels.shape or label_map.dtype != np.uint8:
-        raise VolumeError(f"its label map has {label_map.shape} {label_map.dtype}")
-    return label_map
+    if length != size or not unpacker.eof:
+        return "it is cut short" if length <= size else "it holds more than its voxels"
+    return "it goes on behind its end" if unpacker.unused_data else ""
 
 
 def select_labels(label_map: np.ndarray, labels: tuple[int, ...]) -> np.ndarray:
@@ -141,11 +112,6 @@ def select_labels(label_map: np.ndarray, labels: tuple[int, ...]) -> np.ndarray:
     table = np.zeros(256, np.uint8)
     table[list(labels)] = labels
     return table[label_map]
-
-
-def _as_stored(label_map: np.ndarray, volume: Volume) -> np.ndarray:
-    """Turn a label map from SPL back to the axes of its volume's file."""
-    return flipped(label_map, volume.disk_flips).transpose(np.argsort(volume.disk_axes))
 
 
 def label_map_image(label_map: np.ndarray, volume: Volume) -> nibabel.Nifti1Image:
@@ -157,7 +123,7 @@ def label_map_image(label_map: np.ndarray, volume: Volume) -> nibabel.Nifti1Imag
     header = label_map_header(volume.header)
     kind = nibabel.Nifti2Image if header.sizeof_hdr == 540 else nibabel.Nifti1Image
     shape = volume.header.get_data_shape()
-    voxels = np.ascontiguousarray(_as_stored(label_map, volume)).reshape(shape)
+    voxels = np.ascontiguousarray(volume.as_stored(label_map)).reshape(shape)
     return kind(voxels, header_affine(header), header)
 
 
@@ -187,7 +153,7 @@ def write_label_map(
     header = label_map_header(volume.header, signature)
     no_extensions = b"\0\0\0\0"
 
-    stored = _as_stored(label_map, volume)
+    stored = volume.as_stored(label_map)
     parts = [header.binaryblock + no_extensions]
     parts.append(stored.ravel(order="F").data)  # copies only where the file is not LPS
     if path.name.endswith(".gz"):

@@ -1,7 +1,6 @@
 """The network of a run: which weights on which device is decided here, once, and loaded."""
 
 import argparse
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -9,8 +8,6 @@ from typing import TYPE_CHECKING
 
 from . import startup
 from .cuda import driver
-from .cuda.choices import CudaChoices
-from .memory import slice_bytes
 from .network.weights import common_metadata, default_weights, read_metadata
 from .phases import PhaseTimer
 from .records.provenance import Provenance
@@ -30,51 +27,22 @@ class NetworkLoader:
 
     Attributes:
         provenance: of what the network will label; its device and precision once it is loaded.
-        device: as the argument; may be set until it is first needed.
 
     Args:
-        weights: files; () for the default of the device.
-        device: auto, cpu, cuda or cuda:N.
-        labels: that label maps show; () for all.
-        batch_size, gpu_memory_mb: as in `Predictor`.
+        options: of `parse_arguments`; `device` may be changed until it is first needed.
         timer: of the phases "imports" and "context".
-        quiet: print warnings only.
 
     Raises:
         WeightsError: there are no weights, or they cannot be used.
-        OSError: a file cannot be read.
     """
 
-    def __init__(
-        self,
-        weights: Sequence[Path],
-        device: str,
-        *,
-        labels: tuple[int, ...] = (),
-        batch_size: int | None = None,
-        gpu_memory_mb: float | None = None,
-        timer: PhaseTimer,
-        quiet: bool = False,
-    ) -> None:
-        self.provenance = Provenance(lambda: self.weights, labels)
-        self._named, self.device, self._quiet = tuple(weights), device, quiet
-        self._batch_size, self._gpu_memory_mb, self._timer = batch_size, gpu_memory_mb, timer
+    def __init__(self, options: argparse.Namespace, timer: PhaseTimer) -> None:
+        self.provenance = Provenance(lambda: self.weights, options.organs)
+        self._options, self._timer = options, timer
+        self._named = tuple(options.weights)
         # On CUDA the network takes no memory of the host's.
         self._on_cpu = self._named or (default_weights(on_cuda=False)[0],)
         self._metadata = common_metadata([read_metadata(path) for path in self._on_cpu])
-
-    @classmethod
-    def of(cls, options: argparse.Namespace, timer: PhaseTimer) -> "NetworkLoader":
-        """Make the loader that options of `parse_arguments` ask for."""
-        return cls(
-            options.weights,
-            options.device,
-            labels=options.organs,
-            batch_size=options.batch_size,
-            gpu_memory_mb=options.gpu_memory,
-            timer=timer,
-            quiet=options.quiet,
-        )
 
     @cached_property
     def weights(self) -> tuple[Path, ...]:
@@ -84,9 +52,9 @@ class NetworkLoader:
             StartError: torch cannot be imported, where the device decides.
         """
         on_cuda = self._named or (default_weights(on_cuda=True)[0],)
-        if self.device.startswith("cuda") or on_cuda == self._on_cpu:
+        if self._options.device.startswith("cuda") or on_cuda == self._on_cpu:
             return on_cuda
-        on_cpu = self.device == "cpu" or self._chosen_device.type == "cpu"
+        on_cpu = self._options.device == "cpu" or self._chosen_device.type == "cpu"
         return self._on_cpu if on_cpu else on_cuda
 
     def host_bytes(self) -> int:
@@ -96,7 +64,7 @@ class NetworkLoader:
     def slice_bytes(self, pixels: int, pixel_mm: float) -> int:
         """Return what the network takes on the host for a slice, by its pixels and their size."""
         reduction = self._metadata.reduction_at((1.0, pixel_mm, pixel_mm))
-        return slice_bytes(pixels, self._metadata.live_values, reduction, 4)
+        return self._metadata.slice_bytes(pixels, reduction, 4)
 
     @cached_property
     def predictor(self) -> "Predictor":
@@ -109,21 +77,14 @@ class NetworkLoader:
         prediction = self._prediction
         with self._timer.phase("context"):
             from .cuda import runtime as cuda
-            from .device import choose_dtype
             from .network.weights import load_weights
 
-            device = self._chosen_device
-            on_cuda = device.type == "cuda"
-            ready = cuda.warm_up(device, choose_dtype(device)) if on_cuda else None
             try:
                 predictor = prediction.Predictor(
-                    [load_weights(path) for path in self.weights],
-                    device,
-                    batch_size=self._batch_size,
-                    gpu_memory_mb=self._gpu_memory_mb,
-                    choices=self._choices,
-                    ready=ready,
-                    ends_context=True,
+                    map(load_weights, self.weights),
+                    self._chosen_device,
+                    batch_size=self._options.batch_size,
+                    gpu_memory_mb=self._options.gpu_memory,
                 )
             except cuda.DeviceError as error:  # another machine's may be free
                 raise startup.StartError(str(error)) from error
@@ -131,14 +92,10 @@ class NetworkLoader:
         return predictor
 
     @cached_property
-    def _choices(self) -> CudaChoices:
-        return CudaChoices.from_environment()
-
-    @cached_property
     def _prediction(self) -> ModuleType:
         with self._timer.phase("imports"):
-            if self.device != "cpu":
-                startup.initialise_cuda(expandable_segments=self._choices.expandable_segments)
+            if self._options.device != "cpu":
+                startup.initialise_cuda()
             startup.reuse_freed_memory()
             with startup.starting():
                 startup.import_torch()
@@ -155,7 +112,7 @@ class NetworkLoader:
         _ = self._prediction  # torch is imported as the command line does it
         from .device import choose_device
 
-        return choose_device(self.device)
+        return choose_device(self._options.device)
 
     def _report(self, predictor: "Predictor") -> None:
         import torch
@@ -166,11 +123,11 @@ class NetworkLoader:
         names = " + ".join(path.name for path in self.weights)
         self.provenance.device = torch.cuda.get_device_name(device) if on_cuda else "cpu"
         self.provenance.precision = str(predictor.dtype).removeprefix("torch.")
-        if not self._quiet:
+        if not self._options.quiet:
             where = f"{self.provenance.device} ({device})"
             if not on_cuda:
                 where = f"the CPU, {torch.get_num_threads()} threads"
-                if self.device != "cpu":
+                if self._options.device != "cpu":
                     why = "" if driver.cuda_version() is None else f", {cuda.why_no_device()}"
                     where = f"No CUDA device found{why}: running on {where}"
             why = ", averaged" if len(self.weights) > 1 else ""

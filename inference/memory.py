@@ -89,34 +89,6 @@ def case_bytes(file_bytes: int, voxels: int, voxel_bytes: int) -> int:
     return raw + max(file_bytes, beside, 2 * voxels)
 
 
-_LIVE_WIDTHS, _LIVE_SUPERVISED = 5, 4
-
-
-def live_values(base_channels: int, supervised_channels: int) -> int:
-    """Return the values that are in memory at once for a pixel of the network's matrix.
-
-    In the last decoder torch holds up to 3.9 times `base_channels`, and where supervised maps wider
-    than that are fused 2.7 times their channels (test_folding.py counts both); the rest is for what
-    libraries add.
-
-    Args:
-        base_channels, supervised_channels: of `AttentionUNet`.
-    """
-    return max(_LIVE_WIDTHS * base_channels, _LIVE_SUPERVISED * supervised_channels)
-
-
-def slice_bytes(pixels: int, live: int, reduction: int, value_bytes: int) -> int:
-    """Return the bytes that the network takes for one slice, normalised copies included.
-
-    Args:
-        pixels: of the slice.
-        live: `live_values` of the network.
-        reduction: by which the slice is averaged before it.
-        value_bytes: of one value of a map.
-    """
-    return int(pixels * (16 + value_bytes * live / reduction**2))
-
-
 class MemoryBudget:
     """Memory that cases share: one waits until it fits beside the others.
 

@@ -8,6 +8,7 @@ import os
 import re
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import __version__
 from .files import (
@@ -23,6 +24,9 @@ from .phases import LOG_VARIABLE
 from .shards import parse_shard, shard_file, shard_of
 from .sources import NiftiFile, Source
 from .terminal import Parser, log
+
+if TYPE_CHECKING:
+    from .dicom.series import Series
 
 _IN_TREE = __package__ == "inference"  # not installed as `abdoseg`
 _ROOT = Path(__file__).parents[1] if _IN_TREE else Path()
@@ -75,7 +79,7 @@ def make_parser(package: str = "inference") -> argparse.ArgumentParser:
         choices=("number", "uid", "folder"),
         default="number",
         help="of DICOM series: by series number and description, by a digest of the UID, or by "
-        "folder; the first two tell nothing of the patient (default: %(default)s)",
+        "folder; the first two do not identify the patient (default: %(default)s)",
     )
     parser.add_argument(
         "--weights",
@@ -190,7 +194,6 @@ def parse_arguments(
         parser.error("--gpu-memory must be more than 0 MB")
     if options.statistics and options.statistics.suffix not in (".csv", ".json"):
         parser.error(f"--statistics {options.statistics}: the name must end in .csv or .json")
-    _check_weights(options, parser)
     try:
         options.output.mkdir(parents=True, exist_ok=True)
         check_writable(options.output)
@@ -202,23 +205,6 @@ def parse_arguments(
     if shard:
         options.sources = shard_of(options.sources, *shard)
     return options
-
-
-def _check_weights(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    from .network.weights import WeightsError, common_metadata, default_weights, read_metadata
-
-    named = ""
-    try:
-        if not options.weights:
-            default_weights(on_cuda=False)
-            return
-        several = []
-        for named in options.weights:
-            several.append(read_metadata(named))
-        named = " ".join(map(str, options.weights))
-        common_metadata(several)
-    except (WeightsError, OSError) as error:
-        parser.error(f"--weights {named}: {one_line(error)}")
 
 
 def _parse_shard(options: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[int, int]:
@@ -256,7 +242,7 @@ def _find_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -
     of_volume = source.name.lower().endswith(SUFFIXES) and not stat.S_ISDIR(mode)
     if of_volume or not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
         parser.error(f"--input {source}: {reason}")
-    series = _find_series(options, parser)
+    series: list[Source] = [*_find_series(options, parser)]
     if not series:
         skipped = "".join(f"; skipped: {line}" for line in options.skipped)
         parser.error(f"--input {source}: {reason}, and no CT series in DICOM{skipped}")
@@ -271,7 +257,7 @@ def _find_others(source: Path, paths: list[Path]) -> list[str]:
     return sorted(names - {path.name for path in paths})
 
 
-def _find_series(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Source]:
+def _find_series(options: argparse.Namespace, parser: argparse.ArgumentParser) -> "list[Series]":
     """Return the DICOM series of the input; what else is there goes to `options.skipped`."""
     from .dicom.discovery import find_series  # only for those who have DICOM
 
@@ -288,7 +274,7 @@ def _protect_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser
     """Refuse a call that would write over what it reads, under whatever name or link."""
     from .outputs import Outputs
 
-    outputs = Outputs(options.output, options.format, options.organs, per_organ=options.per_organ)
+    outputs = Outputs(options)
     sources = [source for source in options.sources if not source.refusal]
     inputs = {file_identity(file): file for source in sources for file in source.files}
     written = {

@@ -1,7 +1,7 @@
 """The files of each case: its label map, and what else was asked for."""
 
+import argparse
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,25 +23,26 @@ if TYPE_CHECKING:
     from .dicom.segmentation import SegmentationWriter
 
 
-@dataclass
 class Outputs:
     """The files of each case.
 
-    Attributes:
-        folder: of all of them.
-        format: "nifti" for `NAME.nii.gz`, "seg" for `NAME.seg.dcm`, or "both".
-        labels: that label maps show; () for all.
-        per_organ: write a mask of each label into a folder `NAME` as well.
+    Args:
+        options: of `parse_arguments`.
         provenance: what makes the label maps, for their headers; None: the program alone.
-        segmentation: writes and checks `NAME.seg.dcm`.
     """
 
-    folder: Path
-    format: str = "nifti"
-    labels: tuple[int, ...] = ()
-    per_organ: bool = False
-    provenance: Provenance | None = None
-    segmentation: "SegmentationWriter | None" = None
+    def __init__(self, options: argparse.Namespace, provenance: Provenance | None = None) -> None:
+        self.folder: Path = options.output
+        self.format: str = options.format
+        self.labels: tuple[int, ...] = options.organs
+        self.with_preview: bool = options.preview
+        self._per_organ: bool = options.per_organ
+        self._provenance = provenance
+        self._writer: SegmentationWriter | None = None
+        if provenance and self.format != "nifti":
+            from .dicom import segmentation
+
+            self._writer = segmentation.SegmentationWriter(options.seg_type, provenance)
 
     def label_map(self, name: str) -> Path:
         """Return the path of a case's label map."""
@@ -52,16 +53,16 @@ class Outputs:
         return self.folder / f"{name}.png"
 
     def files(self, name: str) -> list[Path]:
-        """Return all files of a case but its preview."""
+        """Return all files of a case."""
         paths = [self.label_map(name)] if self.format != "seg" else []
         if self.format != "nifti":
             paths.append(self._segmentation(name))
-        if self.per_organ:
+        if self._per_organ:
             paths += self._masks(name).values()
-        return paths
+        return [*paths, self.preview(name)] if self.with_preview else paths
 
     def why_not(self, source: Source) -> str:
-        """Return why a source cannot be segmented, as far as names tell, or ""."""
+        """Return why a source cannot be segmented, as far as names show, or ""."""
         if source.refusal:
             return source.refusal
         longest = os.pathconf(self.folder, "PC_NAME_MAX") if self.folder.is_dir() else 255
@@ -86,8 +87,8 @@ class Outputs:
             if self.format != "seg":
                 path = self.label_map(case.name)
                 stale = why_not_label_map_of(path, header, self.signature)
-            if not stale and self.segmentation:
-                stale = self.segmentation.why_stale(self._segmentation(case.name), case.source)
+            if not stale and self._writer:
+                stale = self._writer.why_stale(self._segmentation(case.name), case.source)
             made_ns = min(path.stat().st_mtime_ns for path in self.files(case.name))
             return stale or why_changed(case.source, record, made_ns)
         except (ValueError, OSError) as error:
@@ -108,17 +109,17 @@ class Outputs:
             VolumeError: no SEG can be made.
             OSError: a file cannot be written.
         """
-        if self.per_organ:
+        if self._per_organ:
             (self.folder / case.name).mkdir(exist_ok=True)
             for label, path in self._masks(case.name).items():
                 mask = (label_map == label).view(np.uint8)
                 write_label_map(path, mask, volume, self.signature)
         shown = select_labels(label_map, self.labels) if self.labels else label_map
         try:
-            if not self.segmentation:
+            if not self._writer:
                 return []
             output = self._segmentation(case.name)
-            return self.segmentation.write(output, shown, volume, case.source)
+            return self._writer.write(output, shown, volume, case.source)
         finally:
             if self.format != "seg":
                 write_label_map(self.label_map(case.name), shown, volume, self.signature)
@@ -129,7 +130,7 @@ class Outputs:
     @property
     def signature(self) -> str | None:
         """The signature of each label map."""
-        return self.provenance.signature if self.provenance else None
+        return self._provenance.signature if self._provenance else None
 
     def _masks(self, name: str) -> dict[int, Path]:
         """Return the paths of a case's masks, such as `NAME/right_kidney.nii.gz`, by label."""

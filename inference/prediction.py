@@ -4,25 +4,22 @@ Voxels go to the device as the file has them and are normalised there; the logit
 one byte a voxel there, and only those labels come back. No volume of logits is ever built.
 """
 
-import concurrent.futures
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .cuda import driver
 from .cuda import runtime as cuda
-from .cuda.choices import CudaChoices
-from .cuda.transfer import PendingLabels, to_device
 from .device import choose_dtype, thread_count
 from .intensity import clipped_window, normalise
-from .memory import slice_bytes
 from .network.averaging import AveragedNetworks
 from .network.folding import fold
+from .network.fusion import fuse_on_cuda
 from .network.labelling import interpolated_labels, labels_of, upsampled_labels
 from .network.model import DOWNSAMPLING, AttentionUNet
 from .network.weights import WeightsMetadata, common_metadata
@@ -54,7 +51,8 @@ class Predictor:
 
     Args:
         weights: state dict of an `AttentionUNet`, fp16 or fp32, and its metadata; of several
-            networks the probabilities are averaged.
+            networks the probabilities are averaged. On CUDA they are read while the device is
+            being initialised.
         device: CUDA or CPU.
         batch_size: slices a batch; by default `cuda.BATCH_SIZES` on CUDA, or fewer where they do
             not fit; 1 on a CPU (where larger batches are slower: their maps leave the cache).
@@ -64,10 +62,9 @@ class Predictor:
         gpu_memory_mb: device memory for the whole process, in MB, kept to by torch's allocator; by
             default what is free.
         dtype: by default `choose_dtype(device)`.
-        choices: of the CUDA path.
-        ready: what `cuda.warm_up` returned, if it has been called.
-        ends_context: `release` gives back what the CUDA context takes too, if `choices` do not keep
-            it; after that the process cannot use the device.
+        fused_kernels: use cuDNN's convolutions with bias, sum and ReLU, where it has them.
+        dense_borders: interpolate all logits on CUDA, not only those along label borders, for which
+            the host would have to wait.
 
     Raises:
         ValueError: the weights are of another network, or of some that do not see the same slices;
@@ -76,76 +73,72 @@ class Predictor:
 
     def __init__(
         self,
-        weights: Sequence[tuple[dict[str, Tensor], WeightsMetadata]],
+        weights: Iterable[tuple[dict[str, Tensor], WeightsMetadata]],
         device: torch.device,
         *,
         batch_size: int | None = None,
         lanes: int | None = None,
         gpu_memory_mb: float | None = None,
         dtype: torch.dtype | None = None,
-        choices: CudaChoices = CudaChoices(),  # noqa: B008  (frozen)
-        ready: "Future[bool] | None" = None,
-        ends_context: bool = False,
+        fused_kernels: bool = True,
+        dense_borders: bool = True,
     ) -> None:
-        self._each = [metadata for _, metadata in weights]
-        self.metadata = common_metadata(self._each)
         self.device = device
         self.dtype = dtype or choose_dtype(device)
-        self.choices = choices
-        self._ends_context = ends_context and choices.ends_context
         self.batch_size = batch_size
+        on_cuda = device.type == "cuda"
+        self._dense_borders = dense_borders and on_cuda
         # By size and reduction of the slices, after a lack of memory.
-        self._batch_sizes: dict[tuple[tuple[int, ...], int], int] = {}
+        self._batch_sizes: dict[tuple[int, int, int], int] = {}
 
-        networks = [trained_network(*one) for one in weights]
-        if device.type == "cuda":
-            ready = ready or cuda.warm_up(device, self.dtype)
-            if not choices.folds_meanwhile:
-                concurrent.futures.wait([ready])
-            folded = self._folded(networks)
-            with cuda.as_value_error(device):
-                self._put_on_cuda(folded, gpu_memory_mb, ready)
+        ready = cuda.warm_up(device, self.dtype) if on_cuda else None
+        weights = list(weights)
+        each = [metadata for _, metadata in weights]
+        self.metadata = common_metadata(each)
+        folded = [fold(trained_network(*one)) for one in weights]
+        network = folded[0] if len(folded) == 1 else AveragedNetworks(folded, each)
+        if ready is None:
+            self.network = self._moved(network)
         else:
-            network = self._folded(networks)
-            self.network = network.to(self.dtype, memory_format=torch.channels_last)
+            with cuda.as_value_error(device):
+                # What cuDNN has no fused kernel for is found out layer by layer; what it computes
+                # wrongly in one it should in none.
+                if ready.result() and fused_kernels:
+                    fuse_on_cuda(network)
+                torch.cuda.set_device(device)
+                self.network = self._moved(network)
+                self.memory_mb = self._limited_memory_mb(gpu_memory_mb)
         threads = thread_count()
-        self.lanes = lanes or (1 if device.type == "cuda" else min(threads, _MOST_LANES))
+        self.lanes = lanes or (1 if on_cuda else min(threads, _MOST_LANES))
         self._pool = ThreadPoolExecutor(
             self.lanes,
             initializer=torch.set_num_threads,
             initargs=(max(1, threads // self.lanes),),
         )
 
-    def _folded(self, networks: list[AttentionUNet]) -> nn.Module:
-        folded = [fold(network) for network in networks]
-        return folded[0] if len(folded) == 1 else AveragedNetworks(folded, self._each)
+    def _moved(self, network: nn.Module) -> nn.Module:
+        channels_last: dict[str, Any] = {"memory_format": torch.channels_last}
+        return network.to(self.device, self.dtype, **channels_last)
 
-    def _put_on_cuda(
-        self, folded: nn.Module, gpu_memory_mb: float | None, ready: "Future[bool]"
-    ) -> None:
-        # What cuDNN has no fused kernel for is found out layer by layer; what it computes wrongly
-        # in one it should in none.
-        if ready.result() and self.choices.fused_kernels:
-            folded.fuse_on_cuda()
-        torch.cuda.set_device(self.device)
-        self.network = folded.to(self.device, self.dtype, memory_format=torch.channels_last)
-
+    def _limited_memory_mb(self, most_mb: float | None) -> float:
+        """Limit torch's allocator, and return the MB that weights and maps may take."""
         weights_mb = self._weights_mb()
         least = weights_mb + self._slice_mb((512, 512), self.metadata.matrix_reduction)
         free, total = (size / 2**20 for size in torch.cuda.mem_get_info(self.device))
-        self.memory_mb = weights_mb + free
-        if gpu_memory_mb is not None:
-            if gpu_memory_mb - cuda.CONTEXT_MB < least:
+        memory_mb = weights_mb + free
+        if most_mb is not None:
+            if most_mb - cuda.CONTEXT_MB < least:
                 raise ValueError(
-                    f"{gpu_memory_mb:g} MB of GPU memory are too little: this network needs at "
-                    f"least {math.ceil(least) + cuda.CONTEXT_MB} (--gpu-memory), of which the CUDA "
+                    f"{most_mb:g} MB of GPU memory are too little: this network needs at least "
+                    f"{math.ceil(least) + cuda.CONTEXT_MB} (--gpu-memory), of which the CUDA "
                     f"context takes some {cuda.CONTEXT_MB}"
                 )
-            self.memory_mb = min(gpu_memory_mb - cuda.CONTEXT_MB, self.memory_mb)
-            fraction = min(1.0, self.memory_mb / total)
+            memory_mb = min(most_mb - cuda.CONTEXT_MB, memory_mb)
+            fraction = min(1.0, memory_mb / total)
             torch.cuda.set_per_process_memory_fraction(fraction, self.device)
-        if self.memory_mb < least:
+        if memory_mb < least:
             raise torch.OutOfMemoryError(f"CUDA out of memory: {free:.0f} MB are free")
+        return memory_mb
 
     def predict(
         self,
@@ -177,10 +170,9 @@ class Predictor:
         """
         window = clipped_window(window, self.metadata.clip_hu, slope, intercept)
         reduction = reduction or self.metadata.matrix_reduction
-        pinned = self.device.type == "cuda" and self.choices.pinned_buffers
 
         def label(first: int, stop: int) -> Tensor:
-            slices = to_device(voxels[first:stop], self.device, pinned=pinned)
+            slices = cuda.to_device(voxels[first:stop], self.device)
             return self._predict_batch(slices, window, slope, intercept, reduction)
 
         if self.device.type == "cuda":
@@ -210,40 +202,33 @@ class Predictor:
         # The current device is a thread's own: without it pinned memory would make a context on
         # device 0 as well.
         torch.cuda.set_device(self.device)
-        count, size = shape[0], (shape[1:], reduction)
-        batch_size = (
-            self._batch_sizes.get(size) or self.batch_size or self.default_batch_size(*size)
-        )
-        launched: PendingLabels | None = None
+        count, rows, columns = shape
+        size = (rows, columns, reduction)
+        batch_size = self._batch_sizes.get(size) or self.batch_size
+        batch_size = batch_size or self.default_batch_size((rows, columns), reduction)
+        launched: tuple[int, Callable[[], np.ndarray]] | None = None
         start = 0
         while start < count:
             stop = min(start + batch_size, count)
             # cuDNN would plan anew for a last batch of another size: it takes some slices again.
             first = max(0, stop - batch_size)
-            pinned = self.choices.pinned_buffers
             try:
-                new = slice(start - stop, None)
-                batch = PendingLabels(start, stop, label(first, stop)[new], pinned=pinned)
-                fetched = None if self.choices.overlap else batch.fetch()
+                fetch = cuda.start_download(label(first, stop)[start - stop :])
             except RuntimeError as error:
                 if stop - first == 1 or not cuda.is_out_of_memory(error):
                     raise
             else:
-                if fetched is not None:
-                    yield start, fetched
-                else:
-                    if launched:
-                        yield launched.start, launched.fetch()
-                    launched = batch
-                start = stop
+                if launched:
+                    yield launched[0], launched[1]()
+                launched, start = (start, fetch), stop
                 continue
             # Not before the error is gone, whose traceback holds the batch.
-            if stop - first == batch_size:  # a volume of fewer slices says nothing of others
+            if stop - first == batch_size:  # a volume of fewer slices shows nothing of others
                 self._batch_sizes[size] = batch_size // 2
             batch_size = (stop - first) // 2
             torch.cuda.empty_cache()
         if launched:
-            yield launched.start, launched.fetch()
+            yield launched[0], launched[1]()
 
     @torch.inference_mode()
     def _predict_batch(
@@ -254,7 +239,7 @@ class Predictor:
         intercept: float,
         reduction: int,
     ) -> Tensor:
-        """Labels (slices, rows, columns), uint8, of voxels of that shape, both on the device."""
+        """Return labels (slices, rows, columns), uint8, of such voxels, both on the device."""
         slices = normalise(
             voxels[:, None],
             window=window,
@@ -272,11 +257,10 @@ class Predictor:
         if reduction > 1:
             slices = functional.avg_pool2d(slices, reduction)
         slices = slices.to(self.dtype, memory_format=torch.channels_last)
-        logits = self.network(slices)
-        logits = logits.permute(0, 2, 3, 1)
+        logits = self.network(slices).permute(0, 2, 3, 1)
         if reduction == 1:
             labels = labels_of(logits)
-        elif self.device.type == "cuda" and self.choices.dense_borders:
+        elif self._dense_borders:
             labels = interpolated_labels(logits, reduction)
         else:
             labels = upsampled_labels(logits, reduction)
@@ -286,9 +270,8 @@ class Predictor:
         """Return the bytes of this machine's memory that a lane takes for slices of a size."""
         if self.device.type == "cuda":
             return 0
-        one = slice_bytes(
-            math.prod(size), self.metadata.live_values, reduction, self.dtype.itemsize
-        )
+        value_bytes = self.dtype.itemsize
+        one = self.metadata.slice_bytes(math.prod(size), reduction, value_bytes)
         return one * (self.batch_size or 1)
 
     def release(self) -> None:
@@ -297,15 +280,12 @@ class Predictor:
         self._pool.shutdown()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-            if self._ends_context:
-                driver.end_context(self.device.index)
 
     def _weights_mb(self) -> float:
         return sum(weight.nbytes for weight in self.network.parameters()) / 2**20
 
     def _slice_mb(self, size: tuple[int, int], reduction: int) -> float:
-        bytes_per_pixel = 2 * self.metadata.live_values / reduction**2
-        return size[0] * size[1] * bytes_per_pixel / 2**20
+        return self.metadata.slice_bytes(math.prod(size), reduction, 2) / 2**20
 
     def default_batch_size(self, size: tuple[int, int], reduction: int) -> int:
         """Return the default batch size for slices of this size (rows, columns), reduced so."""

@@ -4,6 +4,7 @@ import contextlib
 import sys
 import time
 import unicodedata
+from typing import TYPE_CHECKING
 
 from .case import Case
 from .files import printable
@@ -12,6 +13,9 @@ from .records.flags import in_words
 from .records.manifest import Records
 from .service import STAGES, Observer
 from .terminal import log
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 _SILENT_SECONDS = 30.0  # without a bar: so long at most without a line while slices are predicted
 
@@ -28,15 +32,18 @@ class Progress(Observer):
     """
 
     def __init__(self, total: int, records: Records, *, quiet: bool) -> None:
-        self.recorded = records.recorded
         self._records = records
         self.total = total
         self.quiet = quiet
         self.ended = 0
-        self.bar = None
+        self.bar: tqdm | None = None
         self._case = ""
         self._slices = 0
         self._reported = 0.0
+
+    def recorded(self, name: str) -> dict | None:
+        """Return the record of a case; None if one is missing that was asked for."""
+        return self._records.recorded(name)
 
     def on_slices(self, case: Case, count: int, total: int) -> None:
         """Report so many slices more of a case's total."""
@@ -58,9 +65,9 @@ class Progress(Observer):
             self.bar = tqdm(total=total, desc=printable(name), unit="slice", leave=False)
         with contextlib.suppress(OSError, ValueError):
             self.bar.update(count)
-        if self.bar.n >= self.bar.total:
-            with contextlib.suppress(OSError, ValueError):
+            if self._slices >= total:
                 self.bar.close()
+        if self._slices >= total:
             self.bar = None
 
     def on_case(self, case: Case) -> None:
@@ -81,7 +88,7 @@ class Progress(Observer):
 
 def closing_table(cases: list[Case], timer: PhaseTimer) -> str:
     """Return the closing table: case, shape, seconds of each step, status."""
-    rows = [("case", "shape", *STAGES, "status")]
+    rows: list[tuple[str, ...]] = [("case", "shape", *STAGES, "status")]
     for case in cases:
         # A case that was not read may have the name of another.
         seconds = timer.seconds(case.name) if case.shape and case.status != "kept" else {}

@@ -95,13 +95,14 @@ class Segmenter:
         )
 
     def _label_map(self, volume: Volume) -> tuple[np.ndarray, list[Flag]]:
-        metadata, window = self._predictor.metadata, percentiles(volume.voxels)
+        metadata = self._predictor.metadata
+        low, high = percentiles(volume.voxels)
         with self._lock:
             threads = torch.get_num_threads()
             try:
                 label_map = self._predictor.predict(
                     volume.voxels,
-                    window=window,
+                    window=(low, high),
                     slope=volume.slope,
                     intercept=volume.intercept,
                     reduction=metadata.reduction_at(volume.spacing),
@@ -109,7 +110,7 @@ class Segmenter:
             finally:
                 torch.set_num_threads(threads)  # the lanes' number becomes that of new threads
         sizes = keep_largest_components(label_map)
-        return label_map, find_flags(label_map, sizes, volume, window, metadata.clip_hu)
+        return label_map, find_flags(label_map, sizes, volume, (low, high), metadata.clip_hu)
 
 
 def _volume_of(ct: PathLike | nibabel.Nifti1Image) -> Volume:

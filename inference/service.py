@@ -10,18 +10,16 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 import nibabel
 import numpy as np
 
 from .case import Case, ReadCase
-from .components import ComponentSizes, keep_largest_components
+from .components import keep_largest_components
 from .files import one_line, output_key, printable
 from .intensity import percentiles
-from .label_map import label_map_header, read_label_map
-from .labels import LABEL_NAMES
+from .label_map import label_map_header
 from .memory import PROCESS_BYTES, MemoryBudget, case_bytes, memory_limit
 from .outputs import Outputs
 from .phases import PhaseTimer
@@ -55,72 +53,38 @@ class Observer:
         """Called when a case has ended; from one of two threads."""
 
 
-@dataclass
 class Service:
     """Segments volumes one after another.
 
+    Statistics, previews and flags are of all labels, whichever a label map shows.
+
     Attributes:
-        outputs: what is written of each case; statistics, previews and flags are of all labels,
-            whichever its label map shows.
+        budget: of memory, which the cases under way share; a case that it can never hold fails.
+
+    Args:
+        options: of `parse_arguments`.
         loader: loads the network, once, while the first volume is being read.
         observer: of every case.
         timer: of every phase.
-        budget: of memory, which the cases under way share; a case that it can never hold fails.
-        keep_existing: skip a case whose whole label map of the same signature is there.
-        with_preview: write a contact sheet `NAME.png` beside each label map.
-        with_records: fill `Case.input_info` and `Case.statistics`.
+        memory: bytes that the process may take; by default `memory_limit`.
     """
 
-    outputs: Outputs
-    loader: "NetworkLoader"
-    observer: Observer = field(default_factory=Observer)
-    timer: PhaseTimer = field(default_factory=PhaseTimer)
-    budget: MemoryBudget = field(default_factory=lambda: MemoryBudget(memory_limit()))
-    keep_existing: bool = False
-    with_preview: bool = False
-    with_records: bool = False
-    _predicting: bool = field(default=False, init=False)
-    _stop: BaseException | None = field(default=None, init=False)
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         options: argparse.Namespace,
         loader: "NetworkLoader",
         observer: Observer,
         timer: PhaseTimer,
         memory: int | None = None,
-    ) -> "Service":
-        """Make the service that options ask for.
-
-        Args:
-            options: of `parse_arguments`.
-            loader, observer, timer: as the attributes.
-            memory: bytes that the process may take; by default `memory_limit`.
-        """
-        provenance, segmentation = loader.provenance, None
-        if options.format != "nifti":
-            from .dicom.segmentation import SegmentationWriter
-
-            segmentation = SegmentationWriter(options.seg_type, provenance)
+    ) -> None:
+        self.loader, self.observer, self.timer = loader, observer, timer
+        self.outputs = Outputs(options, loader.provenance)
         memory = memory_limit() if memory is None else memory
-        return cls(
-            outputs=Outputs(
-                options.output,
-                options.format,
-                options.organs,
-                per_organ=options.per_organ,
-                provenance=provenance,
-                segmentation=segmentation,
-            ),
-            loader=loader,
-            observer=observer,
-            timer=timer,
-            budget=MemoryBudget(memory - PROCESS_BYTES - loader.host_bytes()),
-            keep_existing=options.keep_existing,
-            with_preview=options.preview,
-            with_records=options.statistics is not None or options.manifest is not None,
-        )
+        self.budget = MemoryBudget(memory - PROCESS_BYTES - loader.host_bytes())
+        self._keep_existing: bool = options.keep_existing
+        self._with_records = options.statistics is not None or options.manifest is not None
+        self._predicting = False
+        self._stop: BaseException | None = None
 
     def stop(self, error: BaseException) -> bool:
         """Ask to end with an error as soon as the case that is being predicted is written.
@@ -163,25 +127,22 @@ class Service:
                     case.reason = f"same output name as {printable(earlier)}{folded}"
             if case.reason:
                 case.status = "failed"
-            elif self.keep_existing and all(map(os.path.lexists, self.outputs.files(case.name))):
+            elif self._keep_existing and all(map(os.path.lexists, self.outputs.files(case.name))):
                 self._check_existing(case)
             if case.status != "waiting":
                 self.observer.on_case(case)
         return cases
 
     def _check_existing(self, case: Case) -> None:
-        """Decide whether a case whose outputs are there is skipped, read again or recomputed."""
+        """Decide whether a case whose outputs are there is skipped or recomputed."""
         record = self.observer.recorded(case.name)
         stale = self.outputs.why_stale(case, record)
-        if not stale and self.outputs.labels and record is None:
-            stale = "it shows some organs only, and the records of all are missing"
-        preview = self.outputs.preview(case.name)
+        if not stale and record is None:
+            stale = "its record is missing"
         if stale:
             case.warnings.append(f"recomputing: {stale}")
-        elif record is not None and (preview.exists() or not self.with_preview):
-            case.status = "kept"
         else:
-            case.has_label_map = self.outputs.format != "seg"
+            case.status = "kept"
 
     def segment(self, cases: Iterable[Case]) -> None:
         """Run planned cases through the pipeline until there are no more, each as it comes.
@@ -255,10 +216,10 @@ class Service:
 
         try:
             with self.timer.phase("read", case.name):
-                volume = case.source.read(admit, on_content if self.with_records else None)
+                volume = case.source.read(admit, on_content if self._with_records else None)
             case.warnings += volume.notes
             label_map_header(volume.header)  # or the case fails before it is predicted
-            if self.with_records:
+            if self._with_records:
                 case.input_info.update(grid_info(volume))
             case.shape = tuple(int(n) for n in volume.header.get_data_shape()[:3])
             with self.timer.phase("percentiles", case.name):
@@ -282,8 +243,6 @@ class Service:
 
     def _predict(self, read: ReadCase, predictor: "Predictor") -> np.ndarray:
         case, volume = read.case, read.volume
-        if case.has_label_map:
-            return read_label_map(self.outputs.label_map(case.name), volume)
         reduction = predictor.metadata.reduction_at(volume.spacing)
         count, *size = volume.voxels.shape
         # One lane is in what the case needs.
@@ -298,7 +257,8 @@ class Service:
                 lanes=None if free else 1,
                 on_slices=lambda done: self.observer.on_slices(case, done, count),
             )
-        if self.with_records and (made := self.outputs.provenance):
+        if self._with_records:
+            made = self.loader.provenance
             case.input_info.update(device=made.device, precision=made.precision)
         return label_map
 
@@ -315,26 +275,19 @@ class Service:
         self, read: ReadCase, label_map: np.ndarray, clip_hu: tuple[float, float] | None
     ) -> None:
         case, volume = read.case, read.volume
-        if case.has_label_map:
-            voxels = np.bincount(label_map.ravel(order="K"), minlength=len(LABEL_NAMES))
-            voxels[0] = 0
-            sizes = ComponentSizes(voxels, np.zeros_like(voxels))
-            if self.observer.recorded(case.name) is None:
-                case.warnings.append("flags of several large pieces are lost: no record has them")
-        else:
-            if files_state(case.source) not in (read.files_state, None):
-                raise VolumeError("it changed while it was segmented")
-            with self.timer.phase("components", case.name):
-                sizes = keep_largest_components(label_map)
-            with self.timer.phase("write", case.name):
-                case.warnings += self.outputs.write(case, volume, label_map)
-        case.status = "kept" if case.has_label_map else "done"
+        if files_state(case.source) not in (read.files_state, None):
+            raise VolumeError("it changed while it was segmented")
+        with self.timer.phase("components", case.name):
+            sizes = keep_largest_components(label_map)
+        with self.timer.phase("write", case.name):
+            case.warnings += self.outputs.write(case, volume, label_map)
+        case.status = "done"
         with _optional(case, "flags"):
             case.flags = find_flags(label_map, sizes, volume, read.window, clip_hu)
-        if self.with_records:
+        if self._with_records:
             with _optional(case, "statistics"):
                 case.statistics = label_statistics(label_map, volume)
-        if self.with_preview:
+        if self.outputs.with_preview:
             with _optional(case, "preview"):
                 from .records.preview import write_preview  # Pillow, only for those who ask
 

@@ -42,7 +42,7 @@ def parse_shard(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
 
 
 def _task_index(environment: Mapping[str, str]) -> int:
-    """The task's number as its scheduler gives it."""
+    """Return the task's number as its scheduler gives it."""
     for name in (f"{_SLURM}ID", _KUBERNETES):
         if name in environment:
             return _number(environment, name)
@@ -50,7 +50,7 @@ def _task_index(environment: Mapping[str, str]) -> int:
 
 
 def _task_of_array(environment: Mapping[str, str]) -> tuple[int, int]:
-    """Index and count of a task of a Slurm array, which may begin and step as it likes."""
+    """Return index and count of a task of a Slurm array, whatever its first number and step."""
     index = _task_index(environment)
     if f"{_SLURM}ID" not in environment:
         raise ValueError(f"auto: {_KUBERNETES} comes without a count; give auto/N")
@@ -73,7 +73,7 @@ def _number(environment: Mapping[str, str], name: str, default: int | None = Non
 
 
 def shard_of(sources: list[Source], index: int, count: int) -> list[Source]:
-    """The inputs of one shard; every input is in exactly one of them.
+    """Return the inputs of one shard; every input is in exactly one of them.
 
     Cases go from the largest file down to the shard that has the fewest bytes so far, which leaves
     no shard more than the largest case behind another. Inputs whose label maps would have the same
@@ -104,7 +104,7 @@ def shard_of(sources: list[Source], index: int, count: int) -> list[Source]:
 
 
 def shard_file(path: Path, index: int, count: int) -> Path:
-    """The name of a shard's own file: `volumes.csv` becomes `volumes.3-of-8.csv`.
+    """Return the name of a shard's own file: `volumes.csv` becomes `volumes.3-of-8.csv`.
 
     Tasks that replace one table would each undo what the others wrote.
     """

@@ -48,37 +48,35 @@ def signals_raise(finish: Callable[[BaseException], bool] | None = None) -> Iter
 
     Args:
         finish: called at SIGTERM or SIGHUP with the error to raise when the case under way is
-            written, and says whether there is one; that has `GRACE_SECONDS`, and at `LAST_SECONDS`
+            written; returns whether there is one. That has `GRACE_SECONDS`, and at `LAST_SECONDS`
             the process ends with whatever is being written. None: every signal is raised at once,
             and whoever catches it may take its time.
     """
-    asked: Stopped | None = None
-    asked_at = 0.0
-    given_up = False
+    was_asked = was_raised = False
 
     def stop(number: int, _frame: object) -> None:
-        nonlocal asked, asked_at, given_up
-        error = Stopped(number)
-        if number != signal.SIGINT and finish and not asked:
-            asked, asked_at = error, time.monotonic()
-            waits = finish(error)
+        nonlocal was_asked, was_raised
+        error, waits = Stopped(number), False
+        if number != signal.SIGINT and finish and not was_asked:
+            was_asked, waits, end = True, finish(error), time.monotonic() + LAST_SECONDS
+
+            def out_of_time(*_: object) -> None:
+                nonlocal was_raised
+                if not was_raised and finish(error):  # it is still being predicted
+                    was_raised = True
+                    raise error
+                if time.monotonic() >= end:
+                    discard_unfinished()
+                    os._exit(128 + number)
+
+            signal.signal(signal.SIGALRM, out_of_time)
             first = GRACE_SECONDS if waits else LAST_SECONDS
             signal.setitimer(signal.ITIMER_REAL, first, max(0.01, LAST_SECONDS - GRACE_SECONDS))
-            if waits:
-                return
-        given_up = True
-        raise error
+        if not waits:
+            was_raised = True
+            raise error
 
-    def out_of_time(_number: int, _frame: object) -> None:
-        nonlocal given_up
-        if not given_up and finish(asked):  # it is still being predicted
-            given_up = True
-            raise asked
-        if time.monotonic() - asked_at >= LAST_SECONDS:
-            discard_unfinished()
-            os._exit(128 + asked.number)
-
-    before_alarm = signal.signal(signal.SIGALRM, out_of_time)
+    before_alarm = signal.getsignal(signal.SIGALRM)
     try:
         with handling_stop_signals(stop):
             yield

@@ -37,7 +37,7 @@ class NiftiFile:
 
     @property
     def refusal(self) -> str:
-        """Return why it cannot be read, as far as its name and kind tell, or ""."""
+        """Return why it cannot be read, as far as its name and kind show, or ""."""
         return why_not_a_volume(self.path)
 
     @property

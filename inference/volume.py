@@ -8,18 +8,19 @@ orientation of CT.
 """
 
 import contextlib
+import gzip
 import io
 import math
 import os
 import stat
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel
 import numpy as np
-from isal import isal_zlib
+from isal import igzip, isal_zlib
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
@@ -40,12 +41,15 @@ _START_BYTES = 1 << 16  # of a file, in which its header lies, gzipped or not
 HEADER_ERRORS = (HeaderDataError, WrapStructError, ValueError, KeyError, OverflowError)
 """What nibabel raises at wild headers."""
 
-GZIP_ERRORS = (EOFError, zlib.error, isal_zlib.IsalError)
+GZIP_ERRORS: tuple[type[Exception], ...] = (
+    EOFError,
+    gzip.BadGzipFile,
+    zlib.error,
+    isal_zlib.IsalError,  # type: ignore[assignment]
+)
 """What unpacking damaged gzip data raises."""
 
 _TAIL_BYTES = 1 << 20  # unpacked after the voxels, for the check sum behind them
-
-_PIECE_BYTES = 1 << 20  # of gzip data unpacked at once
 
 _LARGEST_OFFSET = 1 << 28  # of the voxels; between header and voxels there may be extensions
 
@@ -72,38 +76,43 @@ class Grid:
     """Where a file's voxels lie.
 
     Attributes:
-        axes: for each SPL axis, the file's axis that it is.
-        flips: for each SPL axis, whether the file stores it in reverse.
+        disk_axes: for each SPL axis, the file's axis that it is.
+        disk_flips: for each SPL axis, whether the file stores it in reverse.
         spacing: mm between slices, rows and columns; their product is a voxel's volume, mm³.
         notes: what the header leaves open or contradicts, one line each.
     """
 
-    axes: tuple[int, int, int]
-    flips: tuple[bool, bool, bool]
+    disk_axes: tuple[int, ...]
+    disk_flips: tuple[bool, ...]
     spacing: tuple[float, float, float]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
+
+    def to_spl(self, stored: np.ndarray) -> np.ndarray:
+        """Return a view of a file's array, its axes turned to SPL."""
+        return self._flipped(stored.transpose(self.disk_axes))
+
+    def as_stored(self, array: np.ndarray) -> np.ndarray:
+        """Return a view of an SPL array, its axes turned back to the file's."""
+        return self._flipped(array).transpose(np.argsort(self.disk_axes))
+
+    def _flipped(self, array: np.ndarray) -> np.ndarray:
+        return array[tuple(slice(None, None, -1 if flip else 1) for flip in self.disk_flips)]
 
 
 @dataclass(frozen=True)
-class Volume:
+class Volume(Grid):
     """A CT volume and the on-disk grid it came from.
 
     Attributes:
         voxels: (slices, rows, columns), SPL, a view in the file's own data type; not HU.
         slope, intercept: HU = slope * voxels + intercept.
-        spacing, notes: as in `Grid`.
         header: the file's NIfTI header, from which the label map's header is made.
-        disk_axes, disk_flips: as `Grid.axes` and `Grid.flips`.
     """
 
     voxels: np.ndarray
     slope: float
     intercept: float
-    spacing: tuple[float, float, float]
     header: nibabel.Nifti1Header
-    disk_axes: tuple[int, int, int]
-    disk_flips: tuple[bool, bool, bool]
-    notes: tuple[str, ...] = ()
 
     @property
     def affine(self) -> np.ndarray:
@@ -141,14 +150,14 @@ def header_affine(header: nibabel.Nifti1Header) -> np.ndarray:
         raise VolumeError(f"its affine cannot be used ({error})") from error
 
 
-def orientation(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+def orientation(affine: np.ndarray) -> tuple[tuple[int, ...], tuple[bool, ...]]:
     """Return how the axes of a file's array are swapped and flipped to become SPL.
 
     Args:
         affine: 4x4, voxel indices to RAS+; oblique ones go to the nearest axes.
 
     Returns:
-        `Grid.axes` and `Grid.flips`.
+        `Grid.disk_axes` and `Grid.disk_flips`.
 
     Raises:
         VolumeError: the affine has no such axes (not finite, or singular).
@@ -157,14 +166,14 @@ def orientation(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, b
         raise VolumeError("its affine is singular or not finite")
     world = nibabel.io_orientation(affine)
     if sorted(world[:, 0]) != [0, 1, 2]:
-        raise VolumeError("its affine does not tell where the axes point")
+        raise VolumeError("its affine has no nearest axes of the patient")
     to_lps = nibabel.orientations.ornt_transform(world, nibabel.orientations.axcodes2ornt("LPS"))
     axes = tuple(int(axis) for axis in np.argsort(to_lps[:, 0])[::-1])
     return axes, tuple(bool(to_lps[axis, 1] < 0) for axis in axes)
 
 
 def header_grid(header: nibabel.Nifti1Header, pixdim: np.ndarray | None = None) -> Grid:
-    """Return the grid of a file's voxels: the affine's, whatever `pixdim` says.
+    """Return the grid of a file's voxels: the affine's, whatever `pixdim` is.
 
     Args:
         header: of the file.
@@ -188,8 +197,8 @@ def header_grid(header: nibabel.Nifti1Header, pixdim: np.ndarray | None = None) 
         notes.append(f"its unit would make its voxels {_mm(unit * lengths)}: taken as mm")
         unit = 0.0
     unit = unit or 1.0
-    spacing = tuple(float(step) * unit for step in steps)
-    if not 0 < math.prod(spacing) < math.inf:
+    slice_mm, row_mm, column_mm = (float(step) * unit for step in steps)
+    if not 0 < slice_mm * row_mm * column_mm < math.inf:
         raise VolumeError("its affine is singular or not finite")
 
     sform, qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
@@ -208,7 +217,7 @@ def header_grid(header: nibabel.Nifti1Header, pixdim: np.ndarray | None = None) 
         with contextlib.suppress(VolumeError):
             if orientation(header_affine(other)) != (axes, flips):
                 notes.append("its qform turns or mirrors the axes of its sform: the sform is used")
-    return Grid(axes, flips, spacing, tuple(notes))
+    return Grid(axes, flips, (slice_mm, row_mm, column_mm), tuple(notes))
 
 
 def _possible(sizes_mm: np.ndarray) -> bool:
@@ -218,11 +227,6 @@ def _possible(sizes_mm: np.ndarray) -> bool:
 
 def _mm(sizes: np.ndarray) -> str:
     return "x".join(f"{size:.4g}" for size in sizes) + " mm"
-
-
-def flipped(array: np.ndarray, flips: Iterable[bool]) -> np.ndarray:
-    """Return a view of an array, some of its axes reversed."""
-    return array[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
 
 
 @dataclass(frozen=True)
@@ -243,37 +247,25 @@ class StoredImage:
     pixdim: np.ndarray
 
 
-def _unpacked(content: bytes, size: int, *, check: bool = True) -> bytearray:
+def _unpacked(content: bytes, size: int, tail: int = _TAIL_BYTES) -> bytearray:
     """Return the first `size` bytes of gzip data of one or more members, fewer if it has no more.
-
-    Each byte is handed to a decompressor about once, however small the members are (bgzip, pigz).
 
     Args:
         content: the gzip data.
         size: bytes to return.
-        check: whether the check sum of the last member is to be reached, if it is not far.
+        tail: bytes that are unpacked behind them, so that a check sum which is near is reached.
 
     Raises:
-        GZIP_ERRORS: the data are damaged or cut short.
+        VolumeError: the data are damaged or cut short.
     """
-    packed, unpacked = memoryview(content), bytearray(size)
-    start, length, piece_bytes = 0, 0, 1 << 14
-    while length < size and packed[start : start + len(_GZIP_MAGIC)] == _GZIP_MAGIC:
-        member, first = isal_zlib.decompressobj(wbits=GZIP_WBITS), start
-        while not member.eof and length < size:
-            piece = packed[start : start + piece_bytes]
-            if not piece:
-                raise EOFError("it ends before its end mark")
-            part = member.decompress(piece, size - length)
-            unpacked[length : length + len(part)] = part
-            length += len(part)
-            start += len(piece) - len(member.unused_data) - len(member.unconsumed_tail)
-            piece_bytes = min(2 * piece_bytes, _PIECE_BYTES)
-        if check and not member.eof:
-            rest = member.decompress(packed[start:], _TAIL_BYTES)
-            if not member.eof and len(rest) < _TAIL_BYTES:
-                raise EOFError("it ends before its end mark")
-        piece_bytes = min(start - first, _PIECE_BYTES)  # the next member may be as small
+    unpacked, length = bytearray(size), 0
+    try:
+        with igzip.GzipFile(fileobj=io.BytesIO(content)) as file, memoryview(unpacked) as view:
+            while length < size and (count := file.readinto(view[length:])):
+                length += count
+            file.read(tail)
+    except GZIP_ERRORS as error:
+        raise VolumeError(f"damaged gzip data ({error})") from error
     del unpacked[length:]
     return unpacked
 
@@ -285,10 +277,7 @@ def _header(start: bytes) -> tuple[nibabel.Nifti1Header, np.ndarray]:
         VolumeError: there is none.
     """
     if start.startswith(_GZIP_MAGIC):
-        try:
-            start = bytes(_unpacked(start, _HEADER_BYTES, check=False))
-        except GZIP_ERRORS as error:
-            raise VolumeError(f"damaged gzip data ({error})") from error
+        start = bytes(_unpacked(start, _HEADER_BYTES, 0))
     if not start:
         raise VolumeError("the file is empty")
     if len(start) < nibabel.Nifti1Header.sizeof_hdr:
@@ -296,7 +285,7 @@ def _header(start: bytes) -> tuple[nibabel.Nifti1Header, np.ndarray]:
     nifti2 = _NIFTI2_HEADER_SIZE.to_bytes(4, "little")
     nifti1 = nibabel.Nifti1Header.sizeof_hdr.to_bytes(4, "little")
     if start[:4] not in (nifti1, nifti1[::-1], nifti2, nifti2[::-1]):
-        raise VolumeError("not a NIfTI file: it does not begin with a header's size")
+        raise VolumeError("not a NIfTI file: it does not start with a header's size")
     kind = nibabel.Nifti2Header if start[:4] in (nifti2, nifti2[::-1]) else nibabel.Nifti1Header
     try:
         header = kind(start[: kind.sizeof_hdr])
@@ -337,7 +326,7 @@ def read_header(path: Path) -> nibabel.Nifti1Header:
 def read_stored(
     path: Path, admit: Admit | None = None, on_content: OnContent | None = None
 ) -> StoredImage:
-    """Read a NIfTI-1 or NIfTI-2 file, gzipped or not, as its first bytes tell; turn no axis.
+    """Read a NIfTI-1 or NIfTI-2 file, gzipped or not, by its first bytes; turn no axis.
 
     Trailing axes of length 1 are allowed; a 2D image is a volume of one slice. Gzip data after the
     voxels of the header's shape are not unpacked. The file stays open from header to voxels: if
@@ -374,7 +363,7 @@ def read_stored(
         except HEADER_ERRORS as error:
             raise VolumeError(f"its header is damaged ({error})") from error
         if not header.sizeof_hdr <= offset <= _LARGEST_OFFSET:
-            raise VolumeError(f"its header is damaged (voxels that begin at byte {offset})")
+            raise VolumeError(f"its header is damaged (voxels from byte {offset} on)")
         count = math.prod(shape)
         size = count * dtype.itemsize
         if admit:
@@ -388,15 +377,13 @@ def read_stored(
         raise VolumeError("it changed while it was read")
     if on_content:
         on_content(content)
+    image: bytes | bytearray = content
     if content.startswith(_GZIP_MAGIC):
-        try:
-            content = _unpacked(content, offset + size)
-        except GZIP_ERRORS as error:
-            raise VolumeError(f"damaged gzip data ({error})") from error
-    if len(content) - offset < size:
-        raise VolumeError(f"cut short: {max(0, len(content) - offset)} of {size} bytes of voxels")
+        image = _unpacked(content, offset + size)
+    if len(image) - offset < size:
+        raise VolumeError(f"cut short: {max(0, len(image) - offset)} of {size} bytes of voxels")
     return StoredImage(
-        voxels=np.frombuffer(content, dtype, count, offset).reshape(shape, order="F"),
+        voxels=np.frombuffer(image, dtype, count, offset).reshape(shape, order="F"),
         slope=1.0 if slope is None else float(slope),
         intercept=0.0 if intercept is None else float(intercept),
         header=header,
@@ -438,14 +425,20 @@ def image_volume(image: nibabel.spatialimages.SpatialImage) -> Volume:
 
 
 def _volume(stored: StoredImage) -> Volume:
-    grid = header_grid(stored.header, stored.pixdim)
+    return volume_on(
+        header_grid(stored.header, stored.pixdim),
+        stored.voxels, stored.slope, stored.intercept, stored.header,
+    )  # fmt: skip
+
+
+def volume_on(
+    grid: Grid,
+    stored: np.ndarray,
+    slope: float,
+    intercept: float,
+    header: nibabel.Nifti1Header,
+) -> Volume:
+    """Return the volume of voxels that are stored on a grid; arguments as the attributes'."""
     return Volume(
-        voxels=flipped(stored.voxels.transpose(grid.axes), grid.flips),
-        slope=stored.slope,
-        intercept=stored.intercept,
-        spacing=grid.spacing,
-        header=stored.header,
-        disk_axes=grid.axes,
-        disk_flips=grid.flips,
-        notes=grid.notes,
+        **vars(grid), voxels=grid.to_spl(stored), slope=slope, intercept=intercept, header=header
     )

@@ -12,10 +12,14 @@ import pytest
 import torch
 
 from inference.command import main
+from inference.memory import MemoryBudget
 from inference.network.model import AttentionUNet
-from inference.network.weights import WeightsMetadata, save_weights
+from inference.network.weights import DEMONSTRATION_WEIGHTS, WeightsMetadata, save_weights
+from inference.options import parse_arguments
+from inference.phases import PhaseTimer
 from inference.prediction import Predictor
-from inference.service import Service
+from inference.records.provenance import Provenance
+from inference.service import Observer, Service
 
 torch.set_num_threads(1)  # the tests' networks are too small to be worth a second
 
@@ -126,6 +130,11 @@ def reoriented(array: np.ndarray, affine: np.ndarray, orientation: np.ndarray):
     return turned, affine @ nibabel.orientations.inv_ornt_aff(transform, array.shape)
 
 
+def names_in(folder: Path) -> list[str]:
+    """The names of a folder's entries."""
+    return sorted(path.name for path in folder.iterdir())
+
+
 def stored(path: Path) -> np.ndarray:
     """The voxels of a NIfTI file, in its own type and axes."""
     return np.asanyarray(nibabel.load(path).dataobj)
@@ -147,6 +156,7 @@ class PlainLoader:
         self._predict = predict
         self.predictor = self
         self.metadata = metadata_of(trained_looking_network())
+        self.provenance = Provenance(lambda: [DEMONSTRATION_WEIGHTS])
 
     def predict(self, voxels, **_):
         return self._predict(voxels)
@@ -158,6 +168,15 @@ class PlainLoader:
         return 0
 
     slice_bytes = host_bytes
+
+
+def plain_service(folders, predict, memory) -> Service:
+    """A service with `PlainLoader` and so many bytes of memory for cases."""
+    arguments = ["--input", str(folders[0]), "--output", str(folders[1]), "--quiet"]
+    options = parse_arguments(arguments)
+    service = Service(options, PlainLoader(predict), Observer(), PhaseTimer())
+    service.budget = MemoryBudget(memory)
+    return service
 
 
 def errors_of(capsys) -> list[str]:
@@ -178,8 +197,7 @@ def predicted(monkeypatch) -> list[str]:
     names, predict = [], Service._predict
 
     def seen(self, read, predictor):
-        if not read.case.has_label_map:
-            names.append(read.case.name)
+        names.append(read.case.name)
         return predict(self, read, predictor)
 
     monkeypatch.setattr(Service, "_predict", seen)
@@ -199,14 +217,26 @@ def every_label(monkeypatch):
 
 @pytest.fixture
 def run(folders, weights_file):
-    """The service's command line on these folders, with random weights."""
-    inputs, outputs = folders
+    """The service's command line on these folders, with random weights; returns its exit code."""
 
     def run(*arguments):
-        places = ("--input", str(inputs), "--output", str(outputs))
-        return main([*places, "--weights", str(weights_file), "--device", "cpu", *arguments])
+        places = ("--input", folders[0], "--output", folders[1], "--weights", weights_file)
+        try:
+            return main([*map(str, places), "--device", "cpu", *map(str, arguments)])
+        except SystemExit as ended:
+            return ended.code
 
     return run
+
+
+@pytest.fixture
+def cts(folders, ct):
+    """Call it with names for CTs in the folder of inputs; returns their paths."""
+
+    def save(*names, array=ct):
+        return [save_nifti(folders[0] / f"{name}_0000.nii.gz", array) for name in names]
+
+    return save
 
 
 def pytest_collection_finish():

@@ -169,5 +169,5 @@ def _judge(
     yield judge.judge_time(runs)
     yield judge.judge_gpu_memory(runs)
     yield judge.judge_memory([*runs, again, *modes], memory)
-    yield from judge.judge_extra_files([*runs, again, *modes, damaged])
+    yield judge.judge_extra_files([*runs, again, *modes, damaged])
     yield judge.judge_damaged(damaged)

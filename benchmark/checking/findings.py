@@ -161,8 +161,8 @@ def judge_memory(trials: Sequence[Trial], memory: str) -> Finding:
     return finding(level, f"memory, at most {memory}", f"at most {mb:,.0f} MB ({label})")
 
 
-def judge_extra_files(trials: Sequence[Trial]) -> list[Finding]:
-    """Judge what containers wrote beside the label map, and what they did to their inputs."""
+def judge_extra_files(trials: Sequence[Trial]) -> Finding:
+    """Judge what containers wrote beside the label map."""
     # Where there is no label map, what is there instead is reported with the names.
     extra = {
         t.label: t.extra_files for t in trials if t.extra_files and t.result["output"]["found"]
@@ -170,10 +170,7 @@ def judge_extra_files(trials: Sequence[Trial]) -> list[Finding]:
     names = [name for of_run in extra.values() for name in of_run]
     level = FAILED if any(name.endswith((".nii.gz", ".nii")) for name in names) else WARNED
     shown = "; ".join(f"{label}: {listed(of_run, 5)}" for label, of_run in extra.items())
-    findings = [finding(level if extra else PASSED, "extra files", shown or "none")]
-    if touched := ", ".join(sorted({trial.label for trial in trials if trial.inputs_touched})):
-        findings.append(finding(WARNED, "inputs left alone", f"inputs/ was changed: {touched}"))
-    return findings
+    return finding(level if extra else PASSED, "extra files", shown or "none")
 
 
 def judge_damaged(trial: Trial) -> Finding:

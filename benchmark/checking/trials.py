@@ -1,6 +1,5 @@
 """One run of a check: a volume through the team's container, in one of several ways."""
 
-import filecmp
 import hashlib
 import os
 from collections.abc import Iterator
@@ -48,7 +47,6 @@ class Trial:
     digest: str | None = None  # SHA-256 of its bytes
     empty: bool | None = None  # whether it has no label but background; None if unreadable
     extra_files: list[str] = field(default_factory=list)  # in the outputs folder beside it
-    inputs_touched: bool = False  # whether the inputs folder is not as it was
     printed: str = ""  # the last of what the container printed
 
     @property
@@ -65,12 +63,7 @@ class Trial:
         """Return the run's entry of `check.json`."""
         result = {k: v for k, v in self.result.items() if k not in ("samples", "sampler", "phases")}
         names = {"volume": self.label, "mode": self.mode, "sha256": self.digest}
-        more = {
-            "empty": self.empty,
-            "left": self.extra_files,
-            "inputs_touched": self.inputs_touched,
-        }
-        return names | result | more
+        return names | result | {"empty": self.empty, "left": self.extra_files}
 
 
 def run_trial(
@@ -105,9 +98,7 @@ def run_trial(
         if result["output"]["scorable"]:
             empty = not read_volume(label_map).voxels.any()
         extra = list(_extra_files(folders.outputs, f"{case.name}.nii.gz"))
-        touched = _touched(folders.inputs, case.image)
-        found_of_it = (label_map, digest, empty, extra, touched, log_tail(log))
-        return Trial(subject.label, mode, result, *found_of_it)
+        return Trial(subject.label, mode, result, label_map, digest, empty, extra, log_tail(log))
 
 
 def _extra_files(outputs: Path, label_map: str) -> Iterator[str]:
@@ -128,11 +119,3 @@ def _extra_files(outputs: Path, label_map: str) -> Iterator[str]:
             elif path.is_dir() or path.is_file():
                 kind = " (a folder)" * path.is_dir()
             yield printable(shown) + kind
-
-
-def _touched(inputs: Path, image: Path) -> bool:
-    """Return whether the container changed its inputs folder."""
-    copy = inputs / image.name
-    if [path.name for path in inputs.iterdir()] != [image.name]:
-        return True
-    return copy.is_symlink() or not copy.is_file() or not filecmp.cmp(copy, image, shallow=False)

@@ -211,8 +211,6 @@ def measure(
             environment["not_measured"][case.name] = str(error)
             log(f"{case.name}: not measured: {error}")
             continue
-        if result["status"] == NOT_MEASURED:
-            environment["not_measured"][case.name] = result["reason"]
         write_json(folder / f"{stem}.json", result)
         runs = measured[case.name]
         runs.append(result)

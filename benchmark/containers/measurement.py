@@ -116,7 +116,7 @@ def run_alone(
             "idle_gpu_mb": how.gpu.idle_mb,
             "sampler": asdict(cost),
             "samples": asdict(samples),
-            "phases": _read_phases(folders.outputs, sampler.started),
+            "phases": read_phases(folders.outputs, sampler.started),
             "output": asdict(output),
             **peaks_and_areas(samples, outcome.seconds, how.tolerances),
         }
@@ -139,7 +139,7 @@ def run_alone(
             log(f"{work} cannot be removed: its files belong to another user")
 
 
-def _read_phases(outputs: Path, started: float) -> list[dict]:
+def read_phases(outputs: Path, started: float) -> list[dict]:
     """Read the phase log, with times from the case's start; skip lines of any other form."""
     phases = []
     with (

@@ -10,6 +10,8 @@ names. A case without a team's row gets the values of a failed container: DSC an
   flare23  DSC and NSD of organs and of tumor, time above 15 s, area of GPU memory above 4096 MB;
            no CPU. The weights are equal here: no other are published that we know of.
 
+Where the samples of any team are missing, whole GPU areas count, and a caution says so.
+
 A team that failed in every case is ranked, with these values. The interval of a rank has every rank
 that sign-flip tests over the cases do not rule out (`ranking.rank_intervals`). P(first) is the part
 of resamplings of the cases, with replacement, in which a team is first; it needs 20 cases.

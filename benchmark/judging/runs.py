@@ -123,8 +123,9 @@ def remarks(runs: Sequence[Run]) -> list[str]:
     """Return what to know of the runs' figures, on every page that compares them."""
     found = []
     for run in runs:
-        reasons = dict.fromkeys(run.unmeasured, "the GPU was not read")
-        reasons |= run.environment.get("not_measured", {})
+        reasons = dict(run.environment.get("not_measured", {}))
+        for case in run.unmeasured:
+            reasons[case] = run.shown[case].get("reason") or "the GPU was not read"
         if each := [f"{name} ({reason})" for name, reason in reasons.items()]:
             found.append(f"Caution: not measured of {run.team}: {listed(each)}")
         if failed := list(filter(run.failed, run.cases)):

@@ -22,7 +22,6 @@ from torch.nn.functional import conv2d
 from benchmark.speed.gpu_sweep import FULL_SIZE, PAPER_SIZE, STAGES
 from benchmark.speed.network_speed import median_seconds, tflop_a_slice
 from inference.cuda import runtime as cuda
-from inference.cuda.choices import CudaChoices
 from inference.device import choose_device
 from inference.files import one_line
 from inference.intensity import percentiles
@@ -34,7 +33,7 @@ from inference.volume import read_volume
 
 BATCH_SIZES = (1, 2, 4, 8, 16)
 
-WARM_CHOICES = ("fused_kernels", "dense_borders", "overlap", "pinned_buffers")
+CHOICES = ("fused_kernels", "dense_borders")
 """Choices that act while a process predicts."""
 
 
@@ -86,11 +85,6 @@ def compared(found: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
     return {"voxels unlike": int((found != expected).sum()), "of all": found.size, "DSC": dsc}
 
 
-def changed(choice: str) -> CudaChoices:
-    """Return the default choices with one of them changed; "" changes none."""
-    return CudaChoices(**{choice: not getattr(CudaChoices(), choice)} if choice else {})
-
-
 class Stages:
     """The stages, each a method that prints what it measures.
 
@@ -122,8 +116,13 @@ class Stages:
         return {"seconds": time.monotonic() - started}
 
     def predictor(self, weights: Path, choice: str = "") -> Predictor:
-        """Return a predictor as the service makes it, with one of its choices changed."""
-        return Predictor([load_weights(weights)], self.device, choices=changed(choice))
+        """Return a predictor as the service makes it, without one of its `CHOICES`, if given."""
+        return Predictor(
+            [load_weights(weights)],
+            self.device,
+            fused_kernels=choice != "fused_kernels",
+            dense_borders=choice != "dense_borders",
+        )
 
     def random(self, *shape: int) -> Tensor:
         """Return random numbers on the device, channels last: in fp16, or on a CPU in fp32."""
@@ -154,7 +153,7 @@ class Stages:
         synthetic = self.folder / "middle.nii.gz"
         pairs += [(synthetic, WEIGHTS / DEMONSTRATION), (synthetic, self.folder / PAPER_SIZE)]
         for number, (ct, weights) in enumerate(pairs):
-            for choice in ("", *(WARM_CHOICES if number == 0 else ())):
+            for choice in ("", *(CHOICES if number == 0 else ())):
                 what = f"{weights.stem}, {ct.name}" + (f", {choice} changed" if choice else "")
                 self.emit("labels", what, partial(self.compare, ct, weights, choice))
 
@@ -205,7 +204,7 @@ class Stages:
 
     def choices(self) -> None:
         """Time predictions with a choice as it is and changed."""
-        for choice in WARM_CHOICES:
+        for choice in CHOICES:
             weights = self.folder / (FULL_SIZE if choice == "dense_borders" else PAPER_SIZE)
             self.emit("choices", choice, partial(self.time_choice, weights, choice))
 

@@ -1,10 +1,9 @@
 """Measure whatever only a GPU can show, and end by the clock.
 
 In the order of what they are worth: labels against the CPU's, the network alone, and the choices
-of `inference/cuda/choices.py` that act while a process predicts (`gpu_stages`, one process); cold
-cases of the service, the plain pipeline and a peer, a process each; a folder in one process; the
-choices that act when a process starts or ends. An error costs its own measurement, and what the
-time does not allow is named. This process itself never uses the device.
+of `inference.prediction.Predictor` (`gpu_stages`, one process); cold cases of the service, the
+plain pipeline and a peer, a process each; a folder in one process. An error costs its own
+measurement, and what the time does not allow is named. This process itself never uses the device.
 
 In the report's folder, written after each stage: gpu-NAME.md, the page; gpu-NAME.json, its figures
 and every sample of the cold cases; and as they come gpu_stages.jsonl, what the one process prints.
@@ -12,10 +11,8 @@ and every sample of the cold cases; and as they come gpu_stages.jsonl, what the 
 
 import argparse
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,16 +24,15 @@ import nibabel
 import numpy as np
 
 from benchmark.containers.machine import NO_GPU, Gpu, describe_machine, open_gpu
-from benchmark.containers.measurement import Case, Conditions, run_alone
+from benchmark.containers.measurement import Case, Conditions, read_phases, run_alone
 from benchmark.containers.results import Result
-from benchmark.containers.runner import Command
+from benchmark.containers.runner import Command, Folders, run_case
+from benchmark.containers.sampler import Sampler
 from benchmark.options import not_negative
 from benchmark.speed.gpu_page import SECTIONS, markdown
 from benchmark.text import log, show
-from inference.cuda.choices import CHOICES_VARIABLE, CudaChoices
 from inference.files import one_line, write_atomically
 from inference.network.weights import SLIM, WEIGHTS
-from inference.phases import LOG_VARIABLE
 from synthetic.phantom import draw_phantom, write_nifti
 
 FULL_SIZE, PAPER_SIZE = "full-size.safetensors", "paper.safetensors"
@@ -45,14 +41,12 @@ FULL_SIZE, PAPER_SIZE = "full-size.safetensors", "paper.safetensors"
 STAGES = ("rates", "labels", "network", "choices")
 """Of `gpu_stages`, in their order."""
 
-COLD_CHOICES = ("ends_context", "folds_meanwhile", "expandable_segments")
-"""Choices that act when a process starts or ends."""
-
 OUT_OF_TIME = "the time was over"
 
 _SPACING = (2.5, 0.78, 0.78)
 _VOLUMES = 8  # in the folder that one process segments
 _CASE_SECONDS = 75.0  # after which a cold case is ended
+_MEMORY = "1000g"  # no limit
 _SECONDS_TO_END = 6  # of the time: for ending a process and writing the page
 
 
@@ -87,12 +81,11 @@ class ColdCase(NamedTuple):
     network: str
     volume: str  # "short", "middle" or "long"
     command: str  # with {inputs} and {outputs}
-    change: str = ""  # of a choice
 
     @property
     def name(self) -> str:
         """Its name on the page."""
-        return ", ".join(filter(None, (self.program, self.network, self.change)))
+        return f"{self.program}, {self.network}"
 
 
 class Sweep:
@@ -114,33 +107,13 @@ class Sweep:
             name: [] for name in (*SECTIONS, "runs", "seconds")
         }
 
-    def run_module(self, *command: object, seconds: float, out: Path, **environment: str) -> str:
-        """Run a module of the project until it ends, or its time or the sweep's is over.
-
-        Args:
-            command: the module and its options.
-            seconds: at most.
-            out: file for what it prints.
-            environment: variables beside this process's own.
-
-        Returns:
-            Why it did not end well, or "".
-        """
-        limit = max(1.0, min(seconds, self.deadline - time.monotonic()))
-        # `timeout` sends SIGTERM, at which a module ends what it has started, before SIGKILL.
-        words = ["timeout", "-k", _SECONDS_TO_END, limit, sys.executable, "-m", *command]
-        with out.open("wb") as printed:
-            ended = subprocess.run(
-                list(map(str, words)),
-                env=os.environ | environment,
-                stdout=printed,
-                stderr=subprocess.PIPE,
-                check=False,
-            )
-        if ended.returncode in (124, 137):
-            return OUT_OF_TIME
-        last = (ended.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
-        return f"exit code {ended.returncode}: {last}" if ended.returncode else ""
+    def run_command(
+        self, command: str, seconds: float, folders: Folders, *, phases: bool = False
+    ) -> str:
+        """Run a command until it ends, or its time or the sweep's is over; return what failed."""
+        seconds = max(1.0, min(seconds, self.deadline - time.monotonic()))
+        target = Command(f"exec {sys.executable} -m {command}", _MEMORY, self.gpu.device, phases)
+        return run_case(target, "", folders, seconds, Sampler())[0].reason or ""
 
     def missed(self, what: str, why: str) -> None:
         """Name something that could not be measured."""
@@ -155,11 +128,13 @@ class Sweep:
 
     def one_process(self) -> None:
         """Run `gpu_stages`."""
-        module = ("benchmark.speed.gpu_stages", self.folder, self.device)
-        why = self.run_module(*module, seconds=80, out=self.printed)
-        whole = self.printed.read_text(encoding="utf-8").rpartition("\n")[0]
-        for line in map(json.loads, whole.splitlines()):
-            self.result[line.pop("stage")].append(line)
+        folders = Folders(self.folder, self.folder, self.printed)
+        command = f"benchmark.speed.gpu_stages {self.folder} {self.device}"
+        why = self.run_command(command, 80, folders)
+        for line in self.printed.read_text(encoding="utf-8").splitlines():
+            if line.startswith("{") and line.endswith("}"):  # not a warning, nor the last in part
+                found = json.loads(line)
+                self.result[found.pop("stage")].append(found)
         ended = {line["what"] for line in self.result["seconds"]}
         for stage in STAGES:
             if why and stage not in ended:
@@ -176,7 +151,7 @@ class Sweep:
                 continue
             image = self.folder / f"{cold.volume}.nii.gz"
             case = Case(cold.volume, image, nibabel.Nifti1Image.from_filename(image).shape)
-            target = Command(cold.command, "28g", self.gpu.device)
+            target = Command(cold.command, _MEMORY, self.gpu.device)
             places = (self.folder / "case", self.folder / "log")
             with run_alone(case, target, *places, Conditions(self.gpu, timeout)) as (run, _, path):
                 self.result["runs"].append({"what": cold.name, **run})
@@ -192,31 +167,29 @@ class Sweep:
 
     def warm_folder(self) -> None:
         """Segment a folder of volumes in one process of the service."""
-        inputs, phases = self.folder / "many", self.folder / "phases.jsonl"
+        inputs, outputs = self.folder / "many", self.folder / "many-out"
         inputs.mkdir()
+        outputs.mkdir()
         for number in range(_VOLUMES):
             (inputs / f"{number}_0000.nii.gz").hardlink_to(self.folder / "middle.nii.gz")
-        words = ["--quiet", "--device", self.device, "--input", inputs]
-        words += ["--output", self.folder / "many-out", "--weights", self.folder / PAPER_SIZE]
-        files = (self.folder / "log", {LOG_VARIABLE: str(phases)})
-        if why := self.run_module("inference", *words, seconds=40, out=files[0], **files[1]):
+        command = f"inference --quiet --device {self.device} --weights {self.folder / PAPER_SIZE}"
+        command += " --input {inputs} --output {outputs}"
+        folders = Folders(inputs, outputs, self.folder / "log")
+        if why := self.run_command(command, 40, folders, phases=True):
             self.missed("warm folder", why)
             return
-        lines = map(json.loads, phases.read_text(encoding="utf-8").splitlines())
-        written = sorted(phase["end"] for phase in lines if phase["phase"] == "write")
+        phases = read_phases(outputs, 0.0)
+        written = sorted(phase["end_s"] for phase in phases if phase["phase"] == "write")
         rate = (len(written) - 1) / (written[-1] - written[0])
         self.result["warm folder"].append({"what": "volumes a second", "rate": rate})
 
-    def case(
-        self, program: str, network: Path, volume: str = "middle", choice: str = ""
-    ) -> ColdCase:
+    def case(self, program: str, network: Path, volume: str = "middle") -> ColdCase:
         """Return a cold case of the service or the plain pipeline."""
         module = {"service": "inference --quiet", "plain pipeline": "benchmark plain-pipeline"}
-        change = f"{choice}={int(not getattr(CudaChoices(), choice))}" if choice else ""
-        command = f"exec env {CHOICES_VARIABLE}={change} {sys.executable} -m {module[program]}"
+        command = f"exec {sys.executable} -m {module[program]}"
         command += f" --device {self.device} --weights '{network}'"
         command += " --input {inputs} --output {outputs}"
-        return ColdCase(program, network.stem, volume, command, change)
+        return ColdCase(program, network.stem, volume, command)
 
     def stages(self) -> dict[str, Callable[[], None]]:
         """Return the stages by name, what is worth most first."""
@@ -230,13 +203,11 @@ class Sweep:
             self.case("service", paper, "short"),
             self.case("service", paper, "long"),
         ]
-        pairs = [self.case("service", paper, choice=choice) for choice in ("", *COLD_CHOICES)]
         return {
             "volumes": self.volumes,
             "one process": self.one_process,
             "cold cases": lambda: self.cold(cases, 170),
             "warm folder": self.warm_folder,
-            "cold choices": lambda: self.cold([*pairs, *reversed(pairs)], 100),
         }
 
     def run(self, stages: dict[str, Callable[[], None]], write: Callable[[], None]) -> None:

@@ -87,37 +87,24 @@ def measure_steps(
     def add(name: str, label_all: Callable[[], object]) -> None:
         steps.append((name, 1000 * median_seconds(device, repeats, label_all) / len(slices)))
 
-    def passes(
-        network: nn.Module, slices: Tensor, batch_size: int = 1, *, on_host: bool = True
-    ) -> Callable[[], None]:
+    def one_by_one(network: nn.Module, slices: Tensor) -> Callable[[], None]:
         def label_all() -> None:
-            for batch in slices.split(batch_size):
-                logits = network(batch.to(device))
-                if on_host:
-                    logits.float().cpu().numpy().argmax(axis=1).astype(np.uint8)
-                else:
-                    logits.argmax(dim=1).to(torch.uint8).cpu()
+            for one in slices.split(1):
+                network(one.to(device)).float().cpu().numpy().argmax(axis=1).astype(np.uint8)
 
         return label_all
 
     plain, _ = load_network(weights, device)
-    add("plain: fp32, one slice at a time", passes(plain, slices.expand(-1, 3, -1, -1)))
+    add("plain: fp32, one slice at a time", one_by_one(plain, slices.expand(-1, 3, -1, -1)))
     network = fold(plain).to(memory_format=torch.channels_last)
     slices = slices.contiguous(memory_format=torch.channels_last)
-    add("folded, channels last", passes(network, slices))
+    add("folded, channels last", one_by_one(network, slices))
     dtype = choose_dtype(device)
-    network, halved = network.to(dtype), slices.to(dtype)
-    add(f"precision {str(dtype).removeprefix('torch.')}", passes(network, halved))
+    name = f"precision {str(dtype).removeprefix('torch.')}"
+    add(name, one_by_one(network.to(dtype), slices.to(dtype)))
     predictor = Predictor([load_weights(weights)], device)
     name = "as the service predicts: normalising too"
-    if device.type == "cuda":
-        network.fuse_on_cuda()
-        add("bias, ReLU and sum in the convolutions", passes(network, halved))
-        _, _, rows, columns = slices.shape
-        batch_size = min(predictor.default_batch_size((rows, columns), 1), len(slices))
-        add(f"batches of {batch_size}", passes(network, halved, batch_size))
-        add("labels on the device", passes(network, halved, batch_size, on_host=False))
-    else:
+    if device.type == "cpu":
         reuse_freed_memory()
         name += f", {predictor.lanes} slices at once, freed memory reused"
     voxels = slices[:, 0].numpy()

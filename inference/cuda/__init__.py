@@ -1,1 +1,1 @@
-"""What only CUDA needs: the driver, transfers, choices."""
+"""What only CUDA needs: the driver, and torch's runtime."""

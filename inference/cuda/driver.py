@@ -40,17 +40,3 @@ def initialise() -> threading.Thread | None:
     thread = threading.Thread(target=library.cuInit, args=(0,), name="driver", daemon=True)
     thread.start()
     return thread
-
-
-def end_context(index: int) -> None:
-    """Destroy a device's primary context and free all its memory.
-
-    This process cannot use the device afterwards. Calling it after the last prediction frees the
-    memory before the last label map is written instead of when the process ends.
-
-    Args:
-        index: of the device, as torch counts.
-    """
-    library, device = _library(), ctypes.c_int()
-    if library and library.cuDeviceGet(ctypes.byref(device), index) == _SUCCESS:
-        library.cuDevicePrimaryCtxReset_v2(device)

@@ -1,12 +1,14 @@
-"""Initialise a CUDA device, and explain its errors."""
+"""Initialise a CUDA device, copy to it and from it, and explain its errors."""
 
 import contextlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from .driver import cuda_version
@@ -22,6 +24,12 @@ about the pixels of four slices of 512x512 at each reduction."""
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|unable to find an engine|(CUDNN|CUBLAS)_STATUS_ALLOC_FAILED", re.IGNORECASE
 )
+
+
+_DTYPES = {
+    np.dtype(name): getattr(torch, name) for name in ("uint8", "int8", "int16", "int32", "float32")
+}
+"""Types that torch computes with; others are converted on the host."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -88,12 +96,11 @@ def _warm_up_and_check_fused_kernels(device: torch.device, dtype: torch.dtype) -
         was, so that a kernel which reads its output before writing it fails.
     """
     torch.cuda.set_device(device)
-    options = {"device": device, "dtype": dtype}
-    features = torch.ones(1, 8, 4, 4, **options).contiguous(memory_format=torch.channels_last)
-    weight = torch.full((8, 8, 3, 3), 0.125, **options).contiguous(
-        memory_format=torch.channels_last
-    )
-    bias = torch.full((8,), -5.0, **options)
+    ones = torch.ones(1, 8, 4, 4, device=device, dtype=dtype)
+    features = ones.contiguous(memory_format=torch.channels_last)
+    weight = (ones[:, :, :3, :3] / 8).expand(8, -1, -1, -1)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    bias = -5 * ones[0, :, 0, 0]
     geometry = ((1, 1), (1, 1), (1, 1), 1)  # stride, padding, dilation, groups
     functional.conv2d(features, weight, bias, padding=1)
     # 9 pixels are under the kernel, 6 along an edge, 4 in a corner.
@@ -111,3 +118,41 @@ def _warm_up_and_check_fused_kernels(device: torch.device, dtype: torch.dtype) -
         (result.float().cpu() == (sums + constant).clamp(min=0)).all()
         for result, constant in ((relu, -5), (total, -4))
     )
+
+
+def to_device(voxels: np.ndarray, device: torch.device) -> Tensor:
+    """Copy voxels to a device: contiguous, in native byte order, in a type that torch has.
+
+    To CUDA they go through pinned memory, so that the host does not wait for the device.
+
+    Args:
+        voxels: of any real type, byte order and strides.
+        device: CUDA or CPU.
+    """
+    dtype = voxels.dtype.newbyteorder("=")
+    if dtype == np.uint16:
+        dtype = np.dtype(np.int32)
+    elif dtype not in _DTYPES:
+        dtype = np.dtype(np.float32)
+    # Always a copy: torch accepts neither read-only arrays nor negative strides.
+    copy = torch.empty(voxels.shape, dtype=_DTYPES[dtype], pin_memory=device.type == "cuda")
+    copy.numpy()[...] = voxels
+    return copy.to(device, non_blocking=True)
+
+
+def start_download(labels: Tensor) -> Callable[[], np.ndarray]:
+    """Start to copy labels from CUDA to pinned memory; return what waits for it and returns them.
+
+    Args:
+        labels: (slices, rows, columns), uint8, which the device may still be computing.
+    """
+    copy = torch.empty(labels.shape, dtype=labels.dtype, pin_memory=True)
+    copy.copy_(labels, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(labels.device))
+
+    def fetch() -> np.ndarray:
+        copied.synchronize()
+        return copy.numpy()
+
+    return fetch

@@ -60,7 +60,7 @@ def stack(slices: list[Slice]) -> Stack:
     """Order the slices of one series.
 
     Raises:
-        VolumeError: they make no grid; the message says why.
+        VolumeError: they make no grid; the message is the reason.
     """
     _check_alike("Columns/Rows", np.array([(one.columns, one.rows) for one in slices]))
     axes = np.array([one.orientation for one in slices])
@@ -79,7 +79,7 @@ def stack(slices: list[Slice]) -> Stack:
 
     ordered, step = _in_order(slices, normal)
     distance = float(step @ normal)
-    tilt = float(np.degrees(np.arccos(min(1.0, distance / np.linalg.norm(step)))))
+    tilt = float(np.degrees(np.arccos(min(1.0, float(distance / np.linalg.norm(step))))))
     if tilt > _MAX_TILT:
         raise VolumeError(f"its slices are stacked at {tilt:.0f} degrees to their normal")
     row_mm, column_mm = slices[0].pixel_mm  # between rows, and between columns

@@ -1,6 +1,7 @@
 """Correct what a DICOM SEG copies from its source's header: all values get a legal form."""
 
 import re
+from typing import Any
 
 from highdicom.enum import PatientSexValues
 from pydicom import Dataset, config
@@ -45,7 +46,8 @@ def _correct(dataset: Dataset, encodings: list[str]) -> list[str]:
     if "SpecificCharacterSet" in dataset:
         encodings = _encodings(dataset.SpecificCharacterSet or "")
         del dataset.SpecificCharacterSet
-    dataset.set_original_encoding(*dataset.original_encoding, encodings)
+    implicit, little_endian = dataset.original_encoding
+    dataset.set_original_encoding(implicit, little_endian, encodings)
     wrong = []
     for tag in sorted(dataset.keys()):
         if tag.group >= _FUNCTIONAL_GROUPS:
@@ -77,7 +79,7 @@ def _encodings(terms: str | MultiValue) -> list[str]:
     return convert_encodings(corrected)
 
 
-def _legal(keyword: str, value: object) -> object:
+def _legal(keyword: str, value: Any) -> Any:  # noqa: ANN401  (as pydicom types it)
     """Return a value in the form that its attribute's type has; raise an error if there is none."""
     vr = dictionary_VR(keyword)
     if isinstance(value, MultiValue) and (vr in ("PN", "LO", "SH") or keyword not in _TYPE_2):

@@ -65,7 +65,7 @@ def name_cases(series: list[Series], names: str) -> None:
     but a folder that holds one series alone names it by itself.
     """
     titles = Counter((one.name, one.part) for one in series)
-    taken = Counter()
+    taken: Counter[str] = Counter()
     for one in series:
         part = f"_a{one.part}" if one.part else ""
         unique = names == "folder" and titles[one.name, one.part] == 1

@@ -27,6 +27,7 @@ from ..files import write_atomically
 from ..labels import LABEL_NAMES
 from ..network.weights import read_metadata
 from ..records.provenance import Provenance, same_signature
+from ..sources import Source
 from ..volume import Volume, VolumeError
 from .codes import label_code
 from .headers import REFERENCES, correct
@@ -53,14 +54,14 @@ class SegmentationWriter:
         self._kind = kind
         self._provenance = provenance
 
-    def write(self, path: Path, label_map: np.ndarray, volume: Volume, series: Series) -> list[str]:
+    def write(self, path: Path, label_map: np.ndarray, volume: Volume, source: Source) -> list[str]:
         """Write a label map; the file appears under its name only when it is whole.
 
         Args:
             path: of the SEG.
             label_map: (slices, rows, columns), SPL, uint8.
             volume: that it labels.
-            series: that the volume was read from; its headers are read again.
+            source: the series that it was read from; its headers are read again.
 
         Returns:
             Notes: which attributes of the patient and the study differ from the series', or are
@@ -70,7 +71,7 @@ class SegmentationWriter:
             VolumeError: an attribute that a SEG needs is missing; the message names it.
             OSError: the file cannot be written, or the series no longer be read.
         """
-        labels = slices_of_label_map(label_map, volume)
+        series, labels = _series(source), slices_of_label_map(label_map, volume)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -93,9 +94,10 @@ class SegmentationWriter:
             notes.append(f"in the SEG as in the series, no legal UID: {', '.join(odd)}")
         return notes
 
-    def why_stale(self, path: Path, series: Series) -> str:
+    def why_stale(self, path: Path, source: Source) -> str:
         """Return why a file is no whole SEG of a series, or ""; its pixels are not checked."""
         try:
+            series = _series(source)
             if not path.is_file():
                 return "it is no file"
             found, slices = pydicom.dcmread(path), series.stack.slices
@@ -122,6 +124,12 @@ class SegmentationWriter:
         return next((f"it is {what}" for what, right in is_right.items() if not right), "")
 
 
+def _series(source: Source) -> Series:
+    if not isinstance(source, Series):
+        raise VolumeError("a DICOM SEG belongs to a DICOM series")
+    return source
+
+
 def _algorithm(provenance: Provenance) -> AlgorithmIdentificationSequence:
     """Return what made the label map."""
     each = [read_metadata(path) for path in provenance.weights]
@@ -140,7 +148,9 @@ def _algorithm(provenance: Provenance) -> AlgorithmIdentificationSequence:
     )
 
 
-def _describe(number: int, label: int, algorithm: AlgorithmIdentificationSequence) -> Dataset:
+def _describe(
+    number: int, label: int, algorithm: AlgorithmIdentificationSequence
+) -> SegmentDescription:
     """Return a segment's description."""
     code = label_code(label)
     described = SegmentDescription(
@@ -164,7 +174,7 @@ def _headers(series: Series) -> list[Dataset]:
     Raises:
         VolumeError: highdicom cannot refer to such files.
     """
-    headers = []
+    headers: list[Dataset] = []
     for file in dict.fromkeys(one.file for one in series.stack.slices):
         with file.open() as stream:
             headers.append(pydicom.dcmread(stream, stop_before_pixels=True, force=True))
@@ -197,8 +207,8 @@ def _segmentation(
             for place in order
         ]
     algorithm = _algorithm(provenance)
-    present = np.flatnonzero(np.bincount(labels.ravel())[1:]) + 1
-    present = present.tolist() or [1]
+    counts = np.bincount(labels.ravel())[1:].tolist()
+    present = [label for label, count in enumerate(counts, start=1) if count] or [1]
     numbers = np.arange(len(LABEL_NAMES), dtype=np.uint8)
     if kind != "labelmap":  # segments must count from 1 without a gap
         numbers[present] = np.arange(1, len(present) + 1)

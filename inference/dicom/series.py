@@ -1,13 +1,13 @@
 """A CT series as the service segments it: its name, its grid, its volume."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import nibabel
 import numpy as np
 
-from ..volume import Admit, OnContent, Volume, VolumeError, flipped, header_grid
+from ..volume import Admit, OnContent, Volume, VolumeError, header_grid, volume_on
 from .geometry import Stack, stack
 from .pixels import THREADS, read_pixels, value_type
 from .slices import Slice
@@ -89,19 +89,15 @@ class Series:
             admit(header, 2 * largest * min(THREADS, len({one.file for one in ordered})))
         voxels = read_pixels(ordered)
         in_hu = voxels.dtype.kind == "f"
-        return Volume(
-            voxels=flipped(voxels.transpose(2, 1, 0).transpose(grid.axes), grid.flips),
-            slope=1.0 if in_hu else ordered[0].slope,
-            intercept=0.0 if in_hu else ordered[0].intercept,
-            spacing=grid.spacing,
-            header=header,
-            disk_axes=grid.axes,
-            disk_flips=grid.flips,
-            notes=tuple(self.notes),
+        return volume_on(
+            replace(grid, notes=tuple(self.notes)),
+            voxels.transpose(2, 1, 0),
+            1.0 if in_hu else ordered[0].slope,
+            0.0 if in_hu else ordered[0].intercept,
+            header,
         )
 
 
 def slices_of_label_map(label_map: np.ndarray, volume: Volume) -> np.ndarray:
     """Return a label map in the order of the series' slices: (slices, rows, columns)."""
-    stored = flipped(label_map, volume.disk_flips).transpose(np.argsort(volume.disk_axes))
-    return stored.transpose(2, 1, 0)
+    return volume.as_stored(label_map).transpose(2, 1, 0)

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from pydicom import Dataset
 
@@ -39,7 +39,7 @@ class DicomFile:
     member: str = ""
 
     @contextmanager
-    def open(self) -> Iterator[BinaryIO]:
+    def open(self) -> Iterator[IO[bytes]]:
         """Open the file to read and seek in.
 
         Raises:

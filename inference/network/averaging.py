@@ -29,17 +29,11 @@ class AveragedNetworks(nn.Module):
             for other in metadata
         ]
 
-    def fuse_on_cuda(self) -> None:
-        """Call `FoldedUNet.fuse_on_cuda` of each."""
-        for network in self.networks:
-            network.fuse_on_cuda()
-
     def forward(self, slices: Tensor) -> Tensor:
         """Return mean probabilities (N, classes, H, W), fp32, of z-scored slices (N, 1, H, W)."""
-        total = None
+        total = torch.zeros((), dtype=torch.float32, device=slices.device)
         for network, (scale, shift) in zip(self.networks, self._normalisations, strict=True):
             logits = network(slices if (scale, shift) == (1, 0) else slices * scale + shift)
-            probabilities = torch.softmax(logits, dim=1, dtype=torch.float32)
+            total = torch.softmax(logits, dim=1, dtype=torch.float32).add_(total)
             del logits
-            total = probabilities if total is None else total.add_(probabilities)
         return total.div_(len(self.networks))

@@ -4,7 +4,6 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 
 @cache
@@ -24,59 +23,69 @@ def _has_onednn_fusion(device_type: str, dtype: torch.dtype) -> bool:
     )
 
 
-def _cudnn_fused(layer: nn.Conv2d, features: Tensor, total: Tensor | None = None) -> Tensor | None:
-    """Return `relu(layer(features) + total)` from one kernel of cuDNN.
+class Convolution(nn.Conv2d):
+    """A convolution with the sum and the ReLU after it.
 
-    Separate passes for bias, sum and ReLU move nearly twice the bytes of the convolutions.
+    Attributes:
+        relu: whether it ends in a ReLU.
+        fuses_on_cuda: whether cuDNN's fused kernels are tried. Separate passes for bias, sum and
+            ReLU move nearly twice the bytes of the convolutions.
 
-    Returns:
-        None if the network does not fuse on CUDA or cuDNN has no such kernel for this layer. It
-        reports that by an error, after which the layer is not tried again.
+    Args:
+        weight: (out, in, rows, columns); maps are padded by 1.
+        bias: (out,), or None.
+        relu: as the attribute.
     """
-    if features.device.type != "cuda" or not getattr(layer, "fuses_on_cuda", False):
-        return None
-    geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
-    try:
-        if total is None:
-            return torch.cudnn_convolution_relu(features, layer.weight, layer.bias, *geometry)
-        return torch.cudnn_convolution_add_relu(
-            features, layer.weight, total, 1.0, layer.bias, *geometry
-        )
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:
-        layer.fuses_on_cuda = False
-        return None
 
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, relu: bool = False) -> None:
+        outputs, inputs, rows, columns = weight.shape
+        super().__init__(inputs, outputs, (rows, columns), padding=1, bias=False, device="meta")
+        self.weight = nn.Parameter(weight)
+        self.bias = None if bias is None else nn.Parameter(bias)
+        self.relu = relu
+        self.fuses_on_cuda = False
 
-class ConvolutionRelu(nn.Module):
-    """A convolution, with its batch normalisation folded in, and a ReLU."""
-
-    def __init__(self, convolution: nn.Conv2d) -> None:
-        super().__init__()
-        self.convolution = convolution
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Map (N, in, H, W) to (N, out, H, W)."""
-        layer = self.convolution
+    def forward(self, features: Tensor, total: Tensor | None = None) -> Tensor:
+        """Map (N, in, H, W) to (N, out, …) and add `total`, if given, which may be overwritten."""
+        if total is None and not self.relu:
+            return super().forward(features)
+        after = "relu" if self.relu else None
         if _has_onednn_fusion(features.device.type, features.dtype):
-            geometry = (layer.padding, layer.stride, layer.dilation, layer.groups)
-            return torch.ops.mkldnn._convolution_pointwise(
-                features, layer.weight, layer.bias, *geometry, "relu", [], None
+            layer = (features, self.weight, self.bias, (1, 1), self.stride, self.dilation, 1)
+            if total is None:
+                return torch.ops.mkldnn._convolution_pointwise(*layer, after, [], None)
+            fused = torch.ops.mkldnn._convolution_pointwise_.binary
+            return fused(total, *layer, "add", 1.0, after, [], None)
+        if self.relu and (result := self._fused_on_cuda(features, total)) is not None:
+            return result
+        result = super().forward(features)
+        if total is not None:
+            result = total.add_(result)
+        return result.relu_() if self.relu else result
+
+    def _fused_on_cuda(self, features: Tensor, total: Tensor | None) -> Tensor | None:
+        """Return the result from one kernel of cuDNN, None if it has none for this layer.
+
+        It reports that by an error, after which the layer is not tried again.
+        """
+        if features.device.type != "cuda" or not self.fuses_on_cuda:
+            return None
+        geometry = self.stride, (1, 1), self.dilation, 1
+        try:
+            if total is None:
+                return torch.cudnn_convolution_relu(features, self.weight, self.bias, *geometry)
+            return torch.cudnn_convolution_add_relu(
+                features, self.weight, total, 1.0, self.bias, *geometry
             )
-        fused = _cudnn_fused(layer, features)
-        return functional.relu_(layer(features)) if fused is None else fused
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            self.fuses_on_cuda = False
+            return None
 
 
-def add_convolution(total: Tensor, features: Tensor, layer: nn.Conv2d, *, relu: bool) -> Tensor:
-    """Return `total + layer(features)`, with a ReLU if `relu`; `total` may be overwritten."""
-    if _has_onednn_fusion(features.device.type, features.dtype):
-        geometry = (layer.padding, layer.stride, layer.dilation, layer.groups)
-        after = "relu" if relu else None
-        return torch.ops.mkldnn._convolution_pointwise_.binary(
-            total, features, layer.weight, layer.bias, *geometry, "add", 1.0, after, [], None
-        )
-    if relu and (fused := _cudnn_fused(layer, features, total)) is not None:
-        return fused
-    total.add_(layer(features))
-    return total.relu_() if relu else total
+def fuse_on_cuda(network: nn.Module) -> None:
+    """Use cuDNN's fused convolutions on CUDA; other devices are not affected."""
+    for module in network.modules():
+        if isinstance(module, Convolution):
+            module.fuses_on_cuda = True

@@ -1,5 +1,7 @@
 """Turn logits into labels at the slice's own resolution."""
 
+import functools
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -41,12 +43,14 @@ def upsampled_labels(logits: Tensor, factor: int) -> Tensor:
 
     distance = (torch.arange(factor, device=logits.device) + 0.5) / factor
     shares = (1 - distance, distance)
-    interpolated = sum(
+    parts = (
         torch.kron(shares[below], shares[right])[:, None]
         * logits[n, rows[row + below], columns[column + right]].float()[:, None]
         for below in range(2)
         for right in range(2)
-    )  # (cells, pixels of a cell, classes); a matrix product would make CUDA load cuBLAS
+    )
+    # (cells, pixels of a cell, classes); a matrix product would make CUDA load cuBLAS.
+    interpolated = functools.reduce(torch.add, parts)
     cells = corner[..., None].repeat(1, 1, 1, factor**2)
     cells[n, row, column] = labels_of(interpolated)
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,6 @@ from safetensors import SafetensorError, safe_open
 
 from ..files import write_atomically
 from ..labels import LABEL_NAMES
-from ..memory import live_values
 from ..volume import ORIENTATION
 
 if TYPE_CHECKING:
@@ -93,8 +92,22 @@ class WeightsMetadata:
 
     @property
     def live_values(self) -> int:
-        """Values a pixel that are in memory at once (`memory.live_values`)."""
-        return live_values(self.base_channels, self.supervised_channels)
+        """Values that are in memory at once for a pixel of the network's matrix.
+
+        Torch holds up to 3.9 times `base_channels`, and 1.6 times the channels of supervised maps
+        that are far wider (test_folding.py counts both); the rest is for what libraries add.
+        """
+        return max(5 * self.base_channels, 3 * self.supervised_channels)
+
+    def slice_bytes(self, pixels: int, reduction: int, value_bytes: int) -> int:
+        """Return the bytes that the network takes for one slice, normalised copies included.
+
+        Args:
+            pixels: of the slice.
+            reduction: by which the slice is averaged before it.
+            value_bytes: of one value of a map.
+        """
+        return int(pixels * (16 + value_bytes * self.live_values / reduction**2))
 
     def reduction_at(self, spacing: tuple[float, float, float]) -> int:
         """Return the matrix reduction for a volume, less than trained with for coarse pixels.
@@ -141,18 +154,20 @@ def read_metadata(path: Path) -> WeightsMetadata:
     """Read a weights file's metadata; torch is not imported and no tensor is read.
 
     Raises:
-        WeightsError: not a safetensors file, not made by `save_weights`, or for another network.
-        OSError: the file cannot be read.
+        WeightsError: not a safetensors file, not made by `save_weights`, or for another network;
+            the message starts with the path.
     """
     if not path.is_file():
-        raise WeightsError("no such file")
+        raise WeightsError(f"{path}: no such file")
     try:
         with safe_open(path, framework="numpy") as file:
             stored = (file.metadata() or {}).get(_METADATA_KEY)
-    except SafetensorError as error:
-        raise WeightsError(f"not a safetensors file ({error})") from error
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: not a safetensors file ({error})") from error
     if stored is None:
-        raise WeightsError("it has no abdoseg metadata: make it with `python -m training export`")
+        raise WeightsError(
+            f"{path}: it has no abdoseg metadata: make it with `python -m training export`"
+        )
     try:
         fields = json.loads(stored)
         metadata = WeightsMetadata(
@@ -164,10 +179,8 @@ def read_metadata(path: Path) -> WeightsMetadata:
             }
         )
         _check(metadata)
-    except WeightsError:
-        raise
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise WeightsError(f"its metadata does not fit this version ({error})") from error
+        raise WeightsError(f"{path}: its metadata cannot be used ({error})") from error
     return metadata
 
 
@@ -175,29 +188,23 @@ def _check(metadata: WeightsMetadata) -> None:
     """Check that a file's metadata can be computed with, and are of this program.
 
     Raises:
-        WeightsError: they are not.
+        ValueError: they are not.
     """
 
-    def is_whole(value: object, most: int) -> bool:
-        return type(value) is int and 0 <= value <= most
+    def is_one_of(value: object, numbers: Container[int]) -> bool:
+        return type(value) is int and value in numbers
 
-    def is_finite(*values: object) -> bool:
+    def is_finite(*values: float) -> bool:
         return all(type(value) in (int, float) and math.isfinite(value) for value in values)
 
-    width, deviation, clip = metadata.base_channels, metadata.intensity_std, metadata.clip_hu
+    deviation, clip = metadata.intensity_std, metadata.clip_hu
+    widths, supervised = range(4, _WIDEST + 1, 4), range(_WIDEST + 1)
     wanted = {
-        "base_channels": (
-            is_whole(width, _WIDEST) and width > 0 and width % 4 == 0,
-            f"a multiple of 4 up to {_WIDEST}",
-        ),
+        "base_channels": (is_one_of(metadata.base_channels, widths), f"in {widths}"),
         "supervised_channels": (
-            is_whole(metadata.supervised_channels, _WIDEST),
-            f"a whole number up to {_WIDEST}",
+            is_one_of(metadata.supervised_channels, supervised), f"in {supervised}"
         ),
-        "matrix_reduction": (
-            is_whole(metadata.matrix_reduction, 4) and metadata.matrix_reduction in (1, 2, 4),
-            "1, 2 or 4",
-        ),
+        "matrix_reduction": (is_one_of(metadata.matrix_reduction, (1, 2, 4)), "1, 2 or 4"),
         "warning": (type(metadata.warning) is str, "a text"),
         "attention": (metadata.attention in ("relu-sigmoid", "none"), "relu-sigmoid or none"),
         "intensity_mean": (is_finite(metadata.intensity_mean), "a finite number"),
@@ -206,13 +213,13 @@ def _check(metadata: WeightsMetadata) -> None:
             clip is None or (len(clip) == 2 and is_finite(*clip) and clip[0] < clip[1]),
             "two rising numbers",
         ),
-    }
+    }  # fmt: skip
     found = dataclasses.asdict(metadata)
     for name, only in _FIXED.items():
         wanted[name] = (found[name] == only and type(found[name]) is type(only), repr(only))
     for name, (is_right, text) in wanted.items():
         if not is_right:
-            raise WeightsError(f"its metadata's {name} is {found[name]!r}, not {text}")
+            raise ValueError(f"{name} is {found[name]!r}, not {text}")
 
 
 def common_metadata(several: Sequence[WeightsMetadata]) -> WeightsMetadata:
@@ -250,31 +257,28 @@ def load_weights(path: Path) -> tuple[dict[str, "Tensor"], WeightsMetadata]:
 
     Raises:
         WeightsError: as `read_metadata`, or a tensor is not finite or contradicts the metadata.
-        OSError: the file cannot be read.
     """
     metadata = read_metadata(path)
     try:
         with safe_open(path, framework="pt") as file:
             state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise WeightsError(f"not a safetensors file ({error})") from error
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: not a safetensors file ({error})") from error
     for name, tensor in state_dict.items():
         if not tensor.isfinite().all():
-            raise WeightsError(f"its {name} holds values that are not numbers")
-    _check_attention(state_dict, metadata)
+            raise WeightsError(f"{path}: its {name} holds values that are not numbers")
+    if contradicted := _contradicted_attention(state_dict, metadata):
+        raise WeightsError(f"{path}: {contradicted}")
     return state_dict, metadata
 
 
-def _check_attention(state_dict: dict[str, "Tensor"], metadata: WeightsMetadata) -> None:
-    """Check the metadata's `attention`, which has no weights, by the statistics that follow it.
+def _contradicted_attention(state_dict: dict[str, "Tensor"], metadata: WeightsMetadata) -> str:
+    """Return how weights contradict the metadata's `attention`, by what follows it, or "".
 
     Attention's output is in [0.5, 1). So its convolution's variance is at most the square of half
     the sum of its absolute weights; and its mean, less the bias, is about the sum of its weights
     times the mean output. The least-squares factor is 0.35 to 0.76 in all decoders of 25 networks
     with attention, of 1 to 6000 steps, and in no network without it in more than one.
-
-    Raises:
-        WeightsError: they contradict it.
     """
     excess, factors, fits = [], [], []
     for name, weight in state_dict.items():
@@ -290,11 +294,10 @@ def _check_attention(state_dict: dict[str, "Tensor"], metadata: WeightsMetadata)
         fits.append(1 - float((means - factors[-1] * sums).square().sum() / means.square().sum()))
     attends = metadata.attention != "none"
     follows = all(0.25 < factor < 1 for factor in factors) and all(fit > 0.1 for fit in fits)
-    if excess and (min(excess) > 1 if attends else follows):
-        raise WeightsError(
-            f"its metadata's attention is {metadata.attention!r}, and its weights were trained "
-            f"{'without' if attends else 'with'} it"
-        )
+    if not excess or not (min(excess) > 1 if attends else follows):
+        return ""
+    trained = f"trained {'without' if attends else 'with'} it"
+    return f"its metadata's attention is {metadata.attention!r}, and its weights were {trained}"
 
 
 def as_stored(name: str, tensor: "Tensor") -> "Tensor":
@@ -305,7 +308,7 @@ def as_stored(name: str, tensor: "Tensor") -> "Tensor":
 
 
 def save_weights(path: Path, state_dict: dict[str, "Tensor"], metadata: WeightsMetadata) -> None:
-    """Save the state dict of an `AttentionUNet` as `as_stored` says, with its metadata.
+    """Save the state dict of an `AttentionUNet`, each tensor `as_stored`, with its metadata.
 
     Raises:
         OSError: the file cannot be written.

@@ -30,12 +30,12 @@ _STATISTICS = ("voxels", "volumes_ml", "mean_hu")
 
 
 def content_info(content: bytes) -> dict:
-    """Return what a record says of a file's bytes; other threads run while they are hashed."""
+    """Return a record's fields of a file's bytes; other threads run while they are hashed."""
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def grid_info(volume: Volume) -> dict:
-    """Return what a record says of a volume's grid, in the order of the file's axes (i, j, k).
+    """Return a record's fields of a volume's grid, in the order of the file's axes (i, j, k).
 
     Returns:
         `shape`; `spacing_mm`; `orientation`, the directions of the axes as nibabel's `aff2axcodes`.
@@ -108,8 +108,8 @@ class Manifest:
         text = json.dumps(record, allow_nan=False)  # ASCII: a name of any bytes fits
         self._append(text.encode() + b"\n")
 
-    def find(self, signature: str) -> dict[str, int]:
-        """Return, by case, the offset of its last label map's line if that is by a signature.
+    def lines(self, signature: str) -> dict[str, bytes]:
+        """Return, by case, its last label map's line if that is by a signature.
 
         Lines of failures are skipped: they leave the label map, which may be of another input of
         the same name, as it is.
@@ -117,46 +117,29 @@ class Manifest:
         Raises:
             OSError: the file cannot be read.
         """
-        found: dict[str, int] = {}
-        offset = 0
+        found: dict[str, bytes] = {}
         with self.path.open("rb") as file:
             for line in file:
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     record = json.loads(line)
-                    if record["status"] in ("done", "kept"):
+                    if record["status"] in ("done", "kept"):  # "kept" by earlier versions
                         found.pop(record["case"], None)
                         if same_signature(record["made_by"], signature):
-                            found[record["case"]] = offset
-                offset += len(line)
+                            found[record["case"]] = line
         return found
 
-    def read(self, offset: int) -> dict:
-        """Return the record at an offset.
-
-        Raises:
-            OSError: the file cannot be read.
-        """
-        with self.path.open("rb") as file:
-            file.seek(offset)
-            return json.loads(file.readline())
-
     def _append(self, data: bytes) -> None:
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        descriptor = os.open(self.path, flags, 0o666)
-        try:
+        with self.path.open("a+b") as file:
             with contextlib.suppress(OSError):  # not every file system has locks
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            self._mend(descriptor)
-            view = memoryview(data)
-            while view:  # one write, unless the disk is full
-                view = view[os.write(descriptor, view) :]
+                fcntl.flock(file, fcntl.LOCK_EX)
+            self._remove_torn_line(file.fileno())
+            file.write(data)
+            file.flush()
             if data:
-                flush_to_disk(descriptor)
-        finally:
-            os.close(descriptor)
+                flush_to_disk(file.fileno())
 
-    def _mend(self, descriptor: int) -> None:
-        """Remove a torn last line; a whole one without line end gets it.
+    def _remove_torn_line(self, descriptor: int) -> None:
+        """Remove a last line without its end.
 
         Raises:
             ValueError: the file is no manifest.
@@ -164,16 +147,9 @@ class Manifest:
         size = os.fstat(descriptor).st_size
         if not _START.startswith(os.pread(descriptor, len(_START), 0)):
             raise ValueError("not a manifest: name another file")
-        if size == 0 or os.pread(descriptor, 1, size - 1) == b"\n":
-            return
-        content = os.pread(descriptor, size, 0)  # of all lines, once after a crash
-        whole = content.rfind(b"\n") + 1
-        try:
-            json.loads(content[whole:])
-        except ValueError:
-            os.ftruncate(descriptor, whole)
-        else:
-            os.write(descriptor, b"\n")
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            content = os.pread(descriptor, size, 0)  # of all lines, once after a crash
+            os.ftruncate(descriptor, content.rfind(b"\n") + 1)
 
 
 class Records:
@@ -205,7 +181,8 @@ class Records:
     ) -> None:
         self.timer = timer
         self.provenance = provenance
-        self.table = self.manifest = None
+        self.table: StatisticsTable | None = None
+        self.manifest: Manifest | None = None
         self.incomplete = False
         try:
             option = f"--statistics {statistics}"
@@ -218,8 +195,8 @@ class Records:
             raise ValueError(f"{option}: {one_line(error)}") from error
 
     @cached_property
-    def _offsets(self) -> dict[str, int]:
-        return self.manifest.find(self.provenance.signature)
+    def _lines(self) -> dict[str, bytes]:
+        return self.manifest.lines(self.provenance.signature) if self.manifest else {}
 
     def recorded(self, name: str) -> dict | None:
         """Return the record of a case whose label map by the run's signature is there.
@@ -231,21 +208,24 @@ class Records:
         in_table = self.table is None or name in self.table
         if self.manifest is None:
             return {} if in_table else None
-        offset = self._offsets.get(name)
-        record = None if offset is None else self.manifest.read(offset)
+        record = json.loads(self._lines.get(name, b"null"))
         return record if record and (in_table or record.get("voxels")) else None
 
     def add(self, case: "Case") -> None:
-        """Add a case that has ended; what cannot be written becomes one of its warnings."""
-        known = self.recorded(case.name) if case.status == "kept" else None
-        record = known
-        if record is None:
+        """Add a case that has ended; what cannot be written becomes one of its warnings.
+
+        Of a case that is skipped the table's rows are written anew from the manifest.
+        """
+        is_skipped = case.status == "kept"
+        if is_skipped:
+            record = self.recorded(case.name) or {}
+        else:
             record = case_record(case, self.provenance, self.timer.seconds(case.name))
-        # Of a label map that was only read, a row that is there has more flags than a new one.
-        reread = case.status == "kept" and known is None
-        has_row = reread and self.table and case.name in self.table
-        files = [self.table] if self.table and record.get("voxels") and not has_row else []
-        files += [self.manifest] if self.manifest and known is None else []
+        files: list[StatisticsTable | Manifest] = []
+        if self.table and record.get("voxels"):
+            files.append(self.table)
+        if self.manifest and not is_skipped:
+            files.append(self.manifest)
         for file in files:
             try:
                 file.add(record)

@@ -20,7 +20,7 @@ _PACKAGES = ("torch", "numpy", "nibabel", "isal", "connected-components-3d")
 
 
 def format_signature(weights: str = "", digest: str = "", labels: tuple[int, ...] = ()) -> str:
-    """Return what a label map's header says of its origin, in ASCII, at most 79 characters.
+    """Return a label map's origin for its header, in ASCII, at most 79 characters.
 
     Args:
         weights: their files' names without endings; cut where they are too long.

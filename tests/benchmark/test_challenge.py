@@ -116,7 +116,7 @@ def test_a_team_that_breaks_costs_itself_only(hall):
     assert page["ranking"]["rows"][0][:2] == ["1", "Best"]
     assert (hall.report / "teams/Best/labels/x.nii.gz").is_file()
 
-    # Again: nobody is loaded or run anew, but for the team that has sent another archive.
+    # Again: nobody is loaded or run again, but for the team that has sent another archive.
     loads, runs = (len(hall.engine.orders(*w)) for w in (["load"], ["container", "run"]))
     assert hall.call() == 1
     assert len(hall.engine.orders("load")) == loads

@@ -183,7 +183,7 @@ def test_wrong_usage_is_refused_before_anything_is_run(tmp_path, options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_everything_and_resume_continues(tmp_path, number):
     marker = f"97{os.getpid()}{number}"
     hang = f"setsid sleep {marker} & sleep {marker}"

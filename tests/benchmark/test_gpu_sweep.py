@@ -16,7 +16,6 @@ from benchmark.containers.results import flare_area, true_area
 from benchmark.speed import gpu_stages, gpu_sweep
 from benchmark.speed.gpu_page import markdown
 from benchmark.speed.gpu_sweep import ColdCase
-from inference.cuda.choices import CudaChoices
 from inference.network.model import AttentionUNet
 from inference.network.weights import save_weights
 from synthetic.phantom import write_nifti
@@ -33,7 +32,7 @@ def missed(sweep):
 def test_what_the_time_did_not_allow_is_named(tmp_path):
     assert run_benchmark("gpu-sweep", "--rehearse", "--minutes", 0, "--report", tmp_path).code == 1
     result = read(tmp_path / "gpu-rehearsal.json")
-    stages = ["volumes", "one process", "cold cases", "warm folder", "cold choices"]
+    stages = ["volumes", "one process", "cold cases", "warm folder"]
     assert [line["what"] for line in result["not measured"]] == stages
     assert all(stage in (tmp_path / "gpu-rehearsal.md").read_text() for stage in stages)
 
@@ -59,31 +58,16 @@ def test_what_one_process_measured_before_it_was_ended_counts(tmp_path, monkeypa
         {"stage": "labels", "what": "a", "voxels unlike": 7},
     ]
 
-    def run_module(*command, seconds, out):
-        out.write_text("\n".join(map(json.dumps, lines)) + '\n{"stage": "lab')
+    def run_command(command, seconds, folders):
+        folders.log.write_text("a warning\n" + "\n".join(map(json.dumps, lines)) + '\n{"stage": "l')
         return gpu_sweep.OUT_OF_TIME
 
     sweep = make_sweep(tmp_path)
-    monkeypatch.setattr(sweep, "run_module", run_module)
+    monkeypatch.setattr(sweep, "run_command", run_command)
     sweep.one_process()
     assert sweep.result["rates"] == [{"what": "copy", "rate": 3.0}]
     assert sweep.result["labels"] == [{"what": "a", "voxels unlike": 7}]
     assert [name.split(",")[0] for name in missed(sweep)] == ["labels", "network", "choices"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("command", "seconds", "why"),
-    [
-        (["json.tool", "--help"], 60, ""),
-        (["json.tool", "/nowhere"], 60, "exit code 2: "),
-        (["http.server", "0"], 1, gpu_sweep.OUT_OF_TIME),
-    ],
-)
-def test_a_module_is_run_for_so_long_at_most(tmp_path, command, seconds, why):
-    found = make_sweep(tmp_path).run_module(*command, seconds=seconds, out=tmp_path / "out")
-    assert found.startswith(why)
-    assert bool(found) == bool(why)
 
 
 @pytest.mark.slow
@@ -95,11 +79,11 @@ def test_cold_cases(nvml, tmp_path, weights_file):  # noqa: F811
         sweep = make_sweep(tmp_path, gpu)
         sweep.device = "cpu"
         gpu.read_idle()
-        service = sweep.case("service", weights_file, choice="overlap")
+        service = sweep.case("service", weights_file)
         sweep.cold([service, ColdCase("peer", "its own", "middle", "false")], 60)
         sweep.cold([ColdCase("late", "w", "middle", "true")], 0)
     (case,) = sweep.result["cold cases"]
-    assert case["what"] == "service, random, overlap=0"
+    assert case["what"] == "service, random"
     assert (case["slices"], case["voxels unlike the first"]) == (3, 0)
     run = sweep.result["runs"][0]
     idle, used, times = run["idle_gpu_mb"], *(run["samples"][n] for n in ("gpu_used_mb", "time_s"))
@@ -128,12 +112,14 @@ def test_page(tmp_path):
         {"what": "a", "DSC": {"liver": 1.0, "spleen": 0.9949}},
         {"what": "b", "DSC": {"liver": 0.996}},
     ]
-    result["choices"] = [{"what": "overlap", "as it is (s)": [1.5, 12.25], "changed (s)": [2.0]}]
+    result["choices"] = [
+        {"what": "dense_borders", "as it is (s)": [1.5, 12.25], "changed (s)": [2.0]}
+    ]
     result["cold cases"] = [{"what": "x", "slices": 1000, "peak (MB)": None}]
     rows = {row[0]: row[1:] for row in tables_of(markdown(machine, result))}
     assert rows["a"] == ["**spleen 0.9949**"]
     assert rows["b"] == ["1 organs well"]
-    assert rows["overlap"] == ["1.500, 12.2", "2.000"]
+    assert rows["dense_borders"] == ["1.500, 12.2", "2.000"]
     assert rows["x"] == ["1,000", ""]
 
 
@@ -181,7 +167,7 @@ def test_stages_on_fake_cuda(tmp_path, cuda_device, monkeypatch, capsys):
         noise = np.random.default_rng(0).normal(0, 200, (1, 32, 32)).astype("i2")
         write_nifti(tmp_path / f"{name}.nii.gz", noise, (4, 2, 2))
     monkeypatch.setattr(gpu_stages, "BATCH_SIZES", (1,))
-    monkeypatch.setattr(gpu_stages, "WARM_CHOICES", ("dense_borders",))
+    monkeypatch.setattr(gpu_stages, "CHOICES", ("dense_borders",))
     monkeypatch.setattr(gpu_stages, "WEIGHTS", tmp_path)
     stages = gpu_stages.Stages(tmp_path, "cuda")
     stages.rate = 2.0
@@ -197,10 +183,3 @@ def test_stages_on_fake_cuda(tmp_path, cuda_device, monkeypatch, capsys):
     assert all(min(line["DSC"].values()) > 0.9 for line in of["labels"])
     (line,) = of["choices"]
     assert len(line["as it is (s)"]) == len(line["changed (s)"]) == 4
-
-
-def test_every_choice_is_changed():
-    names = {*gpu_stages.WARM_CHOICES, *gpu_sweep.COLD_CHOICES}
-    assert names == set(CudaChoices.__dataclass_fields__)
-    for name in names:
-        assert getattr(gpu_stages.changed(name), name) != getattr(CudaChoices(), name)

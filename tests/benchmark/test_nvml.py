@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def nvml(nvml_stub, tmp_path, monkeypatch):  # noqa: F811
-    """The stand-in, loaded anew, as the library that nvidia-ml-py calls."""
+    """A new copy of the stand-in as the library that nvidia-ml-py calls."""
     copy = shutil.copy(nvml_stub / "libnvidia-ml.so.1", tmp_path)
     monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(str(copy)))
     monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})

@@ -91,7 +91,7 @@ def test_hand_computed_table(three_teams, tmp_path):
         likely += (total == total.min()) / 4
     assert likely.tolist() == [0.25, 0.75, 0]
     assert ranking.first == pytest.approx(likely, abs=0.02)
-    # Two cases cannot tell how likely anything is, and leave every rank open.
+    # Two cases give no probability, and rule no rank out.
     for row in rows.values():
         assert (row["probability_first"], row["rank_low"], row["rank_high"]) == (None, 1, 3)
 

@@ -259,20 +259,20 @@ def test_no_worker_that_can_begin(nodes, inputs, tmp_path, monkeypatch, capsys, 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("option", "value"),
     [
-        (["--device", "cuda:1"], "Ray chooses the GPU"),
-        (["--cpus", "0"], "at least 1"),
-        (["--workers", "-1"], "at least 1"),
-        (["--address", "somewhere"], "auto or HOST:PORT"),
-        (["--input", "nowhere"], "no such file or folder"),
+        ("--device", "cuda:1"),
+        ("--cpus", "0"),
+        ("--workers", "-1"),
+        ("--address", "somewhere"),
+        ("--input", "nowhere"),
     ],
 )
-def test_wrong_usage(inputs, tmp_path, capsys, arguments, message):
+def test_wrong_usage(inputs, tmp_path, capsys, option, value):
     with pytest.raises(SystemExit) as ended:
-        command.main(call("cluster", inputs, tmp_path, *arguments)[3:])
+        command.main(call("cluster", inputs, tmp_path, option, value)[3:])
     assert ended.value.code == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert option in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

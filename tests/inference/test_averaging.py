@@ -7,9 +7,8 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import metadata_of, save_nifti, smooth_hu, trained_looking_network
+from conftest import errors_of, metadata_of, smooth_hu, trained_looking_network
 
-from inference.command import main
 from inference.network.weights import WeightsError, common_metadata, save_weights
 from inference.prediction import Predictor
 from inference.records.provenance import format_signature
@@ -112,14 +111,11 @@ def files(networks, tmp_path):
 
 
 @pytest.mark.slow
-def test_label_map_and_manifest_name_all_weights(files, folders, ct, tmp_path, capsys):
-    save_nifti(folders[0] / "a_0000.nii.gz", ct)
+def test_label_map_and_manifest_name_all_weights(files, folders, run, cts, tmp_path, predicted):
+    cts("a")
     manifest = tmp_path / "m.jsonl"
-    arguments = ["--input", str(folders[0]), "--output", str(folders[1]), "--device", "cpu"]
-    arguments += ["--manifest", str(manifest), "--weights", *map(str, files)]
-    assert main(arguments) == 0
-    said = capsys.readouterr().err
-    assert "fold-0.safetensors + fold-1.safetensors + fold-2.safetensors, averaged" in said
+    arguments = ["--manifest", manifest, "--weights", *files]
+    assert run(*arguments) == 0
 
     digests = "+".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)
     line = json.loads(manifest.read_text())
@@ -130,31 +126,16 @@ def test_label_map_and_manifest_name_all_weights(files, folders, ct, tmp_path, c
     header = nibabel.load(folders[1] / "a.nii.gz").header
     assert header["descrip"].item().decode() == signature == line["made_by"]
 
-    # With other weights it is recomputed, with the same it is skipped.
-    assert main([*arguments, "--keep-existing"]) == 0
-    assert "a: kept" in capsys.readouterr().err
-    assert main([*arguments[:-1], "--keep-existing"]) == 0
-    assert "a: done" in capsys.readouterr().err
+    # With the same weights it is skipped, with others it is recomputed.
+    for count, some in ((1, arguments), (2, arguments[:-1])):
+        assert run("--keep-existing", *some) == 0
+        assert len(predicted) == count
 
 
-def test_the_one_that_cannot_be_used_is_named(files, folders, ct, networks, tmp_path, capsys):
-    save_nifti(folders[0] / "a_0000.nii.gz", ct)
-    arguments = [
-        "--input",
-        str(folders[0]),
-        "--output",
-        str(folders[1]),
-        "--weights",
-        str(files[0]),
-    ]
+def test_the_one_that_cannot_be_used_is_named(files, run, cts, networks, tmp_path, capsys):
+    cts("a")
     other = tmp_path / "other.safetensors"
-    (state, metadata), *_ = weights_of(networks, matrix_reduction=2)
-    save_weights(other, state, metadata)
-    for name, reason in (
-        (tmp_path / "none.safetensors", "none.safetensors: no such file"),
-        (other, "other.safetensors: networks of matrix reduction 1 and 2 cannot be averaged"),
-    ):
-        with pytest.raises(SystemExit) as exit_:
-            main([*arguments, str(name)])
-        assert exit_.value.code == 2
-        assert reason in capsys.readouterr().err
+    save_weights(other, *weights_of(networks, matrix_reduction=2)[0])
+    for path, named in ((tmp_path / "none.safetensors", "none.safetensors"), (other, "1 and 2")):
+        assert run("--weights", files[0], path) == 2
+        assert named in errors_of(capsys)[0]

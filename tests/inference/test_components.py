@@ -24,9 +24,14 @@ def test_equal_to_scikit_image(seed):
     label_map = np.kron(coarse, np.ones((3, 3, 3))).astype(np.uint8)
     noise = rng.random(label_map.shape) < 0.05
     label_map[noise] = rng.integers(0, 15, noise.sum())
-    expected = plain_largest_components(label_map)
-    keep_largest_components(label_map)
+    before, expected = label_map.copy(), plain_largest_components(label_map)
+    sizes = keep_largest_components(label_map)
     np.testing.assert_array_equal(label_map, expected)
+    for organ in range(1, 14):
+        voxels = np.bincount(label(before == organ, connectivity=1).ravel())[1:]
+        largest = [*sorted(voxels.tolist(), reverse=True), 0, 0]
+        assert [sizes.kept[organ], sizes.next_largest[organ]] == largest[:2]
+    assert (sizes.kept[14], sizes.next_largest[14]) == ((before == 14).sum(), 0)
 
 
 def test_components_of_many_slices():

@@ -5,18 +5,12 @@ import weakref
 
 import pytest
 import torch
-from conftest import trained_looking_network
+from conftest import metadata_of, trained_looking_network
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from inference.memory import live_values
 from inference.network import fusion
 from inference.network.folding import MergedUpsampling, fold
-from inference.network.model import AttentionUNet
-
-# Random weights leave many pixels close to a tie between labels: here 95.5 % agree in bfloat16 and
-# 98.5 % in fp16. test_phantom_weights.py holds trained weights to more.
-AGREEMENT = {torch.float32: 0.9999, torch.bfloat16: 0.94, torch.float16: 0.98}
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +24,10 @@ def slices():
     return torch.nn.functional.interpolate(torch.randn(4, 1, 12, 12), size=96, mode="bicubic")
 
 
-def as_cudnn_fuses(layer, features, total=None):
-    """Instead of `fusion._cudnn_fused`: in plain torch, into memory that held NaN."""
-    result = layer(features) if total is None else layer(features) + total
+def as_cudnn_fuses(layer, features, total):
+    """Instead of `Convolution._fused_on_cuda`: in plain torch, into memory that held NaN."""
+    result = functional.conv2d(features, layer.weight, layer.bias, padding=1)
+    result = result if total is None else result + total
     return torch.full_like(result, float("nan")).copy_(result.relu_())
 
 
@@ -42,20 +37,28 @@ def kernels(request, monkeypatch):
     if request.param != "oneDNN's kernels":
         monkeypatch.setattr(fusion, "_has_onednn_fusion", lambda device, dtype: False)
     if request.param == "cuDNN's kernels":
-        monkeypatch.setattr(fusion, "_cudnn_fused", as_cudnn_fuses)
+        monkeypatch.setattr(fusion.Convolution, "_fused_on_cuda", as_cudnn_fuses)
     return request.param
 
 
 @pytest.mark.slow
 @torch.no_grad()
-@pytest.mark.parametrize("size", [(96, 96), (16, 16), (32, 80)])
-def test_fp32_is_the_plain_network(plain, slices, kernels, size):
+@pytest.mark.parametrize(
+    ("arguments", "size"),
+    [
+        ({}, (96, 96)),
+        ({}, (16, 16)),
+        ({}, (32, 80)),
+        ({"attention": "none"}, (96, 96)),
+        ({"supervised_channels": 3}, (48, 48)),
+        ({"supervised_channels": 32}, (48, 48)),
+    ],
+)
+def test_fp32_is_the_plain_network(slices, kernels, arguments, size):
+    plain = trained_looking_network(16, seed=3, **arguments)
     slices = slices[..., : size[0], : size[1]]
     expected = plain(slices.expand(-1, 3, -1, -1))
-    folded = fold(copy.deepcopy(plain))
-    if kernels == "cuDNN's kernels":
-        folded.fuse_on_cuda()
-    folded = folded(slices)
+    folded = fold(copy.deepcopy(plain))(slices)
     assert (folded - expected).norm() / expected.norm() < 1e-4
     # Border pixels, where biases and padding meet, on their own.
     for edge in (slice(None, 1), slice(-1, None)):
@@ -77,27 +80,6 @@ def test_without_the_fused_kernels_torch_keeps_to_itself(monkeypatch):
     """Another version of torch may have renamed them."""
     monkeypatch.setattr(fusion.torch.ops, "mkldnn", object())
     assert not fusion._has_onednn_fusion.__wrapped__("cpu", torch.float32)
-
-
-@torch.no_grad()
-def test_without_attention(slices, kernels):
-    plain = trained_looking_network(8)
-    other = AttentionUNet(base_channels=8, attention="none").eval()
-    other.load_state_dict(plain.state_dict())
-    expected = other(slices.expand(-1, 3, -1, -1))
-    folded = fold(copy.deepcopy(other))(slices)
-    assert (folded - expected).norm() / expected.norm() < 1e-4
-    attended = plain(slices.expand(-1, 3, -1, -1))
-    assert (attended - expected).norm() / expected.norm() > 1e-2
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("supervised_channels", [3, 16])
-def test_with_supervised_maps_of_another_width(slices, kernels, supervised_channels):
-    plain = trained_looking_network(supervised_channels=supervised_channels)
-    expected = plain(slices.expand(-1, 3, -1, -1))
-    folded = fold(copy.deepcopy(plain))(slices)
-    assert (folded - expected).norm() / expected.norm() < 1e-4
 
 
 @torch.no_grad()
@@ -140,57 +122,28 @@ class LiveBytes(TorchDispatchMode):
 @pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize(("supervised", "most"), [(0, 3.6), (16, 3.9), (32, 5.2)])
+@pytest.mark.parametrize(("supervised", "most"), [(0, 3.7), (16, 3.9), (64, 6.4)])
 def test_memory_is_within_what_the_batch_size_is_chosen_by(monkeypatch, fused, supervised, most):
     """Without what cuDNN adds, which only a GPU can tell."""
     monkeypatch.setattr(fusion, "_has_onednn_fusion", lambda device, dtype: False)
     if fused:  # with a result of its own, as cuDNN makes it
         monkeypatch.setattr(
-            fusion,
-            "_cudnn_fused",
-            lambda layer, features, total=None: functional.relu_(
-                layer(features) if total is None else layer(features).add_(total)
+            fusion.Convolution,
+            "_fused_on_cuda",
+            lambda layer, features, total: functional.relu_(
+                functional.conv2d(features, layer.weight, layer.bias, padding=1)
+                if total is None
+                else functional.conv2d(features, layer.weight, layer.bias, padding=1).add_(total)
             ),
         )
-    network = trained_looking_network(16, supervised_channels=supervised)
-    network = fold(network).to(torch.bfloat16, memory_format=torch.channels_last)
+    plain = trained_looking_network(16, supervised_channels=supervised)
+    most_values = metadata_of(plain, supervised_channels=supervised).live_values
+    network = fold(plain).to(torch.bfloat16, memory_format=torch.channels_last)
     with LiveBytes() as counter:
         network(torch.zeros(1, 1, 128, 128, dtype=torch.bfloat16))
     values = counter.peak / (2 * 128 * 128)
     assert values / 16 == pytest.approx(most, abs=0.1)
-    assert values < live_values(16, supervised)
-
-
-class Copies(TorchDispatchMode):
-    """Counts what is copied."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, operator, types, arguments=(), options=None):
-        self.count += operator is torch.ops.aten.copy_.default
-        return operator(*arguments, **(options or {}))
-
-
-@pytest.mark.slow
-@torch.inference_mode()
-def test_nothing_is_copied_onto_itself():
-    """Into place go the four phases of four levels and four supervised maps; nothing else does."""
-    network = fold(trained_looking_network(8))
-    with Copies() as copies:
-        network(torch.zeros(1, 1, 32, 32))
-    assert copies.count == 4 * 4 + 4
-
-
-@pytest.mark.slow
-@torch.no_grad()
-@pytest.mark.parametrize("dtype", AGREEMENT)
-def test_labels_agree(plain, slices, dtype):
-    expected = plain(slices.expand(-1, 3, -1, -1)).argmax(dim=1)
-    folded = fold(copy.deepcopy(plain)).to(dtype, memory_format=torch.channels_last)
-    labels = folded(slices.to(dtype)).argmax(dim=1)
-    assert (labels == expected).float().mean() >= AGREEMENT[dtype]
+    assert values < most_values
 
 
 def test_only_what_runs_is_left(plain):

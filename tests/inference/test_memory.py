@@ -10,13 +10,11 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import RAS_AFFINE, PlainLoader, errors_of, save_nifti
+from conftest import RAS_AFFINE, errors_of, plain_service, save_nifti
 
-from inference.memory import MemoryBudget, cpu_limit, memory_limit
+from inference.memory import cpu_limit, memory_limit
 from inference.network.weights import load_weights
-from inference.outputs import Outputs
 from inference.prediction import Predictor
-from inference.service import Service
 from inference.sources import NiftiFile
 
 ROOT = Path(__file__).parents[2]
@@ -144,16 +142,14 @@ def test_no_more_is_unpacked_than_the_header_says(tmp_path):
 def test_cases_wait_for_memory_one_after_another(folders, ct, tmp_path):
     paths = [save_nifti(folders[0] / f"{name}_0000.nii", ct) for name in "abc"]
     need = 2 * ct.size + paths[0].stat().st_size  # the voxels and the file they come from
-    budget = MemoryBudget(need + 10)
     most = []
 
     def predict(voxels):
-        most.append(budget._taken)
+        most.append(service.budget._taken)
         return np.zeros(voxels.shape, np.uint8)
 
-    folders[1].mkdir()
-    service = Service(Outputs(folders[1]), PlainLoader(predict), budget=budget)
+    service = plain_service(folders, predict, need + 10)
     sources = [NiftiFile(path) for path in paths]
     assert [case.status for case in service.run(sources)] == ["done"] * 3
     assert most == [need] * 3
-    assert budget._taken == 0
+    assert service.budget._taken == 0

@@ -95,15 +95,12 @@ def test_no_shard(text, environment, words):
 
 
 @pytest.mark.slow
-def test_the_command_line_takes_its_part_and_an_empty_one_is_done(
-    folders, run, ct, tmp_path, capsys
-):
+def test_the_command_line_takes_its_part_and_an_empty_one_is_done(folders, run, ct, tmp_path):
     inputs, outputs = folders
     for name in "ab":
         save_nifti(inputs / f"{name}_0000.nii.gz", ct)
     table = tmp_path / "table.csv"
     assert run("--shard", "2/3", "--statistics", str(table)) == 0
-    assert "0 of 0 cases" in capsys.readouterr().out
     assert not list(outputs.iterdir())
     assert run("--shard", "0/3", "--quiet", "--statistics", str(table)) == 0
     assert len(list(outputs.iterdir())) == 1
@@ -112,9 +109,6 @@ def test_the_command_line_takes_its_part_and_an_empty_one_is_done(
     # A table each: one would replace the other.
     rows = [len((tmp_path / f"table.{i}-of-3.csv").read_text().splitlines()) for i in range(3)]
     assert rows == [15, 15, 1]
-    with pytest.raises(SystemExit):
-        run("--shard", "3/3")
-    assert "count from 0" in capsys.readouterr().err
 
 
 def test_names_of_a_shards_files():

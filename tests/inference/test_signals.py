@@ -1,5 +1,6 @@
-"""Streams that are lost and signals that come: what is being written is whole, the rest is told."""
+"""Streams that are lost, signals and kills: what is being written is whole."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,27 +12,106 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from conftest import PlainLoader, save_nifti
+from conftest import names_in, plain_service, save_nifti
 
-from inference.memory import MemoryBudget
-from inference.outputs import Outputs
 from inference.service import Service
 from inference.signals import signals_raise
 from inference.sources import NiftiFile
 
 ROOT = Path(__file__).parents[2]
 
-SHELL_RUN = "{python} -m inference --input {inputs} --output {outputs} --weights {weights} \
---device cpu"
+SERVICE = """
+import sys, time
+from inference import command, files, outputs, service, signals
+predict, write = service.Service._predict, outputs.write_label_map
+def slowly(self, read, predictor):
+    label_map = predict(self, read, predictor)
+    if read.case.name == "b":
+        print("predicting", flush=True)
+        time.sleep({seconds})
+    return label_map
+service.Service._predict = slowly
+signals.GRACE_SECONDS, signals.LAST_SECONDS = {grace}, {grace} + 0.3
+def hanging(path, *arguments):
+    if {hang} and path.name == "b.nii.gz":
+        files.os.fsync = lambda descriptor: time.sleep(600)
+    write(path, *arguments)
+outputs.write_label_map = hanging
+sys.exit(command.main(sys.argv[1:]))
+"""
 
 
-def shell(folders, weights_file, redirections, **more):
-    command = SHELL_RUN.format(
-        python=sys.executable, inputs=folders[0], outputs=folders[1], weights=weights_file
-    )
-    return subprocess.run(
-        ["bash", "-c", f"{command} {redirections}"], cwd=ROOT, timeout=120, check=False, **more
-    )
+@pytest.fixture
+def start(folders, weights_file, cts):
+    """Start the service on cases a to d; it has printed that b is being predicted."""
+
+    def start(*more, seconds=0.0, grace=0.5, hang=False):
+        cts(*"abcd")
+        script = SERVICE.format(seconds=seconds, grace=grace, hang=hang)
+        places = ("--input", folders[0], "--output", folders[1], "--weights", weights_file)
+        command = [sys.executable, "-c", script, *places, "--device", "cpu", *more]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen([*map(str, command)], cwd=ROOT, **pipes)
+        assert process.stdout.readline() == "predicting\n"
+        return process
+
+    return start
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)]
+)
+def test_a_signal_ends_it_after_what_is_being_written(folders, start, number, code):
+    process = start(seconds=600)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert signal.Signals(number).name in errors.splitlines()[-1]
+    assert names_in(folders[1]) == ["a.nii.gz"]
+
+
+@pytest.mark.slow
+def test_sigterm_lets_the_current_case_be_written(folders, start, ct, tmp_path):
+    log = tmp_path / "m.jsonl"
+    process = start("--manifest", log, seconds=1, grace=8)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert names_in(folders[1]) == ["a.nii.gz", "b.nii.gz"]
+    assert [json.loads(line)["case"] for line in log.read_text().splitlines()] == ["a", "b"]
+    assert nibabel.load(folders[1] / "b.nii.gz").get_fdata().shape == ct.shape
+
+
+@pytest.mark.slow
+def test_sigterm_does_not_wait_for_a_disk_that_hangs(folders, start):
+    process = start(hang=True)
+    while not list(folders[1].glob(".*.partial")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert names_in(folders[1]) == ["a.nii.gz"]  # and no temporary file
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_continued(folders, run, start, tmp_path, predicted):
+    log, table = tmp_path / "m.jsonl", tmp_path / "t.csv"
+    records = ("--keep-existing", "--manifest", log, "--statistics", table)
+    process = start(*records, seconds=600)
+    while not log.exists() or not log.read_bytes().endswith(b"\n"):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert [path.name for path in folders[1].glob("*.nii.gz")] == ["a.nii.gz"]
+    assert run("--quiet", *records) == 0
+    assert predicted == ["b", "c", "d"]
+    assert len(table.read_text().splitlines()) == 1 + 4 * 14
+    resumed = {path.name: path.read_bytes() for path in folders[1].glob("*.nii.gz")}
+    assert run("--quiet", "--output", tmp_path / "fresh") == 0
+    assert resumed == {path.name: path.read_bytes() for path in (tmp_path / "fresh").iterdir()}
 
 
 @pytest.mark.slow
@@ -39,60 +119,21 @@ def shell(folders, weights_file, redirections, **more):
     "redirections",
     ["2>&-", "2>&- >&-", "2>/dev/full >/dev/full", "2>&1 | true; exit ${PIPESTATUS[0]}"],
 )
-def test_lost_streams_cost_no_case(folders, weights_file, ct, redirections):
-    for name in "abc":
-        save_nifti(folders[0] / f"{name}_0000.nii.gz", ct)
-    assert shell(folders, weights_file, redirections).returncode == 0
-    assert sorted(path.name for path in folders[1].iterdir()) == [f"{n}.nii.gz" for n in "abc"]
+def test_lost_streams_cost_no_case(folders, weights_file, cts, ct, redirections):
+    cts(*"abc")
+    places = f"--input {folders[0]} --output {folders[1]} --weights {weights_file}"
+    command = f"{sys.executable} -m inference {places} --device cpu {redirections}"
+    assert subprocess.run(["bash", "-c", command], cwd=ROOT, check=False).returncode == 0
+    assert names_in(folders[1]) == [f"{name}.nii.gz" for name in "abc"]
     for path in folders[1].iterdir():
-        assert nibabel.load(path).shape == ct.shape
-        np.asanyarray(nibabel.load(path).dataobj)
-
-
-SLOW_SERVICE = """
-import sys, time
-from inference import command
-from inference import service
-from inference import signals
-predict = service.Service._predict
-def slowly(self, read, predictor):
-    if read.case.name == "b":
-        print("waiting", flush=True)
-        time.sleep(600)
-    return predict(self, read, predictor)
-service.Service._predict = slowly
-signals.GRACE_SECONDS = 0.5
-sys.exit(command.main(sys.argv[1:]))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)]
-)
-def test_a_signal_ends_it_after_what_is_being_written(folders, weights_file, ct, number, code):
-    for name in "abc":
-        save_nifti(folders[0] / f"{name}_0000.nii.gz", ct)
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW_SERVICE, "--input", str(folders[0]), "--output",
-         str(folders[1]), "--weights", str(weights_file), "--device", "cpu"],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout.readline() == "waiting\n"
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == code, errors
-    assert "are whole" in errors.splitlines()[-1]
-    assert [path.name for path in folders[1].iterdir()] == ["a.nii.gz"]
-    assert nibabel.load(folders[1] / "a.nii.gz").shape == ct.shape
+        assert np.asanyarray(nibabel.load(path).dataobj).shape == ct.shape
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_between_prediction_and_writing_loses_nothing(
-    folders, run, ct, monkeypatch, number
+    folders, run, cts, monkeypatch, number
 ):
-    for name in "ab":
-        save_nifti(folders[0] / f"{name}_0000.nii.gz", ct)
+    cts(*"ab")
     attempt = Service._attempt
 
     def attempt_and_signal(self, case, *step):
@@ -103,7 +144,7 @@ def test_a_signal_between_prediction_and_writing_loses_nothing(
 
     monkeypatch.setattr(Service, "_attempt", attempt_and_signal)
     assert run("--quiet") == 128 + number
-    assert [path.name for path in folders[1].iterdir()] == ["a.nii.gz"]
+    assert names_in(folders[1]) == ["a.nii.gz"]
 
 
 def test_ignored_signals_stay_ignored():
@@ -119,35 +160,32 @@ def test_ignored_signals_stay_ignored():
 def test_memory_of_a_case_given_up_goes_to_the_reader(folders, ct):
     """Else a caller that was interrupted would wait for its reader for ever."""
     paths = [save_nifti(folders[0] / f"{name}_0000.nii", ct) for name in "ab"]
-    folders[1].mkdir()
-    budget = MemoryBudget(2 * ct.size + paths[0].stat().st_size)
 
     def interrupt(voxels):
         raise KeyboardInterrupt
 
-    service = Service(Outputs(folders[1]), PlainLoader(interrupt), budget=budget)
+    service = plain_service(folders, interrupt, 2 * ct.size + paths[0].stat().st_size)
     with pytest.raises(KeyboardInterrupt):
         service.run([NiftiFile(path) for path in paths])
-    budget.take(budget.total)  # all of it is there again
+    service.budget.take(service.budget.total)  # all of it is there again
 
 
 @pytest.mark.slow
-def test_ctrl_c_while_importing_shows_no_traceback(folders, weights_file, ct):
-    save_nifti(folders[0] / "a_0000.nii.gz", ct)
-    for delay in (0.0, 0.1, 0.3):
-        process = subprocess.Popen(
-            ["sh", "predict.sh", "--input", str(folders[0]), "--output", str(folders[1]),
-             "--weights", str(weights_file), "--device", "cpu"],
-            cwd=ROOT, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHON": sys.executable},
-        )  # fmt: skip
-        while not catches(process.pid, signal.SIGTERM):  # before that it is Python that starts
-            assert process.poll() is None
-        time.sleep(delay)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-        assert "Traceback" not in errors
-        assert process.returncode in (130, 0)
+@pytest.mark.parametrize("delay", [0.0, 0.1, 0.3])
+def test_ctrl_c_while_importing_shows_no_traceback(folders, weights_file, cts, delay):
+    cts("a")
+    process = subprocess.Popen(
+        ["sh", "predict.sh", "--input", folders[0], "--output", folders[1],
+         "--weights", weights_file, "--device", "cpu"],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHON": sys.executable},
+    )  # fmt: skip
+    while not catches(process.pid, signal.SIGTERM):  # before that it is Python that starts
+        assert process.poll() is None
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert "Traceback" not in errors
+    assert process.returncode in (130, 0)
 
 
 def catches(pid, number):

@@ -1,13 +1,13 @@
 """NIfTI files in and out, against nibabel's own reading, writing and reorienting."""
 
 import gzip
+import io
 import os
 
 import nibabel
 import numpy as np
 import pytest
 from conftest import ORIENTATIONS, RAS_AFFINE, reoriented, save_nifti, with_header
-from isal import isal_zlib
 
 from inference.files import case_name, find_cases
 from inference.label_map import write_label_map
@@ -241,29 +241,27 @@ def test_gzip_of_several_members_and_plain_data_under_a_gz_name(tmp_path, ct):
 
 @pytest.mark.parametrize("block", [1000, 5000, 65280])
 def test_many_gzip_members_are_unpacked_in_linear_time(tmp_path, ct, monkeypatch, block):
-    """Each byte is handed to a decompressor at most three times, 16 KB more at the start."""
+    """Each byte is handed to the decompressor about once."""
     content = save_nifti(tmp_path / "a.nii", np.tile(ct, (2, 2, 3))).read_bytes()
     blocks = [content[start : start + block] for start in range(0, len(content), block)]
     packed = b"".join(gzip.compress(part, 1) for part in (*blocks, b""))
     (tmp_path / "b.nii.gz").write_bytes(packed)
     handed = []
-    make = isal_zlib.decompressobj
 
-    class Counting:
-        def __init__(self, **how):
-            self.member = make(**how)
-
-        def decompress(self, data, *most):
+    class Counting(io.BytesIO):
+        def read(self, *most):
+            data = super().read(*most)
             handed.append(len(data))
-            return self.member.decompress(data, *most)
+            return data
 
-        def __getattr__(self, name):
-            return getattr(self.member, name)
+        def readinto(self, buffer):
+            handed.append(count := super().readinto(buffer))
+            return count
 
-    monkeypatch.setattr(isal_zlib, "decompressobj", Counting)
+    monkeypatch.setattr(io, "BytesIO", Counting)
     volume = read_volume(tmp_path / "b.nii.gz")
     np.testing.assert_array_equal(volume.voxels, read_volume(tmp_path / "a.nii").voxels)
-    assert len(packed) <= sum(handed) <= 3 * len(packed) + (1 << 14)
+    assert len(packed) <= sum(handed) <= len(packed) + (1 << 16)
 
 
 def test_header_and_voxels_are_of_one_file(tmp_path, ct):

@@ -168,9 +168,7 @@ def test_wrong_usage(folders, run, ct, series, tmp_path, capsys, arguments, name
     (tmp_path / "nifti").mkdir()
     save_nifti(tmp_path / "nifti" / "a_0000.nii.gz", ct)
     places = {name: tmp_path / name for name in ("mixed", "nifti", "inputs")}
-    with pytest.raises(SystemExit) as caught:
-        run(*(argument.format(**places) for argument in arguments))
-    assert caught.value.code == 2
+    assert run(*(argument.format(**places) for argument in arguments)) == 2
     assert named.format(**places) in capsys.readouterr().err.splitlines()[-1]
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     Found = dict[Path, tuple[list[CaseFiles], dict[str, list[str]]]]
     """Of each data set the cases, and the names of those that cannot be used, by reason."""
 
+_START_AND_END_S = 2.0  # of the interpreter, in a run by the clock
+
 
 def _find(
     options: argparse.Namespace,
@@ -160,7 +162,7 @@ def _train(
     about = describe_run(training, held_out, intensities, anatomies, start_from)
     deadline = None
     if options.minutes:
-        deadline = started + 60 * options.minutes
+        deadline = started + 60 * options.minutes - _START_AND_END_S
         recipe = dataclasses.replace(recipe, steps=sys.maxsize)  # known at the end
     if processes.first:
         processes.report("\n".join(start_or_resume(output, recipe, about)))

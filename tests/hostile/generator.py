@@ -15,7 +15,7 @@ _WILD_NUMBERS += (np.nan, np.inf, -np.inf)
 
 
 def whole_file(rng: np.random.Generator) -> tuple[bytes, nibabel.Nifti1Header]:
-    """Return a good NIfTI-1 or NIfTI-2 file, not compressed, of any byte order and geometry."""
+    """Return a good NIfTI-1 or NIfTI-2 file, uncompressed, of any byte order, type and geometry."""
     kind = (nibabel.Nifti1Header, nibabel.Nifti2Header)[rng.integers(2)]
     order = "<>"[rng.integers(2)]
     header = kind(endianness=order)

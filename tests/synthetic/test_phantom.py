@@ -129,31 +129,6 @@ def test_same_seed_same_phantom_and_other_seed_another():
 
 
 @pytest.mark.slow
-def test_label_map_is_the_anatomy_without_surroundings():
-    drawn = draw_phantom((30, 80, 80), (8.0, 5.0, 5.0), seed=9, phase="arterial")
-    anatomy = anatomy_from_phantom_seed(9, (30, 80, 80), (8.0, 5.0, 5.0))
-    expected = anatomy.copy()
-    expected[anatomy > TUMOR] = 0
-    np.testing.assert_array_equal(drawn.label_map, expected)
-    assert drawn.label_map.dtype == np.uint8
-    assert drawn.volume.dtype == np.int16
-    assert drawn.volume.shape == drawn.label_map.shape == (30, 80, 80)
-
-
-def anatomy_from_phantom_seed(seed, shape, spacing):
-    return draw_anatomy(shape, spacing, np.random.default_rng(seed).spawn(3)[0])
-
-
-@pytest.mark.slow
-def test_two_spacings_show_one_patient(anatomies):
-    finer = anatomy_of(1, (126, 250, 250), (2.0, 1.6, 1.6))
-    for number in (1, 2, 3, 4, 5, 6, 11, 12, 13):
-        coarse_ml = (anatomies[1] == number).sum() * np.prod(SPACING)
-        fine_ml = (finer == number).sum() * np.prod((2.0, 1.6, 1.6))
-        assert fine_ml == pytest.approx(coarse_ml, rel=0.04), LABEL_NAMES[number]
-
-
-@pytest.mark.slow
 def test_every_other_voxel_of_a_finer_grid_is_the_coarser_one():
     # An odd number of voxels keeps the middle one in the middle at half the spacing.
     coarse = anatomy_of(2, (41, 81, 81), (6.0, 5.0, 5.0))
@@ -263,12 +238,6 @@ def test_wrong_usage_exits_with_2(tmp_path, wrong, capsys):
         main(["phantom", "--output", str(tmp_path / "out"), *wrong])
     assert stopped.value.code == 2
     assert "error: argument" in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_output_that_cannot_be_a_folder_exits_with_2(tmp_path, capsys):
-    (tmp_path / "file").touch()
-    assert main(["phantom", "--output", str(tmp_path / "file")]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_case_that_cannot_be_written_exits_with_1(tmp_path, capsys):

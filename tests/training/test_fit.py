@@ -224,12 +224,12 @@ def test_a_run_by_the_clock_ends_its_cosine_in_time_and_exports(data, tmp_path, 
     options = ("--recipe", "paper", "--minutes", 0.5, "--learning-rate", 1e-3, "--held-out", "b")
     assert fit(data, tmp_path, *options, schedule="cosine") == 0
     rates = [float(row.split(",")[2]) for row in (tmp_path / "metrics.csv").read_text().split()[1:]]
-    assert len(rates) == 18  # 10 s, 17 of a second, and a tenth of the time for the scores
-    expected = [0.5e-3 * (1 + np.cos(np.pi * step / 18)) for step in range(2, 18)]
+    assert len(rates) == 16  # 10 s, 15 of a second, 2.8 for the scores and 2 for start and end
+    expected = [0.5e-3 * (1 + np.cos(np.pi * step / 16)) for step in range(2, 16)]
     assert rates[2:] == pytest.approx(expected, rel=0.05)
     metadata = load_weights(tmp_path / "weights.safetensors")[1]
     assert metadata.trained_on == data.name
-    assert json.loads((tmp_path / "run.json").read_text())["recipe"]["steps"] == 18
+    assert json.loads((tmp_path / "run.json").read_text())["recipe"]["steps"] == 16
 
 
 def test_the_average_follows_the_weights_exponentially():

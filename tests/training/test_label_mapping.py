@@ -73,12 +73,6 @@ def test_names_are_known_in_many_spellings(tmp_path, name, label):
     assert mapping.ignored == (() if label else (name,))
 
 
-def test_two_numbers_of_one_structure_are_both_ours(tmp_path):
-    labels = {"0": "background", "1": "liver", "2": "tumor", "3": "tumor"}
-    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
-    assert nnunet_label_mapping(tmp_path).labels == {0: 0, 1: 1, 2: 14, 3: 14}
-
-
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

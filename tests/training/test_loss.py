@@ -25,24 +25,6 @@ def random_case(seed=0, count=3, classes=15, size=6):
     return logits.requires_grad_(), labels.to(torch.uint8), annotated
 
 
-def test_marginal_cross_entropy_of_one_pixel_is_the_closed_form():
-    logits = torch.tensor([1.0, -0.5, 2.0, 0.3], dtype=torch.double).view(1, 4, 1, 1)
-    logits.requires_grad_()
-    annotated = torch.tensor([[True, True, False, False]])  # 2 and 3 were not looked for
-    loss = marginal_cross_entropy(
-        logits.softmax(1), torch.zeros((1, 1, 1), dtype=torch.uint8), annotated
-    )
-    loss.backward()
-
-    p = np.exp([1.0, -0.5, 2.0, 0.3])
-    p /= p.sum()
-    together = p[0] + p[2] + p[3]
-    assert loss.item() == pytest.approx(-np.log(together), rel=1e-12)
-    # d/dz_c of −log Σ_S p is p_c − p_c/Σ_S p inside S and p_c outside.
-    expected = p - p / together * np.array([1, 0, 1, 1])
-    np.testing.assert_allclose(logits.grad.flatten().numpy(), expected, rtol=1e-12)
-
-
 def test_marginal_cross_entropy_against_a_loop_over_pixels():
     logits, labels, annotated = random_case()
     loss = marginal_cross_entropy(logits.softmax(1), labels, annotated)
@@ -88,17 +70,6 @@ def test_a_hopeless_pixel_has_a_finite_loss_and_gradient():
     assert logits.grad.isfinite().all()
 
 
-def test_a_label_that_was_not_looked_for_is_never_pushed_down_where_nothing_is_marked():
-    logits, _, _ = random_case(2)
-    nothing = torch.zeros((3, 6, 6), dtype=torch.uint8)
-    annotated = torch.ones((3, 15), dtype=torch.bool)
-    annotated[:, 4] = False
-    loss = marginal_cross_entropy(logits.softmax(1), nothing, annotated)
-    (gradient,) = torch.autograd.grad(loss, logits)
-    assert (gradient[:, 4] <= 0).all()  # descent raises it with the background
-    assert (gradient[:, 5] > 0).all()
-
-
 def test_soft_dice_is_that_of_present_annotated_labels_summed_over_the_batch():
     logits, labels, annotated = random_case(3)
     labels[labels == 7] = 0  # label 7 is nowhere
@@ -127,13 +98,6 @@ def test_soft_dice_without_any_label_is_zero_and_teaches_nothing():
     loss = soft_dice_loss(logits.softmax(1), torch.zeros((3, 6, 6), dtype=torch.uint8), annotated)
     assert loss.item() == 0
     assert (torch.autograd.grad(loss, logits)[0] == 0).all()
-
-
-def test_losses_of_a_batch_in_which_nothing_is_known_are_zero():
-    logits, labels, annotated = random_case(5)
-    labels.fill_(IGNORED)
-    assert marginal_cross_entropy(logits.softmax(1), labels, annotated).item() == 0
-    assert soft_dice_loss(logits.softmax(1), labels, annotated).item() == 0
 
 
 def test_deep_supervision_is_the_mean_of_its_parts():

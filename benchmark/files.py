@@ -13,7 +13,7 @@ from inference.files import write_atomically
 
 def write_json(path: Path, content: dict) -> None:
     """Write a file that is one JSON value."""
-    write_atomically(path, (json.dumps(content) + "\n").encode())
+    write_atomically(path, json.dumps(content) + "\n")
 
 
 def read_json(path: Path) -> dict | None:

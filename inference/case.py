@@ -44,7 +44,7 @@ class ReadCase:
         volume: as read.
         window: its 1st and 99th percentile, in the units of its voxels.
         files_state: of its source, before it was read.
-        memory: bytes taken of the budget for it; 0 once they are given back.
+        memory: bytes taken of the budget for it.
     """
 
     case: Case

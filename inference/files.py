@@ -173,14 +173,14 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         _unfinished.discard(temporary)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a `whole_file`.
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write a `whole_file`; text as UTF-8, and bytes of names that are not UTF-8 as escapes.
 
     Raises:
         OSError: the file cannot be written; nothing is left under its name.
     """
     with whole_file(path) as file:
-        file.write(data)
+        file.write(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
 
 
 def check_writable(folder: Path, name: str = ".abdoseg-probe") -> None:

@@ -99,13 +99,14 @@ class MemoryBudget:
     def __init__(self, total: int) -> None:
         self.total = total
         self._taken = 0
+        self._is_closed = False
         self._changed = threading.Condition()
 
     def take(self, need: int) -> None:
         """Wait until `need` bytes are free, and take them.
 
         Raises:
-            ValueError: they are more than there ever are.
+            ValueError: they are more than there ever are, or the run has ended.
         """
         if need > self.total:
             raise ValueError(
@@ -113,7 +114,9 @@ class MemoryBudget:
                 "are there for it"
             )
         with self._changed:
-            self._changed.wait_for(lambda: self._taken + need <= self.total)
+            self._changed.wait_for(lambda: self._is_closed or self._taken + need <= self.total)
+            if self._is_closed:
+                raise ValueError("the run has ended")
             self._taken += need
 
     @contextlib.contextmanager
@@ -131,4 +134,10 @@ class MemoryBudget:
         """Give back what was taken."""
         with self._changed:
             self._taken -= amount
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End whoever waits in `take`."""
+        with self._changed:
+            self._is_closed = True
             self._changed.notify_all()

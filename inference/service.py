@@ -155,7 +155,6 @@ class Service:
             KeyboardInterrupt: as `run`.
         """
         reader, writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        read: ReadCase | None = None
         writing: Future | None = None
         unread = iter(cases)
         reading = reader.submit(self._read_next, unread, writer)
@@ -164,16 +163,13 @@ class Service:
             clip_hu = predictor.metadata.clip_hu
             # The weights' check sum, while the writer has nothing to do.
             writer.submit(lambda: self.outputs.signature)
-            while read := reading.result():
+            while (read := reading.result()) is not None:
                 reading = reader.submit(self._read_next, unread, writer)
                 self._predicting = True
                 label_map = self._attempt(read.case, self._predict, read, predictor)
-                before, writing, read = (
-                    writing,
-                    writer.submit(self._end, read, label_map, clip_hu),
-                    None,
-                )
+                before, writing = writing, writer.submit(self._end, read, label_map, clip_hu)
                 self._predicting = False
+                del read, label_map  # the writer's alone
                 if self._stop:
                     raise self._stop
                 if before is not None:
@@ -183,10 +179,8 @@ class Service:
                 writing.result()
         finally:
             # A case that was being read or predicted is given up, one that is predicted is written.
-            # The reader may wait for the memory of both.
             self._predicting = False
-            self._give_back(read)
-            reading.add_done_callback(self._give_back_unused)
+            self.budget.close()  # the reader may wait for memory
             reader.shutdown(wait=False, cancel_futures=True)
             writer.shutdown()
 
@@ -268,7 +262,7 @@ class Service:
         """Write what was predicted, if it was."""
         if label_map is not None:
             self._attempt(read.case, self._finish, read, label_map, clip_hu)
-        self._give_back(read)
+        self.budget.give_back(read.memory)
         self.observer.on_case(read.case)
 
     def _finish(
@@ -302,16 +296,6 @@ class Service:
         except Exception as error:  # a folder of thousands must not stop at one file's surprise
             case.status, case.reason = "failed", one_line(error)
             return None
-
-    def _give_back_unused(self, reading: "Future[ReadCase | None]") -> None:
-        """Give back the memory of a case that was read and will not be predicted."""
-        if not reading.cancelled() and not reading.exception():
-            self._give_back(reading.result())
-
-    def _give_back(self, read: ReadCase | None) -> None:
-        if read is not None:
-            self.budget.give_back(read.memory)
-            read.memory = 0
 
 
 @contextlib.contextmanager

@@ -56,6 +56,7 @@ def run(load: Callable[[], Callable[[], int]]) -> int:
         Its exit code; 2 if it raises an `OSError`, of a file or folder that cannot be used;
         `CANNOT_START` if something is missing, or it raises another exception.
     """
+    use_utf8()
     open_standard_streams()
     with contextlib.suppress(OSError, ValueError):  # nobody may be there to read
         try:
@@ -71,6 +72,18 @@ def run(load: Callable[[], Callable[[], int]]) -> int:
         except Exception:
             traceback.print_exc()
     return CANNOT_START
+
+
+def use_utf8() -> None:
+    """Start again in Python's UTF-8 mode if file names are decoded in another encoding.
+
+    A name would be another text in the tables of each locale, or one that cannot be written. The
+    terminal's encoding stays as it is.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        encoding = sys.stdout.encoding if sys.stdout else "utf-8"
+        os.environ.setdefault("PYTHONIOENCODING", f"{encoding}:backslashreplace")
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def open_standard_streams() -> None:

@@ -205,5 +205,5 @@ def cache_case(case: CaseFiles, folder: Path, report: Callable[[str], None]) -> 
     *arrays, about = read_case(case)
     for path, array in zip(paths, arrays, strict=True):
         save_array(path, array)
-    write_atomically(about_path, json.dumps(about).encode())  # last: it makes the others valid
+    write_atomically(about_path, json.dumps(about))  # last: it makes the others valid
     return CachedVolume.of(*paths, about)

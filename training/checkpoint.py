@@ -99,21 +99,19 @@ def all_finite(content: object) -> bool:
     return not isinstance(content, float) or math.isfinite(content)
 
 
-def read_checkpoint(
-    path: Path, device: torch.device | str = "cpu", *, mmap: bool = False
-) -> dict[str, Any]:
+def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read what `State.save` wrote.
 
     Args:
         path: of the file.
         device: for its tensors.
-        mmap: read no tensor before it is used.
 
     Raises:
         TrainingError: the file cannot be read, or is damaged.
     """
     try:
-        content = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
+        with path.open("rb") as file:  # torch opens no path that is not UTF-8
+            content = torch.load(file, map_location=device, weights_only=True)
         return {**content, "step": int(content["step"])}
     except (
         OSError,

@@ -8,6 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmark.text import listed
+from inference.files import printable
 from inference.labels import LABEL_NAMES
 from inference.memory import cpu_limit
 from inference.volume import VolumeError
@@ -44,7 +45,7 @@ class DataSet:
         ]
         for word, table in (("not used", self.unused), ("caution", self.doubts)):
             lines += [
-                f"  {word}: {reason}: {len(names)} ({listed(sorted(names), 5)})"
+                f"  {word}: {reason}: {len(names)} ({listed(sorted(map(printable, names)), 5)})"
                 for reason, names in table.items()
             ]
         return "\n".join(lines)

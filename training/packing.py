@@ -159,5 +159,5 @@ class Packer:
         for file, content in zip(names[0] + names[1], files[0] + files[1], strict=True):
             write_atomically(part / file, content)
         described[case.name] = about
-        write_atomically(part / "cases.json", json.dumps(described).encode())
+        write_atomically(part / "cases.json", json.dumps(described))
         self.parts[number] = used + size, described

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from inference.files import one_line, write_atomically
+from inference.files import one_line, printable, write_atomically
 from inference.labels import LABEL_NAMES
 from inference.records.colours import LEGEND_COLOURS, overlay
 from training.cases import Case, annotated_only
@@ -31,7 +31,7 @@ def or_warn(draw: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401
     """Draw; a figure that cannot be drawn or written is a warning and not the end of a run."""
     try:
         draw(*arguments)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # whatever a name does to the library
         print(f"warning: figure not drawn: {one_line(error)}", file=sys.stderr, flush=True)
 
 
@@ -108,5 +108,5 @@ def draw_overlay(path: Path, case: Case, prediction: np.ndarray, title: str) -> 
         ncols=7,
         fontsize=8,
     )
-    figure.suptitle(title)
+    figure.suptitle(printable(title))
     _save(figure, path)

@@ -146,7 +146,7 @@ def start_or_resume(output: Path, recipe: Recipe, description: dict[str, Any]) -
         lines.append(f"caution: all {recipe.steps} steps are warm-up ({recipe.warmup_steps} steps)")
     if (output / "last.pt").is_file():
         before, known = read_run(output)
-        done = read_checkpoint(output / "last.pt", mmap=True)["step"]
+        done = read_checkpoint(output / "last.pt")["step"]
         if done > recipe.steps:
             raise TrainingError(
                 f"{output} has done {done} steps, more than --steps {recipe.steps}: raise it, or "
@@ -171,6 +171,6 @@ def start_or_resume(output: Path, recipe: Recipe, description: dict[str, Any]) -
         about = {**before, "recipe": about["recipe"]}
     else:
         about["revision"] = code_revision()
-    write_atomically(output / "recipe.toml", to_toml(recipe).encode())
-    write_atomically(output / "run.json", json.dumps(about, indent=1).encode())
+    write_atomically(output / "recipe.toml", to_toml(recipe))
+    write_atomically(output / "run.json", json.dumps(about, indent=1))
     return lines

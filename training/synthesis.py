@@ -373,7 +373,7 @@ def _draw_source(source: str, count: int, folder: Path) -> None:
     save_array(folder / "hu.npy", np.stack(hu))
     save_array(folder / "labels.npy", np.stack(labels))
     content = {"annotated": anatomy.annotated, "slices": about}
-    write_atomically(folder / "slices.json", json.dumps(content).encode())
+    write_atomically(folder / "slices.json", json.dumps(content))
 
 
 def _read_source(folder: Path) -> Iterator[Case]:

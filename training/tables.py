@@ -60,7 +60,7 @@ def read_scores(path: Path) -> list[Score]:
         OSError: the file cannot be read.
         ValueError: it is another file.
     """
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = list(csv.DictReader(file))
     try:
         return [

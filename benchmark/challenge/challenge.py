@@ -182,7 +182,7 @@ def _write_results(
             columns, rows = ranking_table(ranking)
             page["ranking"] = {"columns": columns, "rows": rows}
         text = render(list(runs.values()), "Challenge", page)
-        write_atomically(report / "challenge.html", text.encode())
+        write_atomically(report / "challenge.html", text)
     ok = [
         run.shown.get(case, {}).get("status") == "ok" for run in runs.values() for case in run.cases
     ]

@@ -125,7 +125,7 @@ def run_team(archive: Path, folder: Path, challenge: Challenge) -> Fate:
         }
         runs = {case.name: [failed | {"file": case.image.name}] for case in challenge.cases}
         table = results.efficiency_csv(runs)
-        write_atomically(folder / f"{folder.name}{EFFICIENCY_SUFFIX}", table.encode())
+        write_atomically(folder / f"{folder.name}{EFFICIENCY_SUFFIX}", table)
         _score(folder, challenge)
     write_json(folder / "fate.json", asdict(fate))
     return fate

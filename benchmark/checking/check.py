@@ -144,7 +144,7 @@ def check_image(
         "runs": [run.as_json() for run in runs],
     }
     write_json(report / CHECK_JSON, check)
-    write_atomically(report / "check.md", markdown_page(check).encode())
+    write_atomically(report / "check.md", markdown_page(check))
     return check
 
 

@@ -218,9 +218,9 @@ def measure(
         if stem not in done or not plot.exists():
             write_plot(plot, draw_curves, results.median_run(runs), how.gpu.note, len(runs))
         table = results.efficiency_csv(measured)
-        write_atomically(report / f"{settings.team}{EFFICIENCY_SUFFIX}", table.encode())
+        write_atomically(report / f"{settings.team}{EFFICIENCY_SUFFIX}", table)
         page = markdown_page(measured, environment)
-        write_atomically(report / "efficiency.md", page.encode())
+        write_atomically(report / "efficiency.md", page)
         line = results.progress_line(case.name, result) + ", resumed" * (stem in done)
         log(f"[{number}/{len(rounds)}] {line}")
     write_json(report / "environment.json", environment)

@@ -161,7 +161,7 @@ def write_ranking(folder: Path, ranking: Ranking) -> None:
         ("ranking.csv", csv_text(rows[0], (row.values() for row in rows))),
         ("ranking.json", json.dumps(content, indent=1)),
     ):
-        write_atomically(folder / name, text.encode())
+        write_atomically(folder / name, text)
 
 
 def _lists(values: np.ndarray) -> list[list[float | None]]:

@@ -185,6 +185,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the page; 0 done."""
     page = render(read_runs(arguments.runs), "Segmentation benchmark")
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(arguments.output, page.encode())
+    write_atomically(arguments.output, page)
     show(f"{arguments.output}: {len(page) / 1e6:.1f} MB, opens in any browser, no network needed")
     return 0

@@ -199,7 +199,7 @@ def read_run(folder: Path) -> Run:
                 result["peak_gpu_mb"] = 0.0  # so that the area's penalty counts
         scoring = _read_object(folder / "accuracy.json")
         in_reference = {
-            case_of(case["name"], is_input=False): case["in_reference"]
+            case_of(_as_in_tables(case["name"]), is_input=False): case["in_reference"]
             for case in scoring.get("cases", [])
             if "in_reference" in case
         }
@@ -282,8 +282,13 @@ def _read_measurements(folder: Path) -> dict[str, list[Result]]:
             raise ValueError(f"{content['case']} has samples that are no numbers")
         if len({len(values) for values in series}) > 1 or not keys <= set(content):
             raise ValueError(f"{content['case']} is incomplete")
-        measurements.setdefault(content["case"], []).append(content)
+        measurements.setdefault(_as_in_tables(content["case"]), []).append(content)
     return measurements
+
+
+def _as_in_tables(name: str) -> str:
+    """Return a name from JSON as `write_atomically` writes it into a table."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def score_folder(
             result.warnings.append("a stack of slices that do not touch: its NSD means little")
         scored[path] = result
         cases = [scored[path] for path in pairs if path in scored]
-        write_atomically(report / PER_CASE_CSV, Scoring(cases, protocol).csv().encode())
+        write_atomically(report / PER_CASE_CSV, Scoring(cases, protocol).csv())
         show(f"[{done}/{len(jobs)}] {_progress(result)}")
     if not scored:
         show("no reference could be used")

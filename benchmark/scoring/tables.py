@@ -179,9 +179,9 @@ def write_report(folder: Path, scoring: Scoring) -> None:
     }
     official = "".join(f"{key}: {value:.4f}\n" for key, value in summary.items())
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / PER_CASE_CSV, scoring.csv().encode())
-    write_atomically(folder / "accuracy.json", json.dumps(content, indent=1).encode())
-    write_atomically(folder / "accuracy.md", markdown(scoring).encode())
-    write_atomically(folder / "accuracy_official.txt", official.encode())
+    write_atomically(folder / PER_CASE_CSV, scoring.csv())
+    write_atomically(folder / "accuracy.json", json.dumps(content, indent=1))
+    write_atomically(folder / "accuracy.md", markdown(scoring))
+    write_atomically(folder / "accuracy_official.txt", official)
     for metric in _METRICS:
         write_plot(folder / f"accuracy_{metric}.png", box_plot, scoring, metric)

@@ -267,8 +267,8 @@ def measure(gpu: Gpu, options: argparse.Namespace, deadline: float) -> int:
 
         def write() -> None:
             content = json.dumps({"machine": machine, **sweep.result})
-            write_atomically(page.with_suffix(".json"), content.encode())
-            write_atomically(page, markdown(machine, sweep.result).encode())
+            write_atomically(page.with_suffix(".json"), content)
+            write_atomically(page, markdown(machine, sweep.result))
 
         gpu.read_idle()
         if options.cts:

@@ -72,8 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
     show(page)
     if arguments.report:
         arguments.report.mkdir(parents=True, exist_ok=True)
-        write_atomically(arguments.report / "speed.md", page.encode())
-        write_atomically(arguments.report / "speed.json", json.dumps(result, indent=1).encode())
+        write_atomically(arguments.report / "speed.md", page)
+        write_atomically(arguments.report / "speed.json", json.dumps(result, indent=1))
     return 0
 
 

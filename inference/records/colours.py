@@ -84,4 +84,4 @@ def write_colour_tables(folder: Path) -> None:
         slicer.append(f"{label} {name.replace(' ', '_')} {red} {green} {blue} {255 * shown}")
         itk_snap.append(f'{label} {red} {green} {blue} {shown} {shown} {shown} "{name}"')
     for table, lines in ((SLICER_TABLE, slicer), (ITK_SNAP_TABLE, itk_snap)):
-        write_atomically(folder / table, ("\n".join(lines) + "\n").encode())
+        write_atomically(folder / table, "\n".join(lines) + "\n")

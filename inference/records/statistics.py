@@ -132,7 +132,7 @@ class StatisticsTable:
                 text = "[\n" + ",\n".join(ordered) + "\n]\n"
             else:
                 text = ",".join(_COLUMNS) + "\n" + "".join(ordered)
-            write_atomically(self.path, text.encode())
+            write_atomically(self.path, text)
         self._written = time.monotonic()
         self._rest = max(self.SECONDS_BETWEEN, self._LEAST_REST * (self._written - start))
 

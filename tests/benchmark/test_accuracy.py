@@ -106,7 +106,7 @@ def test_failed_cases_cost_only_their_own_row(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", ["reference", "prediction"])
 def test_what_is_no_file_is_reported_wherever_it_lies(tmp_path, folder):
-    for name in ("<img src=y>", "b"):
+    for name in ("<img src=y>", os.fsdecode(b"M\xfcller")):  # of Latin-1
         save_both(tmp_path, f"{name}.nii.gz", np.ones((4, 4, 4), np.uint8))
     (tmp_path / folder / "gone.nii.gz").symlink_to("../annex/object")
     (tmp_path / folder / "folder.nii.gz").mkdir()

@@ -255,6 +255,13 @@ def test_a_number_that_is_none_leaves_the_page_whole(tmp_path):
     assert odd == []
 
 
+def test_a_name_that_is_not_utf_8_is_one_case_in_tables_and_measurements(tmp_path):
+    """JSON has its bytes, tables have them as escapes."""
+    scores, samples = {"M\\udcfcller": (0.9, 0.9, 1, 1)}, {"M\udcfcller": [(30, None)]}
+    run = read_run(write_run(tmp_path / "a", "a", scores=scores, samples=samples))
+    assert run.cases == ["M\\udcfcller"] and run.shown[run.cases[0]]
+
+
 def test_names_are_text_in_every_page(tmp_path):
     evil = "x<img src=y>|`z`"
     folders = [write_run(tmp_path / str(n), name, ROWS) for n, name in enumerate((evil, "other"))]

@@ -23,6 +23,7 @@ from inference.startup import use_for_temporary_files
 from training.cache import save_array
 
 ROOT = Path(__file__).parents[2]
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
 @pytest.mark.parametrize(
@@ -150,6 +151,11 @@ def test_an_error_of_writing_names_the_file(tmp_path, monkeypatch):
     assert raised.value.filename == str(tmp_path / "a.npy")
 
 
+def test_text_is_utf_8_and_other_bytes_are_escapes(tmp_path):
+    write_atomically(tmp_path / "t.csv", "M\udcfcller,Müller\n")
+    assert (tmp_path / "t.csv").read_bytes() == "M\\udcfcller,Müller\n".encode()
+
+
 def test_two_containers_write_one_cache_file(tmp_path):
     """Both are process 1: what one is writing is not the other's."""
     path, array = tmp_path / "a.npy", np.arange(5)
@@ -222,8 +228,21 @@ def test_a_table_is_the_same_in_every_locale(tmp_path):
         "from inference.records.statistics import StatisticsTable\n"
         "StatisticsTable(Path(sys.argv[1]), keep=True)"
     )
-    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     subprocess.run(
-        [sys.executable, "-c", again, str(path)], cwd=ROOT, env=os.environ | ascii_only, check=True
+        [sys.executable, "-c", again, str(path)], cwd=ROOT, env=os.environ | ASCII, check=True
     )
     assert path.read_bytes() == before
+
+
+def test_a_name_is_the_same_in_every_locale():
+    shows = (
+        "from inference.startup import use_utf8; use_utf8(); import sys; print(ascii(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-E", "-c", shows, "Müller", "-x"]
+    environment = {"PATH": os.environ["PATH"], "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    for utf8 in ("0", "1"):
+        done = subprocess.run(
+            [command[0], "-X", f"utf8={utf8}", *command[1:]],
+            cwd=ROOT, env=environment, capture_output=True, check=True,
+        )  # fmt: skip
+        assert done.stdout.decode() == ascii(["Müller", "-x"]) + "\n"

@@ -157,17 +157,20 @@ def test_ignored_signals_stay_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_memory_of_a_case_given_up_goes_to_the_reader(folders, ct):
-    """Else a caller that was interrupted would wait for its reader for ever."""
+def test_a_reader_that_waits_for_memory_ends_with_the_run(folders, ct):
+    """Else a caller that was interrupted would wait for it for ever."""
     paths = [save_nifti(folders[0] / f"{name}_0000.nii", ct) for name in "ab"]
 
     def interrupt(voxels):
         raise KeyboardInterrupt
 
+    before = set(threading.enumerate())
     service = plain_service(folders, interrupt, 2 * ct.size + paths[0].stat().st_size)
     with pytest.raises(KeyboardInterrupt):
         service.run([NiftiFile(path) for path in paths])
-    service.budget.take(service.budget.total)  # all of it is there again
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 @pytest.mark.slow

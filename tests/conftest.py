@@ -23,8 +23,10 @@ from inference.service import Observer, Service
 
 torch.set_num_threads(1)  # the tests' networks are too small to be worth a second
 
-# A shell that starts the tests in its background makes them, and what they start, deaf to Ctrl-C.
+# A shell that starts the tests in its background makes them, and what they start, deaf to Ctrl-C;
+# nohup does so to SIGHUP, which the commands then ignore as they should.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 SHARED = Path(__file__).parents[2] / "shared"
 """Real CT and reference scores, beside the project on the machines that have them."""

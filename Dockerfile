@@ -65,7 +65,9 @@ COPY LICENSE requirements.txt predict.sh ./
 COPY inference inference
 COPY cluster cluster
 COPY weights weights
-# Whatever user the container runs as may read it, whatever the checkout's own permissions were.
-RUN python3 -m compileall -q inference cluster && chmod -R a+rX .
+# Whatever user the container runs as may read it, whatever the checkout's own permissions were. Only
+# what lacks them is changed: a changed file is in the image twice.
+RUN python3 -m compileall -q inference cluster && \
+    find . \( ! -perm -444 -o -type d ! -perm -111 \) -exec chmod a+rX {} +
 
 CMD ["sh", "predict.sh"]

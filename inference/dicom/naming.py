@@ -50,7 +50,7 @@ def title(
     for word in re.split(r"[\W_]+", description):
         lower = word.lower()
         identifies = lower in identifying or any(
-            len(part) > 3 and part in lower for part in identifying
+            len(part) > 2 and part in lower for part in identifying
         )
         if word and not identifies and length + len(word) < _DESCRIPTION:
             words.append(word)

@@ -73,6 +73,16 @@ def test_names_and_lines_do_not_identify_the_patient(tmp_path, names, pattern):
     assert not [word for word in WORDS if word in lines]
 
 
+@pytest.mark.parametrize(
+    "description", ["Abdomen 5.0äDoe", "xDOEx Abdomen 5.0", "JaneDoe_Abdomen_5"]
+)
+def test_a_name_within_a_word_is_found(tmp_path, description):
+    write(tmp_path, single_slices(HU, PatientName="Doe^Jane", SeriesDescription=description))
+    (series,) = found_in(tmp_path)
+    assert "Abdomen" in series.name
+    assert not re.search("doe|jane", series.name.lower())
+
+
 def test_a_series_has_the_same_name_whatever_lies_beside_it(tmp_path):
     paths = write(tmp_path / "x" / "one", single_slices(HU))
     (alone,) = found_in(tmp_path / "x")

@@ -32,6 +32,17 @@ SHARED = Path(__file__).parents[2] / "shared"
 """Real CT and reference scores, beside the project on the machines that have them."""
 
 
+def assert_same_grid(volume: Path, label_map: Path) -> None:
+    """A label map has its volume's shape, affine, codes and units, and only our labels."""
+    before, after = nibabel.load(volume), nibabel.load(label_map)
+    assert after.shape == before.shape
+    assert after.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(after.affine, before.affine)
+    for code in ("sform_code", "qform_code", "xyzt_units"):
+        assert after.header[code] == before.header[code]
+    assert set(np.unique(np.asanyarray(after.dataobj))) <= set(range(15))
+
+
 def trained_looking_network(base_channels: int = 8, seed: int = 0, **arguments) -> AttentionUNet:
     """A network with non-trivial normalisation statistics, whose labels are all used."""
     torch.manual_seed(seed)

@@ -33,14 +33,14 @@ from benchmark.text import log, show
 from inference.files import whole_file, write_atomically
 from inference.startup import use_for_temporary_files
 
+# Without which a file is no result of a case.
 _RESULT_KEYS = {"case", "status", "seconds", "repeat", "interval_s", "image_size", "output"}
-"""Without which a file is no result of a case."""
 
+# The entries of `environment.json` in which a run that is resumed must agree.
 _SAME = (
     *("team", "image_digest", "command", "gpu", "gpu_note", "interval_s", "memory_limit"),
     *("timeout_s", "repeat", "warm_up", "tolerances"),
 )
-"""The entries of `environment.json` in which a run that is resumed must agree."""
 
 
 class ResumeError(HarnessError):
@@ -146,11 +146,6 @@ def measure(
 ) -> dict[str, list[Result]]:
     """Measure every case and write the run folder.
 
-    Args:
-        settings: what and how.
-        cases: the volumes.
-        refused: names of files in the inputs folder that are no volumes, and why, for the report.
-
     Returns:
         Of each case its results; a case that could not be run, for a full disk, has fewer.
 
@@ -190,7 +185,7 @@ def measure(
         log_path = folder / f"{stem}.log"
         with run_alone(case, target, report / f".work-{case.name}", log_path, how) as run:
             result, _, label_map = run
-            if _counts(result) and stem == case.name and label_map.exists() and not discard:
+            if _has_label_map(result) and stem == case.name and label_map.exists() and not discard:
                 copy = whole_file(outputs / label_map.name)
                 with label_map.open("rb") as source, copy as target_file:
                     shutil.copyfileobj(source, target_file)
@@ -232,12 +227,10 @@ def measure(
 
 
 def _stem(case: str, repeat: int) -> str:
-    """Return what the names of a run's files start with."""
     return f"{case}.repeat{repeat}" if repeat else case
 
 
-def _counts(result: Result) -> bool:
-    """Return whether the run's label map is one to score."""
+def _has_label_map(result: Result) -> bool:
     return result["status"] in ("ok", "invalid output")
 
 
@@ -267,7 +260,7 @@ def _earlier_results(
             result = earlier.get(stem, {})
             whole = set(result) >= _RESULT_KEYS and isinstance(result.get("samples"), dict)
             whole = whole and result["status"] != NOT_MEASURED
-            if whole and (label_map.is_file() or stem != case.name or not _counts(result)):
+            if whole and (label_map.is_file() or stem != case.name or not _has_label_map(result)):
                 usable[stem] = result
         if case.name not in usable and os.path.lexists(label_map):
             if case.name not in earlier:

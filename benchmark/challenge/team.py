@@ -79,12 +79,7 @@ def team_name(archive: Path) -> str:
 
 
 def run_team(archive: Path, folder: Path, challenge: Challenge) -> Fate:
-    """Load, check, run and score a team, or do what is missing of that.
-
-    Args:
-        archive: the team's.
-        folder: its run folder, made if need be.
-        challenge: the rest.
+    """Load, check, run and score a team, or do what is missing of that, in its run folder.
 
     Returns:
         Its state, which is also written.

@@ -109,9 +109,9 @@ def _extra_files(outputs: Path, label_map: str) -> Iterator[str]:
             if (found := found + 1) > _MOST_FILES:
                 yield "and more"
                 return
-            kind = " (neither file nor folder)"
+            kind = " (a folder)" if path.is_dir() else ""
             if path.is_symlink():
                 kind = " (a link)"
-            elif path.is_dir() or path.is_file():
-                kind = " (a folder)" * path.is_dir()
+            elif not (path.is_dir() or path.is_file()):
+                kind = " (neither file nor folder)"
             yield printable(shown) + kind

@@ -39,12 +39,8 @@ _PHANTOMS = {
 def make_subjects(folder: Path, large_slices: int) -> list[Subject]:
     """Generate the phantoms.
 
-    Args:
-        folder: that gets the files, `FLARE23Ts_0001_0000.nii.gz` and so on.
-        large_slices: of the very large one; 0 leaves it out.
-
     Returns:
-        The typical one first, the very large one last.
+        The typical one first; the very large one last, unless `large_slices` is 0.
     """
     wanted = dict(_PHANTOMS)
     if large_slices:

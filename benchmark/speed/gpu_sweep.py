@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import nibabel
 import numpy as np
 
+from benchmark.checking.volumes import lengthened
 from benchmark.containers.machine import NO_GPU, Gpu, describe_machine, open_gpu
 from benchmark.containers.measurement import Case, Conditions, read_phases, run_alone
 from benchmark.containers.results import Result
@@ -62,12 +63,6 @@ _VOLUMES = 8  # in the folder that one process segments
 _CASE_SECONDS = 75.0  # after which a cold case is ended
 _MEMORY = "1000g"  # no limit
 _SECONDS_TO_END = 6  # of the time: for ending a process and writing the page
-
-
-def tiled(volume: np.ndarray, slices: int) -> np.ndarray:
-    """Return a volume of more slices: forward, backward, forward, so that no step shows."""
-    pair = np.concatenate([volume, volume[::-1]])
-    return np.resize(pair, (slices, *volume.shape[1:]))
 
 
 def memory_of(run: Result) -> dict[str, float | None]:
@@ -129,11 +124,11 @@ class Sweep:
         self.result["not measured"].append({"what": what, "why": why})
 
     def volumes(self) -> None:
-        """Write the volumes: an eighth of the slices is generated, and tiled."""
+        """Write the volumes: an eighth of the slices is generated, the rest repeats them."""
         slices, size = self.slices, self.size
         phantom = draw_phantom((max(2, slices // 8), size, size), _SPACING, seed=0).volume
         for name, length in (("short", slices // 2), ("middle", slices), ("long", slices * 5 // 2)):
-            write_nifti(self.folder / f"{name}.nii.gz", tiled(phantom, length), _SPACING)
+            write_nifti(self.folder / f"{name}.nii.gz", lengthened(phantom, length), _SPACING)
 
     def one_process(self) -> None:
         """Run `gpu_stages`."""

@@ -125,11 +125,6 @@ def test_page(tmp_path):
     assert rows["x"] == ["1,000", ""]
 
 
-def test_tiled_volumes_have_no_step():
-    ramp = np.arange(4)[:, None, None] * np.ones((4, 2, 3), int)
-    assert gpu_sweep.tiled(ramp, 10)[:, 1, 2].tolist() == [0, 1, 2, 3, 3, 2, 1, 0, 0, 1]
-
-
 def test_without_a_gpu(tmp_path):
     hidden = {"CUDA_VISIBLE_DEVICES": ""}
     assert run_benchmark("gpu-sweep", "--report", tmp_path / "r", **hidden).code == 2

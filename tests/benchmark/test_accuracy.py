@@ -26,10 +26,10 @@ pytestmark = pytest.mark.filterwarnings(
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden_scores"
 
 
-def score(root, *more):
+def score(root, *more, plots=False):
     """Run `benchmark accuracy` over root/reference and root/prediction; its code, root/report."""
     folders = ("--reference", root / "reference", "--prediction", root / "prediction")
-    return run_benchmark("accuracy", *folders, "--report", root / "report", *more).code
+    return run_benchmark("accuracy", *folders, "--report", root / "report", *more, plots=plots).code
 
 
 def read_rows(path):
@@ -82,7 +82,7 @@ def test_failed_cases_cost_only_their_own_row(tmp_path):
     (prediction / "unfetched.nii.gz").unlink()
     (prediction / "unfetched.nii.gz").symlink_to("../annex/object")
     (tmp_path / "reference/reference.nii.gz").write_bytes(data[:100])
-    assert score(tmp_path, "--workers", "1") == 1
+    assert score(tmp_path, "--workers", "1", plots=True) == 1
     rows, report = rows_of(tmp_path), tmp_path / "report"
     assert set(rows) == {f"{name}.nii.gz" for name in names[:-1]}
     assert set(map(float, rows.pop("good.nii.gz").values())) == {1.0}
@@ -124,7 +124,7 @@ def test_flare22_has_no_tumor_and_the_report_is_all_that_must_be_writable(tmp_pa
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: 1 / 0)
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", list)
-    assert score(tmp_path, "--protocol", "flare22") == 0  # no plot is no failure
+    assert score(tmp_path, "--protocol", "flare22", plots=True) == 0  # no plot is no failure
     assert Path(tempfile.gettempdir()) == tmp_path / "report"
     (row,) = rows_of(tmp_path).values()
     assert list(row) == [f"{c}_{m}" for m in ("DSC", "NSD") for c in COLUMNS[:13]]

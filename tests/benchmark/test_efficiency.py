@@ -66,7 +66,7 @@ def misbehaved(tmp_path_factory) -> tuple[Done, Path, str]:
     script.write_text(re.sub("MARKER|PYTHON|MISSHAPEN", lambda m: names[m[0]], MISBEHAVIOR))
     command = f"bash {script} {{inputs}} {{outputs}}"
     cases = "good crash fault greedy misnamed leaves misshapen cuda"
-    done = measure(folder, cases, "--memory-limit", "300m", command=command)
+    done = measure(folder, cases, "--memory-limit", "300m", command=command, plots=True)
     measure(folder / "hang", "hang", "--timeout", 2, command=command)
     return done, folder, marker
 
@@ -124,7 +124,7 @@ def test_odd_names_lost_plots_and_short_runs_cost_nothing(tmp_path, monkeypatch)
     make_inputs(tmp_path / "1/in", name)
     # Its one reading was before the command started: no figure rather than 0.
     monkeypatch.setattr("benchmark.containers.sampler.next_tick", lambda *_: 10**6)
-    done = measure(tmp_path / "1", "")
+    done = measure(tmp_path / "1", "", plots=True)
     assert done.code == 0, done.err
     assert (tmp_path / f"1/run/efficiency/{name}.png").is_file()
     page = (tmp_path / "1/run/efficiency.md").read_text()

@@ -20,6 +20,7 @@ from harness import (
 from test_challenge import Hall
 from test_sampler import nvml_stub  # noqa: F401  (a fixture)
 
+from benchmark.containers import machine
 from benchmark.containers.results import Tolerances, peaks_and_areas
 from benchmark.containers.sampler import Samples
 
@@ -32,6 +33,7 @@ def nvml(nvml_stub, tmp_path, monkeypatch):  # noqa: F811
     copy = shutil.copy(nvml_stub / "libnvidia-ml.so.1", tmp_path)
     monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(str(copy)))
     monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+    monkeypatch.setattr(machine, "_IDLE_SAMPLES", 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
@@ -55,8 +57,8 @@ def test_readings_peak_and_area_have_closed_forms(tmp_path):
     above = first + 3 * max(0, math.ceil((241 - first) / 3))
     over = round(0.1 * arithmetic_sum(above - 241, last - 241, 3))
     assert (tolerated["auc_flare_tolerated_mb_s"], tolerated["seconds_tolerated"]) == (over, 8.5)
-    # The ten readings just before the case are the idle device.
-    assert result["idle_gpu_mb"] == pytest.approx(first - 3 * 5.5)
+    # The three readings just before the case are the idle device.
+    assert result["idle_gpu_mb"] == pytest.approx(first - 3 * 2)
     assert set(result["samples"]["gpu_reserved_mb"]) == {150.0}
     assert set(result["samples"]["gpu_process_mb"]) == {300.0}  # process 4242 was there before
     # Samples lie on the tenths of a second.

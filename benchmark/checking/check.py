@@ -89,8 +89,7 @@ def check_image(
     """Make every run of a check and write the report folder.
 
     Args:
-        team: its name.
-        image: NAME:TAG; None if there is none to run.
+        team, image: its name; NAME:TAG, or None if there is none to run.
         findings: of the archive or the image's name.
         report: the folder.
         how: conditions of the runs.
@@ -107,20 +106,18 @@ def check_image(
     shutil.rmtree(logs, ignore_errors=True)
     logs.mkdir(parents=True)
     runs: list[Trial] = []
+    findings = list(findings)
     if image is None:
-        findings = [*findings, judge.not_run("there is no image to run")]
+        findings.append(judge.not_run("there is no image to run"))
     else:
-        findings = [*findings, *images.judge_image(image)]
+        findings += images.judge_image(image)
         findings += images.judge_weights(image, how.memory_limit, logs / "weights.log")
         how.gpu.read_idle()
         # Not below the system's own folder for such things, which may be of memory, or small.
         with tempfile.TemporaryDirectory(prefix=".work-check-", dir=report.resolve()) as folder:
             work = Path(folder)
-            subjects = (
-                volumes.own_subjects(inputs)
-                if inputs
-                else volumes.make_subjects(work, large_slices)
-            )
+            own = volumes.own_subjects(inputs) if inputs else None
+            subjects = own or volumes.make_subjects(work, large_slices)
             total = len(subjects) + 5
 
             def trial(subject: Subject, mode: str = trials.ORGANISERS) -> Trial:

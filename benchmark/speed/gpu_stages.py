@@ -83,9 +83,7 @@ def compared(found: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
 class Stages:
     """The stages, each a method that prints what it measures.
 
-    Args:
-        folder: of the sweep: its volumes, real CTs in `cts`, and weights.
-        device: as `choose_device` takes it.
+    The sweep's folder has its volumes, real CTs in `cts`, and weights.
     """
 
     def __init__(self, folder: Path, device: str) -> None:
@@ -146,8 +144,8 @@ class Stages:
         volume = read_volume(ct)
         first = max(0, (len(volume.voxels) - slices) // 2)
         voxels, (low, high) = volume.voxels[first : first + slices], percentiles(volume.voxels)
-        how: dict[str, Any] = {"window": (low, high)}
-        how |= {"slope": volume.slope, "intercept": volume.intercept}
+        how: dict[str, Any] = {"window": (low, high), "slope": volume.slope}
+        how["intercept"] = volume.intercept
         exact = Predictor([load_weights(weights)], torch.device("cpu"), dtype=torch.float32)
         found = self.predictor(weights, choice).predict(voxels, **how)
         return compared(found, exact.predict(voxels, **how))
@@ -169,14 +167,15 @@ class Stages:
         """Time a batch, and read what it allocates beside the weights."""
         torch.backends.cudnn.benchmark = search
         slices = self.random(batch, 1, edge, edge).to(predictor.dtype)
-        before = 0
         if self.on_cuda:
             torch.cuda.reset_peak_memory_stats(self.device)
             before = torch.cuda.memory_allocated(self.device)
+
+        def predict() -> None:
+            predictor.network(slices).argmax(dim=1)
+
         with torch.inference_mode():
-            seconds = median_seconds(
-                self.device, 5, lambda: predictor.network(slices).argmax(dim=1)
-            )
+            seconds = median_seconds(self.device, 5, predict)
         rate = tflop_a_slice(predictor.metadata, (edge, edge)) * batch / seconds
         found = {"ms a slice": 1e3 * seconds / batch, "TFLOP/s": rate, "share": rate / self.rate}
         if self.on_cuda:

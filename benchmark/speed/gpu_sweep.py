@@ -72,14 +72,13 @@ def memory_of(run: Result) -> dict[str, float | None]:
     """
     times, idle = run["samples"]["time_s"], run["idle_gpu_mb"]
     found = {}
-    for name, key, idle_seconds in (
-        ("peak{} (MB)", "peak_gpu_mb", 1),
-        ("official area{} (MB·s)", "auc_flare_mb_s", len(times) * run["interval_s"]),
-        ("true area{} (MB·s)", "auc_true_mb_s", times[-1] - times[0]),
+    for name, unit, value, idle_seconds in (
+        ("peak", "MB", run["peak_gpu_mb"], 1),
+        ("official area", "MB·s", run["auc_flare_mb_s"], len(times) * run["interval_s"]),
+        ("true area", "MB·s", run["auc_true_mb_s"], times[-1] - times[0]),
     ):
-        value = run[key]
-        found[name.format("")] = value
-        found[name.format(", less idle")] = value and value - idle * idle_seconds
+        found[f"{name} ({unit})"] = value
+        found[f"{name}, less idle ({unit})"] = value and value - idle * idle_seconds
     return found
 
 
@@ -93,14 +92,9 @@ class ColdCase(NamedTuple):
 
 
 class Sweep:
-    """The stages, one after another, until the time is over.
+    """The stages, until `deadline` on `time.monotonic`'s clock; on a CPU with small volumes.
 
-    Args:
-        gpu: the device; without one the stages run on the CPU, with small volumes.
-        folder: for volumes, weights and outputs.
-        report: for what `gpu_stages` prints.
-        deadline: on `time.monotonic`'s clock.
-        peer: command of another predictor, or "".
+    `folder` is for volumes, weights and outputs, `report` for what `gpu_stages` prints.
     """
 
     def __init__(self, gpu: Gpu, folder: Path, report: Path, deadline: float, peer: str) -> None:

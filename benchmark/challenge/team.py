@@ -6,13 +6,16 @@ not the team's fault, such as a full disk or a lost GPU, makes it "not run"; the
 """
 
 import contextlib
+import json
 import re
 import shutil
+import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from benchmark.challenge.archive import ArchiveError, inspect_archive
+from isal import igzip, isal_zlib
+
 from benchmark.checking.check import check_image
 from benchmark.checking.pages import headline
 from benchmark.containers import engine, results
@@ -31,6 +34,10 @@ from inference.files import printable, write_atomically
 DONE, FAILED, NOT_RUN, RUNNING = "done", "failed", "not run", "running"
 
 _RESERVE_BYTES = 2 << 30  # free space that stays on every disk, whatever is loaded
+
+_GZIP = b"\x1f\x8b"
+_MOST_MANIFEST_BYTES = 16 << 20
+_UNZIPPED = 3  # bytes of a layer for each of its gzipped ones, of a usual image
 
 # What the engine prints when no team's container could start.
 _ORGANISERS_FAULT = re.compile(
@@ -65,7 +72,7 @@ class Challenge:
     how: Conditions
 
 
-class _EndedAs(Exception):
+class EndedAs(Exception):
     """A team cannot be run: the state that this leaves it in, and the reason."""
 
     def __init__(self, state: str, reason: object) -> None:
@@ -106,7 +113,7 @@ def run_team(archive: Path, folder: Path, challenge: Challenge) -> Fate:
     try:
         _run(archive, folder, challenge, fate)
         fate.state = DONE
-    except _EndedAs as error:
+    except EndedAs as error:
         fate.state, fate.reason = error.state, printable(error)
     if fate.state == FAILED:  # the tables of a team every case of which failed
         for part in ("labels", "efficiency"):
@@ -127,25 +134,22 @@ def _run(archive: Path, folder: Path, challenge: Challenge, fate: Fate) -> None:
     _remove_images(fate, folder)  # which a killed run, or an earlier archive, has left
     if shutil.disk_usage(folder).free < _RESERVE_BYTES:
         reason = f"disk: less than {_RESERVE_BYTES / 1e9:.1f} GB are free for --report"
-        raise _EndedAs(NOT_RUN, reason)
+        raise EndedAs(NOT_RUN, reason)
     free = engine.free_image_bytes()
     free = None if free is None else max(0, free - _RESERVE_BYTES)
     if not archive.is_file():
-        raise _EndedAs(NOT_RUN, "archive: no regular file is there")
-    try:
-        images, load_bytes = inspect_archive(archive)
-    except ArchiveError as error:
-        raise _EndedAs(FAILED, f"archive: {error}") from error
+        raise EndedAs(NOT_RUN, "archive: no regular file is there")
+    images, load_bytes = inspect_archive(archive)
     if free is not None and load_bytes > free:
         reason = f"disk: loading takes {load_bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB may be used"
-        raise _EndedAs(NOT_RUN, f"{reason}; free some and call again")
+        raise EndedAs(NOT_RUN, f"{reason}; free some and call again")
     image = engine.archive_image(archive)
     if image not in images:
         names = ", ".join(images) or "no named image"
-        raise _EndedAs(FAILED, f"archive: it contains {names}, but the organisers run {image}")
+        raise EndedAs(FAILED, f"archive: it contains {names}, but the organisers run {image}")
     if here := [name for name in images if engine.image_id(name) is not None]:
         reason = f"an image {', '.join(here)} is here already and would be replaced: rename or "
-        raise _EndedAs(NOT_RUN, f"{reason}remove it (docker image rm {here[0]}) and call again")
+        raise EndedAs(NOT_RUN, f"{reason}remove it (docker image rm {here[0]}) and call again")
     fate.images = images
     write_json(folder / "fate.json", asdict(fate))
     try:
@@ -170,6 +174,40 @@ def _run(archive: Path, folder: Path, challenge: Challenge, fate: Fate) -> None:
     _score(folder, challenge)
 
 
+def inspect_archive(archive: Path) -> tuple[list[str], int]:
+    """Read a `docker save` file through once, gzipped or not, as its layers may be.
+
+    Returns:
+        The images' names with tags, as `docker load` will give them; and how many bytes loading
+        takes on the engine's disk at its height, the archive unpacked and the layers unpacked from
+        it, of which gzipped ones are estimated.
+
+    Raises:
+        EndedAs: it is damaged, or no `docker save` file.
+    """
+    need, images = 0, None
+    try:
+        with archive.open("rb") as file:
+            opened = igzip.open(archive, "rb") if file.read(2) == _GZIP else archive.open("rb")
+        with opened as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+            for member in tar:
+                content = tar.extractfile(member)
+                if content is None:  # a folder or a link
+                    continue
+                if member.name == "manifest.json":
+                    entries = json.loads(content.read(_MOST_MANIFEST_BYTES))
+                    images = [str(tag) for entry in entries for tag in entry["RepoTags"] or ()]
+                need += member.size * (1 + (_UNZIPPED if content.read(2) == _GZIP else 1))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise EndedAs(FAILED, f"archive: its manifest.json cannot be read ({error!r})") from error
+    except (tarfile.TarError, EOFError, OSError, isal_zlib.error) as error:  # type: ignore[misc]
+        reason = f"archive: damaged, or no `docker save` file ({error})"
+        raise EndedAs(FAILED, reason) from error
+    if images is None:
+        raise EndedAs(FAILED, "archive: no `docker save` file: it has no manifest.json")
+    return images, need
+
+
 def _measure(settings: Settings, cases: list[Case]) -> None:
     try:
         try:
@@ -180,14 +218,14 @@ def _measure(settings: Settings, cases: list[Case]) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
             measured = measure(settings, cases, {})
     except GpuLost as error:
-        raise _EndedAs(NOT_RUN, error) from error
+        raise EndedAs(NOT_RUN, error) from error
     reasons = []
     for runs in measured.values():
         reasons += ["see above"] * (settings.how.repeat - len(runs))
         reasons += [run["reason"] for run in runs if run["status"] == results.NOT_MEASURED]
     if reasons:
         reason = f"{plural(len(reasons), 'run')} not measured: {reasons[-1]}; call again"
-        raise _EndedAs(NOT_RUN, reason)
+        raise EndedAs(NOT_RUN, reason)
 
 
 def _score(folder: Path, challenge: Challenge) -> None:
@@ -214,4 +252,4 @@ def _teams_fault(stage: str) -> Iterator[None]:
         if not engine.engine_version():
             raise
         state = NOT_RUN if _ORGANISERS_FAULT.search(str(error)) else FAILED
-        raise _EndedAs(state, f"{stage}: {error}") from error
+        raise EndedAs(state, f"{stage}: {error}") from error

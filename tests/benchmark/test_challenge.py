@@ -21,7 +21,7 @@ from harness import (
 )
 
 from benchmark.challenge import team
-from benchmark.challenge.archive import ArchiveError, inspect_archive
+from benchmark.challenge.team import EndedAs, inspect_archive
 
 LABEL = (
     "for f in inputs/*_0000.nii.gz; do n=$(basename $f _0000.nii.gz); cp {} outputs/$n.nii.gz; done"
@@ -244,6 +244,6 @@ def test_an_archive_is_measured_and_nothing_of_it_is_stored(tmp_path):
 def test_a_damaged_archive_is_one_line(tmp_path, damage):
     path = save_archive(tmp_path / "a.tar.gz", "", layers=[os.urandom(100_000)])
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ArchiveError) as error:
+    with pytest.raises(EndedAs) as error:
         inspect_archive(path)
     assert len(str(error.value).splitlines()) == 1

@@ -8,7 +8,7 @@ import numpy as np
 from isal import isal_zlib
 
 from .files import write_atomically
-from .records.provenance import SIGNATURE_BYTES, format_signature, same_signature
+from .records.provenance import format_signature, same_signature
 from .volume import GZIP_ERRORS, HEADER_ERRORS, Volume, VolumeError, header_affine, read_header
 
 _GZIP_WBITS = 31  # zlib's way of asking for gzip's header and trailer
@@ -34,8 +34,7 @@ def label_map_header(
         for name in made.template_dtype.names:
             if made.template_dtype[name].kind == "S" and name != "regular":
                 made[name] = b""
-        text = signature or format_signature()
-        made["descrip"] = text.encode("ascii", "replace")[:SIGNATURE_BYTES]
+        made["descrip"] = (signature or format_signature()).encode("ascii", "replace")
         made["magic"] = made.single_magic
         made["vox_offset"] = made.single_vox_offset
         read = type(made)(made.binaryblock)
@@ -86,7 +85,7 @@ def why_not_label_map_of(
         length = len(unpacker.decompress(path.read_bytes(), size + 1))
         whole = length == size and unpacker.eof and not unpacker.unused_data
         return "" if whole else "it is cut short, or goes on behind its voxels"
-    except (OSError, *GZIP_ERRORS, *HEADER_ERRORS) as error:
+    except (OSError, *GZIP_ERRORS, *HEADER_ERRORS) as error:  # type: ignore[misc]
         return str(error)
 
 

@@ -101,32 +101,22 @@ def describe_run(
     }
 
 
-def weights_metadata(
-    recipe: Recipe,
-    mean: float,
-    std: float,
-    *,
-    trained_on: str = "",
-    licence: str = "",
-    date: str = "",
-    revision: str = "",
-    warning: str = "",
-) -> WeightsMetadata:
-    """Return the metadata of a run's weights; mean and std are of its intensities, HU."""
+def weights_metadata(recipe: Recipe, mean: float, std: float, **texts: str) -> WeightsMetadata:
+    """Return the metadata of a run's weights.
+
+    Mean and std are of its intensities, HU; texts not given are empty.
+    """
+    known: dict[str, Any] = {"trained_on": "", "licence": "", "date": "", "revision": "", **texts}
     return WeightsMetadata(
+        **known,
         base_channels=recipe.base_channels,
         num_classes=len(LABEL_NAMES),
         intensity_mean=mean,
         intensity_std=std,
-        trained_on=trained_on,
-        licence=licence,
-        date=date,
-        revision=revision,
         matrix_reduction=recipe.matrix_reduction,
         attention=recipe.attention,
         supervised_channels=recipe.supervised_channels,
         clip_hu=recipe.clips,
-        warning=warning,
     )
 
 

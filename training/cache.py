@@ -175,12 +175,9 @@ def describe(
 
 
 def cache_case(case: CaseFiles, folder: Path, report: Callable[[str], None]) -> CachedVolume:
-    """Read a case into the cache, or find it there; a packed one stays in memory instead.
+    """Read a case into a folder's cache, or find it there; a packed one stays in memory instead.
 
-    Args:
-        case: to read; its files are known by `file_identity`.
-        folder: of the cache.
-        report: gets a line where the cached files are damaged.
+    `report` gets a line where the cached files are damaged.
 
     Raises:
         VolumeError: as `read_case`.

@@ -39,61 +39,36 @@ from training.label_mapping import CHALLENGE, NUM_LABELS, LabelMapping
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """A labelled volume on disk.
+    """A labelled volume on disk; of a packed case, `image` and `label` are the first files."""
 
-    Attributes:
-        data_set: name of its folder.
-        name: NAME of `NAME_0000.nii.gz`.
-        image, label: paths of the files; of a packed case the first of each.
-        patient: its name, shared by the patient's cases.
-        mapping: of its label numbers.
-        annotated: our labels that its annotator marked, without 0; None: the labels present.
-        left_out: whether it is only scored.
-        stack: whether its slices do not touch: single slices of a patient in one file.
-        window_hu: the range outside which its HU are lost, or None.
-        expert: whether people, not a model, made its labels.
-        packed: what `cases.json` has of a packed case, or None.
-    """
-
-    data_set: str
-    name: str
+    data_set: str  # name of its folder
+    name: str  # NAME of `NAME_0000.nii.gz`
     image: Path
     label: Path
     patient: str
     mapping: LabelMapping = CHALLENGE
-    annotated: tuple[int, ...] | None = None
+    annotated: tuple[int, ...] | None = None  # our labels without 0; None: the labels present
     left_out: bool = False
     stack: bool = False
     window_hu: tuple[float, float] | None = None
-    expert: bool = True
-    packed: dict[str, Any] | None = None
+    expert: bool = True  # whether people, not a model, made its labels
+    packed: dict[str, Any] | None = None  # what `cases.json` has of a packed case
 
 
 @dataclass(frozen=True)
 class CachedVolume:
-    """A volume and its label map, mapped from the cache or, of a packed case, in memory.
+    """A volume and its label map, mapped from .npy files of the cache or, if packed, in memory."""
 
-    Attributes:
-        image: HU, int16, (slices, rows, columns), SPL, or the path of its .npy file.
-        labels: label map in our numbers, uint8, of the same shape, or the path of its .npy file.
-        shape: of both.
-        spacing: (slice, row, column), mm.
-        window: 1st and 99th percentile, HU, of the file's own values.
-        count, total, total_of_squares: of the voxels clipped to the window, HU.
-        slice_labels: per slice a bit mask of the labels in it.
-        remark: where the headers of image and label map disagree, or "".
-    """
-
-    image: Path | np.ndarray
-    labels: Path | np.ndarray
+    image: Path | np.ndarray  # HU, int16, (slices, rows, columns), SPL
+    labels: Path | np.ndarray  # in our numbers, uint8
     shape: tuple[int, int, int]
-    spacing: tuple[float, float, float]
-    window: tuple[float, float]
-    count: int
+    spacing: tuple[float, float, float]  # (slice, row, column), mm
+    window: tuple[float, float]  # 1st and 99th percentile of the file's own values, HU
+    count: int  # of voxels, and their sums when they are clipped to the window, HU
     total: float
     total_of_squares: float
-    slice_labels: tuple[int, ...]
-    remark: str = ""
+    slice_labels: tuple[int, ...]  # per slice a bit mask of the labels in it
+    remark: str = ""  # where the headers of image and label map disagree
 
     @classmethod
     def of(
@@ -128,16 +103,10 @@ class CachedVolume:
 
 @dataclass(frozen=True)
 class Case:
-    """A labelled volume that was read.
-
-    Attributes:
-        files: what is on disk.
-        annotated: our labels that its annotator marked, without 0; all others count as unknown.
-        cached: its arrays.
-    """
+    """A labelled volume that was read."""
 
     files: CaseFiles
-    annotated: tuple[int, ...]
+    annotated: tuple[int, ...]  # labels that its annotator marked, without 0; others are unknown
     cached: CachedVolume
 
     @property
@@ -225,11 +194,7 @@ def _window(about: dict[str, Any]) -> tuple[float, float] | None:
 def find_training_cases(
     folder: Path, mapping: LabelMapping = CHALLENGE
 ) -> tuple[list[CaseFiles], dict[str, list[str]]]:
-    """Find the labelled cases of a data set; none of their volumes is read.
-
-    Args:
-        folder: in one of the layouts of this module's head.
-        mapping: of its label numbers.
+    """Find the labelled cases of a data set in one of the layouts above; no volume is read.
 
     Returns:
         Cases that have a label map and are not described as unlabelled, sorted by name; and the
@@ -300,12 +265,11 @@ def split_patients(
         TrainingError: a name is unknown, there are fewer patients than folds, or nothing is left to
             train on.
     """
-    patients = sorted({case.patient for case in cases})
 
     def rank(patient: str) -> bytes:
         return hashlib.sha256(f"{seed}:{patient}".encode(errors="surrogateescape")).digest()
 
-    ranked = sorted(patients, key=rank)
+    patients = sorted({case.patient for case in cases}, key=rank)
     if held_out is not None:
         unknown = set(held_out) - {case.name for case in cases} - set(patients)
         if unknown:
@@ -315,9 +279,9 @@ def split_patients(
         number, count = fold
         if count > len(patients):
             raise TrainingError(f"{count} folds of {len(patients)} patients: give fewer folds")
-        chosen = set(ranked[number::count])
+        chosen = set(patients[number::count])
     else:
-        chosen = set(ranked[: max(1, round(fraction * len(patients)))] if fraction else ())
+        chosen = set(patients[: max(1, round(fraction * len(patients)))] if fraction else ())
     training = [case for case in cases if case.patient not in chosen]
     if not training:
         raise TrainingError(

@@ -2,9 +2,9 @@
 
 import errno
 import math
-import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -21,29 +21,21 @@ ADVICE = (
 """What may help a run whose loss or weights are no longer finite; these may change on resuming."""
 
 
+_ERRORS = OSError, RuntimeError, EOFError, UnpicklingError, LookupError, TypeError, ValueError
+
+
 @dataclass
 class State:
-    """Everything of a run that changes from step to step.
-
-    Attributes:
-        network: that is trained.
-        average: its exponential moving average, or None.
-        optimizer: with its moments.
-        loss_sum: of the steps since the last row of metrics, on the device.
-        loss_count: of those steps.
-        step: done so far.
-        seconds: of training.
-        metrics: rows of `metrics.csv`.
-    """
+    """Everything of a run that changes from step to step."""
 
     network: nn.Module
-    average: nn.Module | None
+    average: nn.Module | None  # exponential moving
     optimizer: torch.optim.Optimizer
-    loss_sum: Tensor
-    loss_count: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    metrics: list[Metrics] = field(default_factory=list)
+    loss_sum: Tensor  # of the steps since the last row of metrics, on the device
+    loss_count: int = 0  # of those steps
+    step: int = 0  # done so far
+    seconds: float = 0.0  # of training
+    metrics: list[Metrics] = field(default_factory=list)  # rows of `metrics.csv`
 
     @property
     def trained(self) -> nn.Module:
@@ -100,11 +92,7 @@ def all_finite(content: object) -> bool:
 
 
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read what `State.save` wrote.
-
-    Args:
-        path: of the file.
-        device: for its tensors.
+    """Read what `State.save` wrote; its tensors are on `device`.
 
     Raises:
         TrainingError: the file cannot be read, or is damaged.
@@ -113,15 +101,7 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         with path.open("rb") as file:  # torch opens no path that is not UTF-8
             content = torch.load(file, map_location=device, weights_only=True)
         return {**content, "step": int(content["step"])}
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        pickle.UnpicklingError,
-        LookupError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except _ERRORS as error:
         # Torch seeks before the start of a file that is cut short.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise TrainingError(f"{path}: {one_line(error)}") from error

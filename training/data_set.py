@@ -22,19 +22,12 @@ _LEAST_AIR_HU = -300  # a CT shows air: its 1st percentile lies far below this, 
 
 @dataclass
 class DataSet:
-    """A data set that was read.
-
-    Attributes:
-        folder: of it.
-        unused: names of cases that cannot be used, by reason.
-        cases: that can be used, by name.
-        doubts: names of those that should be checked, by reason.
-    """
+    """A data set that was read."""
 
     folder: Path
-    unused: dict[str, list[str]]
-    cases: list[Case] = field(default_factory=list)
-    doubts: dict[str, list[str]] = field(default_factory=dict)
+    unused: dict[str, list[str]]  # names of cases that cannot be used, by reason
+    cases: list[Case] = field(default_factory=list)  # that can be used, by name
+    doubts: dict[str, list[str]] = field(default_factory=dict)  # of those to be checked, by reason
 
     def describe(self) -> str:
         """Return what was found, as lines."""
@@ -79,14 +72,10 @@ def read_data_set(
     cache: Path | None,
     report: Callable[[str], None] = print,
 ) -> DataSet:
-    """Read the cases of a data set.
+    """Read the cases of a data set into a cache, or without one and without writing.
 
-    Args:
-        folder: of the data set.
-        files: of the cases found in it.
-        unused: names of the other cases, by reason.
-        cache: folder for what is read, or None to read without writing.
-        report: gets a line for each damaged file of the cache.
+    `unused` are the names of its other cases, by reason; `report` gets a line for each damaged file
+    of the cache.
 
     Raises:
         OSError: the cache cannot be written.

@@ -18,23 +18,15 @@ LABEL_MAPS = Path(__file__).parent / "label_maps"
 
 @dataclass(frozen=True)
 class LabelMapping:
-    """How a data set's own label numbers become the challenge's.
+    """How a data set's own label numbers become the challenge's."""
 
-    Attributes:
-        name: of the file.
-        description: of the data set.
-        labels: the data set's numbers to ours, 0 for structures that we do not segment; a label map
-            that holds another number is refused.
-        annotated_labels: our labels that its annotators marked wherever they are, unless
-            `cases.json` lists others; None: those present in each case.
-        ignored: the data set's names of structures that become background.
-    """
-
-    name: str
-    description: str
-    labels: dict[int, int]
+    name: str  # of the file
+    description: str  # of the data set
+    labels: dict[int, int]  # its numbers to ours, 0 for what we do not segment; others are refused
+    # Ours that its annotators marked wherever they are, unless `cases.json` lists others; None:
+    # those present in each case.
     annotated_labels: tuple[int, ...] | None
-    ignored: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()  # its names of structures that become background
 
     def __post_init__(self) -> None:
         """Check the numbers; raises TrainingError."""

@@ -9,6 +9,7 @@ Volumes are clipped to the recipe's `clip_hu` and cropped to the body in plane. 
 """
 
 import json
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -49,34 +50,6 @@ def _encoded(array: np.ndarray) -> list[bytes]:
     return _encoded(array[:half]) + _encoded(array[half:])
 
 
-def pack_case(
-    hu: np.ndarray, labels: np.ndarray, clip_hu: tuple[float, float], step: float = 0.0
-) -> tuple[list[bytes], list[bytes], dict]:
-    """Pack a case as `read_case` reads it.
-
-    Args:
-        hu: (slices, rows, columns), int16.
-        labels: of the same shape, uint8.
-        clip_hu: range of the HU.
-        step: least distance of two levels, HU; 0 takes all that 8 bits hold.
-
-    Returns:
-        PNG files of the HU and of the labels, and what `read_packed` needs to know of them.
-    """
-    rows, columns = body_box(hu, labels)
-    low, high = clip_hu
-    hu = np.clip(hu[:, rows, columns], low, high)
-    levels = np.unique(hu)
-    if step or len(levels) > 256:
-        step = max(step, (high - low) / 255)
-        hu = np.rint(np.rint((hu - low) / step) * step + low).clip(low, high)
-        levels = np.unique(hu)
-    codes = np.searchsorted(levels, hu).astype(np.uint8)
-    labels = np.ascontiguousarray(labels[:, rows, columns])
-    about = {"shape": hu.shape, "levels": levels.astype(int).tolist(), "clip_hu": clip_hu}
-    return _encoded(codes), _encoded(labels), about
-
-
 def read_packed(packed: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Read a packed case by what `cases.json` has of it; returns what `read_case` does.
 
@@ -113,13 +86,32 @@ def check_clip(cases: list[CaseFiles], clip_hu: tuple[float, float] | None) -> N
             )
 
 
+@dataclass
 class Packer:
     """Writes packed cases into parts of `LARGEST_PART`; a larger case has a part of its own."""
 
-    def __init__(self, output: Path, clip_hu: tuple[float, float], step: float) -> None:
-        """Take what `pack_case` needs; `parts` are bytes and `cases.json` of each part."""
-        self.output, self.clip_hu, self.step = output, clip_hu, step
-        self.parts: list[tuple[int, dict[str, dict[str, Any]]]] = []
+    output: Path
+    clip_hu: tuple[float, float]
+    step: float = 0.0  # least distance of two levels, HU; 0 takes all that 8 bits hold
+    # Of each part its bytes and its `cases.json`.
+    parts: list[tuple[int, dict[str, dict[str, Any]]]] = field(default_factory=list)
+
+    def _pack(
+        self, hu: np.ndarray, labels: np.ndarray
+    ) -> tuple[list[bytes], list[bytes], dict[str, Any]]:
+        """Return PNG files of the HU and of the labels, and what `read_packed` needs besides."""
+        rows, columns = body_box(hu, labels)
+        low, high = self.clip_hu
+        hu = np.clip(hu[:, rows, columns], low, high)
+        levels = np.unique(hu)
+        if self.step or len(levels) > 256:
+            step = max(self.step, (high - low) / 255)
+            hu = np.rint(np.rint((hu - low) / step) * step + low).clip(low, high)
+            levels = np.unique(hu)
+        codes = np.searchsorted(levels, hu).astype(np.uint8)
+        labels = np.ascontiguousarray(labels[:, rows, columns])
+        about = {"shape": hu.shape, "levels": levels.astype(int).tolist(), "clip_hu": self.clip_hu}
+        return _encoded(codes), _encoded(labels), about
 
     def add(self, case: CaseFiles) -> None:
         """Pack a case into the first part that has space for it.
@@ -134,7 +126,7 @@ class Packer:
         annotated = case.annotated or CachedVolume.of(hu, labels, known).present
         if not annotated:
             raise VolumeError("nothing is labelled")
-        *files, more = pack_case(hu, labels, self.clip_hu, self.step)
+        *files, more = self._pack(hu, labels)
         names = [
             [f"{case.name}{suffix}-{index}.png" for index, _ in enumerate(kind, 1)]
             for suffix, kind in zip(("", "-labels"), files, strict=True)

@@ -72,11 +72,7 @@ def describe_run(
 ) -> dict[str, Any]:
     """Return the content of `run.json` but for the recipe.
 
-    Args:
-        training, held_out: cases.
-        intensities: of the training set.
-        anatomies: names of the files that synthetic slices are drawn from.
-        start_from: name of the file of first weights, or None for random ones.
+    Anatomies and `start_from` are names of files.
     """
 
     def describe(case: Case) -> dict[str, Any]:

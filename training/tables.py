@@ -4,7 +4,7 @@ import csv
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_type_hints
 
 import numpy as np
 
@@ -63,17 +63,8 @@ def read_scores(path: Path) -> list[Score]:
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = list(csv.DictReader(file))
     try:
-        return [
-            Score(
-                step=int(row["step"]),
-                data_set=row["data_set"],
-                case=row["case"],
-                label=int(row["label"]),
-                dsc=float(row["dsc"]),
-                nsd=float(row["nsd"]),
-            )
-            for row in rows
-        ]
+        kinds = get_type_hints(Score)
+        return [Score(**{name: kind(row[name]) for name, kind in kinds.items()}) for row in rows]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a table of scores") from error
 

@@ -36,17 +36,15 @@ _LESS = 0.25
 
 
 def widen(narrow: AttentionUNet, wide: AttentionUNet) -> None:
-    """Give a wide network the weights of a narrow one, in place.
+    """Give a wide network the weights of a narrow one, in place; both are fp32.
 
     Where `base_channels` is k times as much, each channel is there k times, and what reads it takes
     a part of each copy, the parts drawn at random, so that the copies learn different things. The
     supervised maps get new channels with random weights, which at first nothing reads.
 
-    Args:
-        narrow: network to start from, fp32.
-        wide: new network, fp32, with random weights. Afterwards it computes what the narrow one
-            does; networks of the same width have the same weights. If it has the attention and the
-            narrow one has not, k must be even, and it computes nearly that.
+    Afterwards the wide network computes what the narrow one does; networks of the same width have
+    the same weights. If it has the attention and the narrow one has not, k must be even, and it
+    computes nearly that.
 
     Raises:
         ValueError: one network is not the other made wider.
@@ -153,12 +151,9 @@ def _negate_half(network: AttentionUNet, times: int) -> None:
 
 
 def _read_halves(weights: Tensor, times: int, second: int) -> None:
-    """Let weights read the first half of each channel's copies alone, and `second` times the other.
+    """Let weights (out, in, rows, columns) read the first half of each channel's copies alone.
 
-    Args:
-        weights: (out, in, rows, columns), in place.
-        times: copies of each channel.
-        second: 0, or -1 where the second half is negative.
+    They read the other half `second` times: 0, or -1 where it is negative.
     """
     halves = weights.unflatten(1, (-1, 2, times // 2))
     halves[:, :, 0] += halves[:, :, 1]

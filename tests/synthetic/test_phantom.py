@@ -129,18 +129,11 @@ def test_same_seed_same_phantom_and_other_seed_another():
 
 
 @pytest.mark.slow
-def test_every_other_voxel_of_a_finer_grid_is_the_coarser_one():
-    # An odd number of voxels keeps the middle one in the middle at half the spacing.
-    coarse = anatomy_of(2, (41, 81, 81), (6.0, 5.0, 5.0))
-    fine = anatomy_of(2, (81, 161, 161), (3.0, 2.5, 2.5))[::2, ::2, ::2]
+def test_one_seed_on_two_grids_is_one_patient():
+    """A finer grid of the middle half: an odd number of voxels has its middle one there."""
+    coarse = anatomy_of(2, (41, 81, 81), (6.0, 5.0, 5.0))[10:31, 20:61, 20:61]
+    fine = anatomy_of(2, (41, 81, 81), (3.0, 2.5, 2.5))[::2, ::2, ::2]
     assert (coarse == fine).mean() > 0.9995  # crumbs apart, which each grid drops for itself
-
-
-@pytest.mark.slow
-def test_shorter_volume_is_a_crop_around_the_centre(anatomies):
-    crop = anatomy_of(1, (30, 120, 120))
-    whole = anatomies[1][27:57, 40:160, 40:160]
-    assert (crop == whole).mean() > 0.9999
 
 
 @pytest.mark.slow

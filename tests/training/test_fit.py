@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,22 +120,18 @@ def test_another_run_is_not_resumed_and_steps_done_are_kept(data, tmp_path, caps
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
-def test_a_signal_saves_a_checkpoint_after_the_step(data, tmp_path, number):
-    code = f"""
-import os
-loss, steps = fit.deep_supervision_loss, []
-def signalled(*arguments, **named):
-    steps.append(1)
-    if len(steps) == 3:
-        os.kill(os.getpid(), {int(number)})
-    return loss(*arguments, **named)
-fit.deep_supervision_loss = signalled
-"""
-    process = started(data, tmp_path / "run", "--steps", 9, "--held-out", "b", code=code)
-    process.communicate(timeout=120)
-    assert process.returncode == 128 + number
-    assert saved(tmp_path / "run")["step"] == 3
-    assert max(losses(tmp_path / "run")) == 3
+def test_a_signal_saves_a_checkpoint_after_the_step(data, tmp_path, monkeypatch, number):
+    loss, steps = fit_module.deep_supervision_loss, []
+
+    def signalled(*arguments, **named):
+        steps.append(1)
+        if len(steps) == 3:
+            os.kill(os.getpid(), number)
+        return loss(*arguments, **named)
+
+    monkeypatch.setattr(fit_module, "deep_supervision_loss", signalled)
+    assert fit(data, tmp_path, *PAPER, "--steps", 9, "--held-out", "b") == 128 + number
+    assert saved(tmp_path)["step"] == max(losses(tmp_path)) == 3
 
 
 def test_a_second_signal_and_one_before_the_loop_end_at_once():
@@ -291,41 +288,40 @@ def test_wrong_usage_is_one_line_and_writes_nothing(
 @pytest.mark.parametrize("damaged", ["loss", "score"])
 def test_what_fails_costs_no_step_and_the_advice_works_there(data, tmp_path, monkeypatch, damaged):
     """Weights that are not finite are never saved; what fails in scoring is scored next time."""
-    options = (*PAPER, "--held-out", "b")
+    options, numbers = (*PAPER, "--held-out", "b"), {"log_interval": 50}
     assert fit(data, tmp_path, *options, "--steps", 2) == 0
-    before = (tmp_path / "last.pt").read_bytes()
+    loss = fit_module.deep_supervision_loss
     with monkeypatch.context() as patched:
         if damaged == "loss":
-            loss = fit_module.deep_supervision_loss
-            patched.setattr(
-                fit_module, "deep_supervision_loss", lambda *a, **b: loss(*a, **b) * np.nan
-            )
+            nan = lambda *a, **b: loss(*a, **b) * np.nan  # noqa: E731
+            patched.setattr(fit_module, "deep_supervision_loss", nan)
+            assert fit(data, tmp_path, *options, "--steps", 4, **numbers) == 1
         else:
             patched.setattr(fit_module, "score_cases", lambda *_, **__: 1 / 0)
-        if damaged == "loss":
-            assert fit(data, tmp_path, *options, "--steps", 4, log_interval=50) == 1
-        else:
             with pytest.raises(ZeroDivisionError):
-                fit(data, tmp_path, *options, "--steps", 4, log_interval=50)
+                fit(data, tmp_path, *options, "--steps", 4, **numbers)
     assert saved(tmp_path)["step"] == (2 if damaged == "loss" else 4)
-    assert ((tmp_path / "last.pt").read_bytes() == before) == (damaged == "loss")
     options = (*options, "--steps", 4, "--learning-rate", 1e-6)
-    assert fit(data, tmp_path, *options, gradient_clip=1, log_interval=50) == 0
+    assert fit(data, tmp_path, *options, gradient_clip=1, **numbers) == 0
     assert {score.step for score in read_scores(tmp_path / "held_out.csv")} == {2, 4}
+
+
+@pytest.fixture(scope="module")
+def one_step(data, tmp_path_factory) -> Path:
+    """A run of one step, to copy."""
+    run = tmp_path_factory.mktemp("runs") / "one"
+    assert fit(data, run, *PAPER, "--steps", 1, **NO_HELD_OUT) == 0
+    return run
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
-    [
-        lambda content: content[:-999],
-        lambda content: content[: min(5000, len(content) // 2)],
-        lambda content: b"x" * 300,
-    ],
+    [lambda content: content[: min(5000, len(content) // 2)], lambda content: b"x" * 300],
 )
 @pytest.mark.parametrize("name", ["last.pt", "run.json"])
-def test_a_damaged_file_of_a_run_is_one_line(data, tmp_path, capsys, name, damage):
-    assert fit(data, tmp_path, *PAPER, "--steps", 1, **NO_HELD_OUT) == 0
+def test_a_damaged_file_of_a_run_is_one_line(data, one_step, tmp_path, capsys, name, damage):
+    shutil.copytree(one_step, tmp_path, dirs_exist_ok=True)
     path = tmp_path / name
     path.write_bytes(damage(path.read_bytes()))
     capsys.readouterr()
@@ -350,11 +346,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(data, tmp_path)
 
 
 @pytest.mark.slow
-def test_two_runs_in_one_folder_are_refused(data, tmp_path, capsys):
-    assert fit(data, tmp_path, *PAPER, "--steps", 1, **NO_HELD_OUT) == 0
+def test_two_runs_in_one_folder_are_refused(data, one_step, tmp_path, capsys):
+    shutil.copytree(one_step, tmp_path, dirs_exist_ok=True)
     before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     with locked(tmp_path / "last.pt", wait=False):
-        capsys.readouterr()
         assert fit(data, tmp_path, *PAPER, "--steps", 2, **NO_HELD_OUT) == 1
         assert len(capsys.readouterr().err.splitlines()) == 1
         assert {path: path.read_bytes() for path in before} == before

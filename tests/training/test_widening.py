@@ -71,14 +71,6 @@ def assert_alike(found: list[torch.Tensor], expected: list[torch.Tensor]) -> Non
         assert torch.corrcoef(both)[0, 1] > 0.999
 
 
-@pytest.mark.parametrize(("narrow", "wide"), WITH_ATTENTION)
-def test_with_the_attention_it_computes_nearly_that(narrow, wide):
-    small = trained_looking_network(**narrow)
-    slices = torch.nn.functional.interpolate(torch.randn(2, 1, 8, 8), scale_factor=16)
-    slices = slices.expand(-1, 3, -1, -1)
-    assert_alike(logits_of(widened(small, **wide), slices), logits_of(small, slices))
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not (WEIGHTS / SLIM).is_file(), reason="the slim network's weights are absent")
 def test_the_papers_network_begins_as_the_slim_one_that_ships():

@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING
 from inference import startup
 from inference.files import one_line
 from training import TrainingError
+from training.cases import CaseFiles, find_training_cases
+from training.label_mapping import CHALLENGE, load_label_mapping, nnunet_label_mapping
 from training.options import RECIPE_OPTIONS, make_parser
 from training.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
-    from training.cases import Case, CaseFiles
+    from training.cases import Case
     from training.processes import Processes, StopRequest
 
-    Found = dict[Path, tuple[list[CaseFiles], dict[str, list[str]]]]
-    """Of each data set the cases, and the names of those that cannot be used, by reason."""
+Found = dict[Path, tuple[list[CaseFiles], dict[str, list[str]]]]
+"""Of each data set the cases, and the names of those that cannot be used, by reason."""
 
 _START_AND_END_S = 2.0  # of the interpreter, in a run by the clock
 
@@ -30,14 +32,11 @@ def _find(
     parser: argparse.ArgumentParser,
     *,
     left_out: tuple[bool, ...] = (False,),
-) -> "Found":
+) -> Found:
     """Return the cases of each `--data DIR[=MAP]`, those that are left out or not.
 
     Ends the program where they cannot be used.
     """
-    from training.cases import find_training_cases
-    from training.label_mapping import CHALLENGE, load_label_mapping, nnunet_label_mapping
-
     found: Found = {}
     try:
         for folder, _, name in (argument.partition("=") for argument in options.data):
@@ -97,7 +96,7 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def _read_cases(
-    options: argparse.Namespace, recipe: Recipe, found: "Found", processes: "Processes", cache: Path
+    options: argparse.Namespace, recipe: Recipe, found: Found, processes: "Processes", cache: Path
 ) -> "tuple[list[Case], list[Case], list[Case]]":
     """Return the cases to train on, the synthetic ones, and those held out."""
     from training import synthesis
@@ -131,7 +130,7 @@ def _read_cases(
 def _train(
     options: argparse.Namespace,
     recipe: Recipe,
-    found: "Found",
+    found: Found,
     processes: "Processes",
     stop: "StopRequest",
     started: float,

@@ -1,5 +1,6 @@
 """Runs side by side: folds of one recipe, or runs that differ in one of its numbers."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,8 @@ def comparison_table(runs: list[Path], number: str) -> str:
     """Return a Markdown table of the DSC at the last scored step of runs, by a recipe's number.
 
     The last step, not the best: to choose a step by the very cases that are reported would flatter.
-
-    Args:
-        runs: their folders; but for this number (and, but for folds, the seed) of one recipe.
-        number: such as `fold` or `attention`; runs with the same value share a column.
+    Runs with the same value of the number (such as `fold` or `attention`) share a column; in others
+    of the recipe's numbers they must not differ, but for the seed where it is not folds.
 
     Returns:
         By label the mean over the cases of each column; of all, the mean, the standard deviation
@@ -55,39 +54,33 @@ def comparison_table(runs: list[Path], number: str) -> str:
     labels = {score.label for of_column in columns.values() for run in of_column for score in run}
     rows = [(LABEL_NAMES[label], (label,)) for label in sorted(labels)]
     for title, chosen in (*rows, ("**mean of organs**", ORGANS)):
+        # Of each column the cases that have any of these labels, by run, and their mean DSC.
         values = [
-            [pair for scores in columns[name] for pair in _by_case(scores, chosen).items()]
+            [
+                pair
+                for scores in columns[name]
+                for pair in _means((s.case, s.dsc) for s in scores if s.label in chosen).items()
+            ]
             for name in names
         ]
-        every = [dsc for part in values for _, dsc in part]
+        by_column = [[dsc for _, dsc in part] for part in values]
+        every = [dsc for part in by_column for dsc in part]
+        means = [f"{np.mean(part):.3f}" if part else "–" for part in (*by_column, every)]
         spread = f"{np.std(every, ddof=1):.3f}" if len(every) > 1 else "–"
-        means = [_mean([dsc for _, dsc in part]) for part in values]
-        cells = [title, *means, _mean(every), spread, str(len(every))]
+        cells = [title, *means, spread, str(len(every))]
         if len(names) == 2:
-            of_patients = [[(patients[case], dsc) for case, dsc in part] for part in values]
-            cells.append(_difference(*map(_grouped, of_patients)))
+            one, other = (_means((patients[case], dsc) for case, dsc in part) for part in values)
+            cells.append("–")
+            if one.keys() == other.keys() and len(one) > 1:  # paired by patient
+                apart = np.array([other[patient] - one[patient] for patient in one])
+                cells[-1] = f"{apart.mean():+.3f} ({apart.std(ddof=1) / len(apart) ** 0.5:.3f})"
         lines.append(cells)
     return table(head, "l" * len(head), lines)
 
 
-def _by_case(scores: list[Score], labels: tuple[int, ...]) -> dict[str, float]:
-    """Return the mean DSC of some labels of each case that has any of them."""
-    return _grouped([(score.case, score.dsc) for score in scores if score.label in labels])
-
-
-def _grouped(values: list[tuple[str, float]]) -> dict[str, float]:
+def _means(values: Iterable[tuple[str, float]]) -> dict[str, float]:
     """Return the mean of the values of each name."""
-    names = dict.fromkeys(name for name, _ in values)
-    return {name: float(np.mean([v for n, v in values if n == name])) for name in names}
-
-
-def _mean(values: list[float]) -> str:
-    return f"{np.mean(values):.3f}" if values else "–"
-
-
-def _difference(one: dict[str, float], other: dict[str, float]) -> str:
-    """Return the mean difference, paired by patient, and its standard error."""
-    if one.keys() != other.keys() or len(one) < 2:
-        return "–"
-    apart = np.array([other[patient] - one[patient] for patient in one])
-    return f"{apart.mean():+.3f} ({apart.std(ddof=1) / len(apart) ** 0.5:.3f})"
+    by_name: dict[str, list[float]] = {}
+    for name, value in values:
+        by_name.setdefault(name, []).append(value)
+    return {name: float(np.mean(of_name)) for name, of_name in by_name.items()}

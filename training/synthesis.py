@@ -148,16 +148,14 @@ def _deformed_slab(
         for axis in range(3):
             points[axis] += weight * away[axis]
 
-    index, outside = np.zeros(points.shape[1:], np.int64), np.zeros(points.shape[1:], bool)
-    for axis in range(3):
-        place = np.rint(points[axis] / spacing[axis] + np.float32(centre[axis])).astype(np.int32)
-        if axis > 0:  # the first and last slice are repeated outwards
-            outside |= (place < 0) | (place >= shape[axis])
-        index = index * shape[axis] + np.clip(place, 0, shape[axis] - 1)
-    structures = np.where(outside, 0, anatomy.structures.reshape(-1)[index])
-    if anatomy.hull_mm is None:
-        return structures, None
-    return structures, np.where(outside, 255, anatomy.hull_mm.reshape(-1)[index])
+    places = points / spacing[:, None, None, None] + centre.astype(np.float32)[:, None, None, None]
+    places[0] = places[0].clip(0, shape[0] - 1)  # the first and last slice are repeated outwards
+
+    def nearest(volume: np.ndarray, outside: int) -> np.ndarray:
+        return ndimage.map_coordinates(volume, places, order=0, mode="grid-constant", cval=outside)
+
+    hull_mm = anatomy.hull_mm
+    return nearest(anatomy.structures, 0), None if hull_mm is None else nearest(hull_mm, 255)
 
 
 def _add_wall(
@@ -207,20 +205,14 @@ def _add_lesions(
         rows, columns = np.nonzero(plane == host)
         chosen = rng.integers(len(rows))
         radius = log_uniform(rng, 3, 35) / pixel_mm
-        reach = int(radius * 1.6) + 2
         row, column = int(rows[chosen]), int(columns[chosen])
-        window = (
-            slice(max(row - reach, 0), min(row + reach, size)),
-            slice(max(column - reach, 0), min(column + reach, size)),
-        )
         stretch = np.exp(rng.normal(0, 0.2))
-        ragged = smooth_noise(rng, size, max(radius * 0.8, 2))[window]
-        y = np.arange(window[0].start, window[0].stop)[:, None]
-        x = np.arange(window[1].start, window[1].stop)
+        ragged = smooth_noise(rng, size, max(radius * 0.8, 2))
+        y, x = np.ogrid[:size, :size]
         away = np.hypot((y - row) * stretch, (x - column) / stretch) / radius
         grown = away + 0.15 * ragged < 1
-        part = structures[:, window[0], window[1]]
-        part[grown & ((part == host) | (part == kidneys.get(host, host)))] = number
+        within = (structures == host) | (structures == kidneys.get(host, host))
+        structures[grown & within] = number
         hosts[number] = host
     return hosts
 

@@ -114,10 +114,7 @@ def _read_cases(
     training: list[Case] = []
     held_out = [case for data_set in data_sets for case in data_set.cases]
     if recipe.synthetic_fraction < 1:  # else the cases that were read are only scored
-        fold = (recipe.fold, recipe.folds) if recipe.folds else None
-        training, held_out = split_patients(
-            held_out, recipe.held_out_fraction, recipe.seed, options.held_out, fold
-        )
+        training, held_out = split_patients(held_out, recipe, options.held_out)
     report(label_table(training, held_out))
     report(f"held out: {', '.join(case.name for case in held_out) or 'none'}")
     synthetic: list[Case] = []

@@ -35,6 +35,7 @@ from inference.files import case_name, find_cases
 from inference.labels import LABEL_NAMES
 from training import TrainingError
 from training.label_mapping import CHALLENGE, NUM_LABELS, LabelMapping
+from training.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -242,24 +243,14 @@ def find_training_cases(
 
 
 def split_patients(
-    cases: list[Case],
-    fraction: float,
-    seed: int,
-    held_out: list[str] | None = None,
-    fold: tuple[int, int] | None = None,
+    cases: list[Case], recipe: Recipe, held_out: list[str] | None = None
 ) -> tuple[list[Case], list[Case]]:
     """Divide cases into those trained on and those held out, all of a patient on one side.
 
-    Patients are ranked by a hash of the seed and their name, so that a new case does not move the
-    others to the other side of a fraction. Folds take every so-many-th of that rank: together they
-    hold each patient out once, and their sizes differ by one at most.
-
-    Args:
-        cases: of all data sets.
-        fraction: of the patients to hold out; at least one unless it is 0.
-        seed: of the choice.
-        held_out: names of cases or patients to hold out instead.
-        fold: (number, count): the fold to hold out instead.
+    Held out are the cases or patients named, else a fold or a fraction (at least one patient unless
+    it is 0). Patients are ranked by a hash of the seed and their name, so that a new case does not
+    move the others to the other side of a fraction. Folds take every so-many-th of that rank:
+    together they hold each patient out once, and their sizes differ by one at most.
 
     Raises:
         TrainingError: a name is unknown, there are fewer patients than folds, or nothing is left to
@@ -267,7 +258,7 @@ def split_patients(
     """
 
     def rank(patient: str) -> bytes:
-        return hashlib.sha256(f"{seed}:{patient}".encode(errors="surrogateescape")).digest()
+        return hashlib.sha256(f"{recipe.seed}:{patient}".encode(errors="surrogateescape")).digest()
 
     patients = sorted({case.patient for case in cases}, key=rank)
     if held_out is not None:
@@ -275,12 +266,12 @@ def split_patients(
         if unknown:
             raise TrainingError(f"held-out cases that are not in the data: {', '.join(unknown)}")
         chosen = {case.patient for case in cases if {case.name, case.patient} & set(held_out)}
-    elif fold is not None:
-        number, count = fold
-        if count > len(patients):
-            raise TrainingError(f"{count} folds of {len(patients)} patients: give fewer folds")
-        chosen = set(patients[number::count])
+    elif recipe.folds > len(patients):
+        raise TrainingError(f"{recipe.folds} folds of {len(patients)} patients: give fewer folds")
+    elif recipe.folds:
+        chosen = set(patients[recipe.fold :: recipe.folds])
     else:
+        fraction = recipe.held_out_fraction
         chosen = set(patients[: max(1, round(fraction * len(patients)))] if fraction else ())
     training = [case for case in cases if case.patient not in chosen]
     if not training:

@@ -23,6 +23,7 @@ from training.cases import (
 )
 from training.cases import split_patients as split
 from training.label_mapping import CHALLENGE, load_label_mapping, nnunet_label_mapping
+from training.recipe import Recipe
 from training.tables import Score, read_scores, write_table
 
 
@@ -104,7 +105,7 @@ def test_names_that_the_locale_cannot_decode_are_read(tmp_path):
     score = Score(0, case.files.data_set, "a", 1, 0.5, 0.5)
     write_table(tmp_path / "scores.csv", Score, [score])
     assert read_scores(tmp_path / "scores.csv")[0].data_set == "Müller"
-    assert split([case, replace(case, files=replace(case.files, patient="b"))], 0.1, 0)
+    assert split([case, replace(case, files=replace(case.files, patient="b"))], Recipe())
 
 
 @pytest.mark.parametrize("kind", ["labels", "images"])
@@ -255,22 +256,24 @@ def test_cases_of_a_patient_are_never_on_both_sides():
         Case(CaseFiles("d", f"c{n}", Path(), Path(), patient=f"p{n // 3}"), (1,), volume())
         for n in range(60)
     ]
-    training, held_out = split(cases, 0.1, seed=0)
+    tenth = Recipe(held_out_fraction=0.1)
+    training, held_out = split(cases, tenth)
     assert len(held_out) == 6
     assert not {case.patient for case in training} & {case.patient for case in held_out}
-    assert split(cases[::-1], 0.1, seed=0)[1] == held_out[::-1]
-    assert split(cases, 0.1, seed=1)[1] != held_out
+    assert split(cases[::-1], tenth)[1] == held_out[::-1]
+    assert split(cases, replace(tenth, seed=1))[1] != held_out
     # More patients leave those held out where they are, or move them out of the tenth.
-    assert len(split(cases[:30], 0.1, seed=0)[1]) == 3
-    _, named = split(cases, 0.1, seed=0, held_out=["c4", "p7"])
+    assert len(split(cases[:30], tenth)[1]) == 3
+    _, named = split(cases, tenth, ["c4", "p7"])
     assert {case.name for case in named} == {"c3", "c4", "c5", "c21", "c22", "c23"}
-    folds = [split(cases, 0.1, 7, fold=(number, 6))[1] for number in range(6)]
+    folds = [split(cases, Recipe(seed=7, folds=6, fold=number))[1] for number in range(6)]
     names = Counter(case.name for part in folds for case in part)
     assert names == Counter(case.name for case in cases)
     assert sorted(len(part) for part in folds) == [9, 9, 9, 9, 12, 12]  # 3 or 4 patients
-    for held_out, fold in ((["nobody"], None), (None, (0, 30)), ([c.name for c in cases], None)):
+    every = [case.name for case in cases]
+    for recipe, named in ((tenth, ["nobody"]), (Recipe(folds=30), None), (tenth, every)):
         with pytest.raises(TrainingError):
-            split(cases, 0.1, 0, held_out, fold)
+            split(cases, recipe, named)
 
 
 def test_intensity_statistics_are_those_of_all_clipped_voxels(tmp_path):

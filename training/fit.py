@@ -8,7 +8,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -71,28 +71,6 @@ def update_average(average: nn.Module, network: nn.Module, decay: float, step: i
     torch._foreach_lerp_(averages, values, 1 - min(decay, (1 + step) / (10 + step)))
     for count, value in (pair for pair in pairs if not pair[0].is_floating_point()):
         count.copy_(value)
-
-
-@torch.no_grad()
-def estimate_statistics(
-    network: nn.Module, batches: Iterable[Batch], recipe: Recipe, intensities: Intensities
-) -> None:
-    """Set batch normalisation's statistics to those of slices as inference shows them, in place.
-
-    The running ones are of augmented slices sampled by label; `batches` are of slices sampled
-    uniformly, and nothing is augmented here.
-    """
-    device = next(network.parameters()).device
-    plain = dataclasses.replace(
-        recipe, spatial_probability=0.0, window_probability=0.0, intensity_probability=0.0
-    )
-
-    def images() -> Iterator[Tensor]:
-        for number, batch in enumerate(batches):
-            rngs = [np.random.default_rng((number, row)) for row in range(len(batch.labels))]
-            yield prepare(batch, device, plain, intensities, rngs, torch.Generator(device))[0]
-
-    update_bn(images(), network)
 
 
 class Run:
@@ -180,6 +158,23 @@ class Run:
         slices = [self.slices.slice_at(position, plain=plain) for position in positions]
         return collate(slices, DOWNSAMPLING * self.recipe.matrix_reduction)
 
+    def plain_images(self, until: float) -> Iterator[Tensor]:
+        """Return batches sampled uniformly, as inference shows them, until a time is reached.
+
+        Batch normalisation's statistics, which at first are of augmented slices sampled by label,
+        are set to those of these.
+        """
+        plain = dataclasses.replace(
+            self.recipe, spatial_probability=0.0, window_probability=0.0, intensity_probability=0.0
+        )
+        for number in range(_STATISTICS_BATCHES):
+            if number and time.monotonic() >= until:
+                return
+            batch = self.batch(range(8 * number, 8 * number + 8), plain=True)
+            rngs = [np.random.default_rng((number, row)) for row in range(8)]
+            generator = torch.Generator(self.device)
+            yield prepare(batch, self.device, plain, self.intensities, rngs, generator)[0]
+
     def step(self, rate: float) -> None:
         """Change the weights by one batch: position p is in batch p // batch_size."""
         state, recipe, device = self.state, self.recipe, self.device
@@ -229,12 +224,7 @@ class Run:
         """
         state, processes = self.state, self.processes
         until = (time.monotonic() + deadline) / 2
-        plain = (
-            self.batch(range(n, n + 8), plain=True)
-            for n in range(0, 8 * _STATISTICS_BATCHES, 8)
-            if n == 0 or time.monotonic() < until
-        )
-        estimate_statistics(state.trained, plain, self.recipe, self.intensities)
+        update_bn(self.plain_images(until), state.trained)
         deadline -= self.save()
         if not self.held_out or any(score.step == state.step for score in self.scores):
             return

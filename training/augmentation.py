@@ -89,7 +89,7 @@ def prepare(
     for name, (kind, offset, *_) in (_ROW.fields or {}).items():
         part = flat[:, offset // 4 : (offset + kind.itemsize) // 4]
         draws[name] = part.reshape(len(rows), *(kind.shape or (1, 1, 1)))
-    low, high = (draws["window"][:, index, None, None, None] for index in (0, 1))
+    low, high = draws["window"][:, :, None, None, None].unbind(1)
     images, labels = to_device(batch.hu, device).float(), to_device(batch.labels, device)
     if recipe.window_probability:
         images = _clip_tissue(images, draws["soft_tissue"])
@@ -98,16 +98,12 @@ def prepare(
     step = recipe.matrix_reduction
     if step > 1:
         images = functional.avg_pool2d(images, step)
-        labels = torch.stack(
-            [
-                part[row::step, column::step]
-                for part, (row, column) in zip(labels, rows["place"].astype(int), strict=True)
-            ]
-        )
+        places = zip(labels, rows["place"].astype(int), strict=True)
+        labels = torch.stack([part[row::step, column::step] for part, (row, column) in places])
     if recipe.intensity_probability:
         largest_blur = float(rows["blur"].max())
         images = _change_intensities(
-            images, labels, low, high, recipe, draws, largest_blur, coarseness, generator
+            images, labels, recipe, draws, largest_blur, coarseness, generator
         )
     images = (images - intensities.mean) / intensities.std
     images = images.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
@@ -197,7 +193,7 @@ def _clip_tissue(images: Tensor, soft_tissue: Tensor) -> Tensor:
     Gas, lung and what surrounds the body stay as they are, as in whole volumes whose HU were lost
     outside a window (`window_hu` in `training/cases.py`).
     """
-    low, high = (soft_tissue[:, index, None, None, None] for index in (0, 1))
+    low, high = soft_tissue[:, :, None, None, None].unbind(1)
     tissue = images > _AIR_BELOW_HU
     return torch.where(tissue, images.maximum(low).minimum(high), images)
 
@@ -259,8 +255,6 @@ def _move(
 def _change_intensities(
     images: Tensor,
     labels: Tensor,
-    low: Tensor,
-    high: Tensor,
     recipe: Recipe,
     draws: dict[str, Tensor],
     largest_blur: float,
@@ -270,10 +264,10 @@ def _change_intensities(
     """Change organs, contrast, brightness, gamma, blur, resolution and noise, each of some slices.
 
     Contrast turns around the mean of the body, not of the air beside it. What is at the window's
-    low end stays there, as inference shows air. Images are (N, C, h, w), HU, within their windows
-    `low` to `high`, (N, 1, 1, 1); scalars of `draws` are of that shape too. The largest blur and
-    the coarseness are the batch's, known to the host.
+    low end stays there, as inference shows air. Images are (N, C, h, w), HU, within their windows.
+    The largest blur and the coarseness are the batch's, known to the host.
     """
+    low, high = draws["window"][:, :, None, None, None].unbind(1)
     if recipe.organ_shift_hu:
         known = labels.where(labels != IGNORED, 0).flatten(1).long()
         shift = draws["organs"].gather(1, known).view(labels.shape)[:, None]

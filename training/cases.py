@@ -11,16 +11,14 @@ Beside them may lie `cases.json`, which describes each case:
     {"NAME": {"annotated_labels": [1, 2, 13], "patient": "P7", "split": "left_out",
               "slices": "stack", "window_hu": [-160, 240], "label_quality": "expert"}, …}
 
-`annotated_labels` are those that the annotator marked wherever they are; any other may be present
-and unmarked. A case with an empty list is unlabelled and not used. `patient` is shared by the cases
-of a patient; without it each case is a patient. A case whose `split` is `left_out` is never trained
-on, only scored at last. A `stack` has single slices that do not touch, so that nothing in it is
-whole in 3D. `window_hu` is the range outside which HU were lost, as in 8-bit images (training clips
-other slices so as well, by the recipe's `window_probability`, that the network does not learn the
-window as a mark). Labels whose `label_quality` does not begin with "expert" are sampled half as
-often. Without `annotated_labels` they are the labels present, the rule for the challenge's own set.
-A data set with numbers of its own comes with a label map file (`label_maps/*.json`), or with
-nnU-Net's `dataset.json`, whose names tell which of its numbers are ours, all of them annotated.
+- `annotated_labels`: those that the annotator marked wherever they are; any other may be present
+  and unmarked. With an empty list the case is not used. Without one they are those that the label
+  map file (`label_maps/*.json`) or nnU-Net's `dataset.json` lists, else the labels present.
+- `patient`: shared by the cases of a patient; without it each case is a patient.
+- `split`: a case that is `left_out` is never trained on, only scored at last.
+- `slices`: a `stack` has single slices that do not touch: nothing in it is whole in 3D.
+- `window_hu`: the range outside which HU were lost, as in 8-bit images.
+- `label_quality`: labels are sampled half as often where it does not begin with "expert".
 """
 
 import hashlib

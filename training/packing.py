@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from inference.files import write_atomically
 from inference.volume import VolumeError
@@ -30,12 +31,12 @@ _AIR_BELOW_HU, _MARGIN = -300, 4
 def body_box(hu: np.ndarray, labels: np.ndarray) -> tuple[slice, slice]:
     """Return the rows and columns that show tissue or labels, and some air, which edges repeat."""
     shown = np.any((hu > _AIR_BELOW_HU) | (labels > 0), axis=0)
-    box = []
-    for axis in (1, 0):
-        filled = np.flatnonzero(shown.any(axis=axis))
-        first, last = (filled[0], filled[-1]) if filled.size else (0, shown.shape[1 - axis] - 1)
-        box.append(slice(max(first - _MARGIN, 0), last + 1 + _MARGIN))
-    return box[0], box[1]
+    found = ndimage.find_objects(shown.astype(np.uint8))
+    rows, columns = found[0] if found else (slice(0, size) for size in shown.shape)
+    rows, columns = (
+        slice(max(part.start - _MARGIN, 0), part.stop + _MARGIN) for part in (rows, columns)
+    )
+    return rows, columns
 
 
 def _encoded(array: np.ndarray) -> list[bytes]:
@@ -76,12 +77,12 @@ def read_packed(packed: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, dict[st
 
 def check_clip(cases: list[CaseFiles], clip_hu: tuple[float, float] | None) -> None:
     """Raise TrainingError where HU that a recipe or weights would see were lost in packing."""
+    low, high = clip_hu or (-np.inf, np.inf)
     for case in cases:
-        low, high = case.packed["clip_hu"] if case.packed else (-np.inf, np.inf)
-        needed = clip_hu or (-np.inf, np.inf)
-        if needed[0] < low or needed[1] > high:
+        least, most = case.packed["clip_hu"] if case.packed else (-np.inf, np.inf)
+        if low < least or high > most:
             raise TrainingError(
-                f"{case.name} is packed within {low:g} to {high:g} HU, and clip_hu is "
+                f"{case.name} is packed within {least:g} to {most:g} HU, and clip_hu is "
                 f"{clip_hu or 'none'}: pack it again"
             )
 

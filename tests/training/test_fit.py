@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -28,7 +29,6 @@ from training.recipe import Recipe, learning_rate_at
 from training.tables import read_scores
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 PAPER = ("--recipe", "paper")
 NO_HELD_OUT = {"held_out_fraction": 0}
 EVERYTHING = {
@@ -66,20 +66,6 @@ def losses(run: Path) -> dict[int, float]:
 
 def saved(run: Path, name: str = "last.pt") -> dict:
     return torch.load(run / name, weights_only=True)
-
-
-def started(data: Path, run: Path, *options, code="") -> subprocess.Popen:
-    """A training in a process of its own, after some code."""
-    (run.parent / "worker.py").write_text(
-        "import sys\nimport torch\nfrom training import fit\nfrom training.__main__ import main\n"
-        "torch.set_num_threads(1)\nfit._STATISTICS_BATCHES = 1\n"
-        f"{code}\nsys.exit(main(sys.argv[1:]))\n"
-    )
-    tiny = settings(base_channels=4, log_interval=1, precision="fp32")
-    command = [run.parent / "worker.py", "fit", "--data", data, "--output", run, "--device", "cpu"]
-    command = [sys.executable, *command, *PAPER, *tiny, *options]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([str(part) for part in command], cwd=ROOT, env=ENVIRONMENT, **pipes)
 
 
 @pytest.mark.slow
@@ -145,10 +131,13 @@ def test_a_second_signal_and_one_before_the_loop_end_at_once():
     assert stop.signal == signal.SIGHUP
 
 
-FIXED_STATISTICS = """
+WORKER = """
+import sys, torch
 from inference.network import model
+from training import fit
+from training.__main__ import main
 
-class Network(model.AttentionUNet):
+class FixedStatistics(model.AttentionUNet):
     def train(self, mode=True):
         super().train(mode)
         for module in self.modules():
@@ -156,25 +145,26 @@ class Network(model.AttentionUNet):
                 module.eval()
         return self
 
-fit.AttentionUNet = Network
+torch.set_num_threads(1)
+fit._STATISTICS_BATCHES, fit.AttentionUNet = 1, FixedStatistics
+sys.exit(main(sys.argv[1:]))
 """
 
 
 @pytest.mark.slow
 def test_two_processes_get_the_weights_of_one(data, tmp_path):
     """Batch statistics are held fixed: on a CPU torch cannot share them between processes."""
+    (tmp_path / "worker.py").write_text(WORKER)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    options = ["--data", data, "--device", "cpu", "--steps", 3, "--batch-size", 4, *PAPER]
+    options += ["--learning-rate", 0.001, "--held-out", "b"]
+    options += settings(base_channels=4, log_interval=1, precision="fp32")
     weights = []
-    for count in (1, 2):
-        run = tmp_path / f"run{count}"
-        options = ["--steps", 3, "--batch-size", 4, "--learning-rate", 0.001, "--held-out", "b"]
-        process = started(data, run, *options, code=FIXED_STATISTICS)
-        if count == 2:
-            process.kill()
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-            command += ["--nproc-per-node=2", *process.args[1:]]
-            process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT)
-        process.communicate(timeout=240)
-        assert process.returncode == 0
+    for launcher in ((), ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")):
+        run = tmp_path / f"run{len(launcher)}"
+        command = [sys.executable, *launcher, tmp_path / "worker.py", "fit", *options]
+        command = [*map(str, command), "--output", str(run)]
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=240)
         weights.append(saved(run)["network"])
         assert len(losses(run)) == 3
     torch.manual_seed(0)
@@ -333,14 +323,16 @@ def test_a_damaged_file_of_a_run_is_one_line(data, one_step, tmp_path, capsys, n
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(data, tmp_path):
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(data, tmp_path, capsys):
     """By a limit on the size of files, which holds for root as well."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     for limit in (10_000, 60_000):  # the cache; the checkpoint
-        code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
-        process = started(data, tmp_path / "run", "--steps", 2, "--held-out", "b", code=code)
-        _, error = process.communicate(timeout=120)
-        assert process.returncode == 1, error
-        assert len(error.splitlines()) == 1
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            code = fit(data, tmp_path / "run", *PAPER, "--steps", 2, "--held-out", "b")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert (code, len(capsys.readouterr().err.splitlines())) == (1, 1)
         assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".partial")]
     assert not (tmp_path / "run" / "last.pt").exists()
 

@@ -259,7 +259,7 @@ def _score(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def _compare(options: argparse.Namespace, _: argparse.ArgumentParser) -> int:
-    from training.comparison import comparison_table
+    from training.tables import comparison_table
 
     print(comparison_table(options.runs, options.by))
     return 0

@@ -13,9 +13,8 @@ from inference.labels import LABEL_NAMES
 from inference.network.model import AttentionUNet
 from inference.network.weights import WeightsMetadata, save_weights
 from training import TrainingError
-from training.checkpoint import ADVICE, all_finite, read_checkpoint
 from training.recipe import Recipe, to_toml
-from training.run_folder import read_run, weights_metadata
+from training.run_folder import ADVICE, all_finite, read_checkpoint, read_run, weights_metadata
 from training.tables import Score, mean_by_label, mean_organ_dsc, read_scores
 
 WEAK_DSC = 0.7

@@ -27,15 +27,14 @@ from inference.prediction import trained_network
 from training import TrainingError
 from training.augmentation import Intensities, prepare, to_device
 from training.cases import Case
-from training.checkpoint import ADVICE, State
 from training.evaluation import score_cases
 from training.loss import deep_supervision_loss
 from training.pictures import draw_curves, draw_overlay, or_warn
 from training.processes import Processes, StopRequest
 from training.recipe import Recipe, learning_rate_at
-from training.run_folder import weights_metadata
+from training.run_folder import ADVICE, Metrics, State, weights_metadata
 from training.slices import Batch, Slices, collate, fit_on
-from training.tables import Metrics, Score, mean_organ_dsc, read_scores, summary, write_table
+from training.tables import Score, mean_organ_dsc, read_scores, summary, write_table
 from training.widening import widen
 
 OVERLAYS = 8

@@ -16,7 +16,8 @@ from inference.labels import LABEL_NAMES
 from inference.records.colours import LEGEND_COLOURS, overlay
 from training.cases import Case, annotated_only
 from training.packing import body_box
-from training.tables import Metrics, Score, mean_by_label, mean_organ_dsc
+from training.run_folder import Metrics
+from training.tables import Score, mean_by_label, mean_organ_dsc
 
 _OVERLAY_SLICES = 6
 

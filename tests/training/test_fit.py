@@ -73,13 +73,13 @@ def test_a_run_that_was_stopped_goes_on_exactly(phantoms, tmp_path):
     """Though a step after the checkpoint was lost."""
     whole, broken, best = tmp_path / "whole", tmp_path / "broken", ("--recipe", "best", "--steps")
     phantoms = f"{phantoms}=complete"
-    assert fit(phantoms, whole, *best, 8, **EVERYTHING) == 0
-    assert fit(phantoms, broken, *best, 3, **EVERYTHING) == 0
+    assert fit(phantoms, whole, *best, 4, **EVERYTHING) == 0
+    assert fit(phantoms, broken, *best, 2, **EVERYTHING) == 0
     checkpoint = (broken / "last.pt").read_bytes()
-    assert fit(phantoms, broken, *best, 4, **EVERYTHING) == 0
+    assert fit(phantoms, broken, *best, 3, **EVERYTHING) == 0
     (broken / "last.pt").write_bytes(checkpoint)
-    assert fit(phantoms, broken, *best, 8, **EVERYTHING) == 0
-    assert len(losses(whole)) == 8
+    assert fit(phantoms, broken, *best, 4, **EVERYTHING) == 0
+    assert len(losses(whole)) == 4
     assert losses(broken) == losses(whole)
     for name, weights in saved(whole)["weights"].items():
         assert torch.equal(weights, saved(broken)["weights"][name]), name

@@ -17,10 +17,10 @@ from training import TrainingError, evaluation, pictures
 from training.__main__ import main
 from training.cache import describe as describe_arrays
 from training.cases import CachedVolume, Case, CaseFiles
-from training.comparison import comparison_table
 from training.evaluation import score_cases
 from training.recipe import Recipe
-from training.tables import Metrics, Score, write_table
+from training.run_folder import Metrics
+from training.tables import Score, comparison_table, write_table
 
 NAN = float("nan")
 NETWORK = AttentionUNet(base_channels=4, attention="none")

@@ -92,20 +92,21 @@ class DataSet:
 
 def _doubts(case: Case) -> list[str]:
     """Return what is doubtful of a case that can be used."""
-    known, doubts = case.cached, []
-    if known.remark:
-        doubts.append(f"headers disagree: {known.remark}")
+    known = case.cached
     unlisted = [LABEL_NAMES[label] for label in known.present if label not in case.annotated]
-    if unlisted:
-        doubts.append(f"marked but not in annotated_labels, so not taught: {', '.join(unlisted)}")
     slice_mm, *pixel_mm = known.spacing
     low, high = _USUAL_PIXEL_MM
-    if not all(low <= size <= high for size in pixel_mm):
-        doubts.append(f"pixels outside {low} to {high} mm: is the header's spacing right?")
-    if slice_mm > _THICKEST_MM and not case.files.stack:
-        doubts.append(f'slices over {_THICKEST_MM:g} mm apart and not described as a "stack"')
-    if known.window[0] > _LEAST_AIR_HU and case.files.window_hu is None:
-        doubts.append(
-            f"no air below {_LEAST_AIR_HU} HU: not HU, or from a window (window_hu in cases.json)"
-        )
-    return doubts
+    doubts = {
+        f"headers disagree: {known.remark}": known.remark,
+        f"marked but not in annotated_labels, so not taught: {', '.join(unlisted)}": unlisted,
+        f"pixels outside {low} to {high} mm: is the header's spacing right?": (
+            min(pixel_mm) < low or max(pixel_mm) > high
+        ),
+        f'slices over {_THICKEST_MM:g} mm apart and not described as a "stack"': (
+            slice_mm > _THICKEST_MM and not case.files.stack
+        ),
+        f"no air below {_LEAST_AIR_HU} HU: not HU, or from a window (window_hu in cases.json)": (
+            known.window[0] > _LEAST_AIR_HU and case.files.window_hu is None
+        ),
+    }
+    return [doubt for doubt, holds in doubts.items() if holds]

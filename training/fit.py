@@ -50,13 +50,10 @@ _SCORING_PART, _SCORING_S = 0.1, 60.0  # of a run by the clock, for its last sco
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """Return the type of convolutions for a recipe's `precision`."""
-    if name != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
-    if device.type == "cuda":
+    if name == "auto" and device.type == "cuda":
         # `torch.cuda.is_bf16_supported` is True on Turing as well, which emulates it slowly.
-        major, _ = torch.cuda.get_device_capability(device)
-        return torch.bfloat16 if major >= 8 else torch.float32
-    return choose_dtype(device)
+        name = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}.get(name) or choose_dtype(device)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ import copy
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from inference.network.model import SKIP_LAYERS, Attention, AttentionUNet
 
@@ -201,8 +202,7 @@ def _reading_more(weights: Tensor, channels: int, levels: int) -> Tensor:
     more = channels // levels - by_level.shape[2]
     if more < 0:
         raise ValueError("the supervised maps have fewer channels")
-    zeros = by_level.new_zeros((*by_level.shape[:2], more, *by_level.shape[3:]))
-    return torch.cat([by_level, zeros], dim=2).flatten(1, 2)
+    return functional.pad(by_level, (0, 0, 0, 0, 0, more)).flatten(1, 2)
 
 
 def _making(weights: Tensor, new: Tensor, axis: int, layer: str) -> Tensor:

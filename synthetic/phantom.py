@@ -51,20 +51,7 @@ def draw_phantom(
         spacing: of slices, rows and columns, mm.
         seed: of the patient and of the noise, 0 or more.
         phase: one of `PHASES`; None draws one from the seed.
-
-    Raises:
-        ValueError: an argument is out of range.
     """
-    if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(
-            f"a phantom's shape is three positive numbers of voxels, not {tuple(shape)}"
-        )
-    if len(spacing) != 3 or not all(0 < d < np.inf for d in spacing):
-        raise ValueError(
-            f"a phantom's spacing is three positive numbers of mm, not {tuple(spacing)}"
-        )
-    if phase is not None and phase not in PHASES:
-        raise ValueError(f"no contrast phase '{phase}': choose from {', '.join(PHASES)}")
     anatomy_rng, look_rng, phase_rng = np.random.default_rng(seed).spawn(3)
     drawn = PHASES[phase_rng.integers(len(PHASES))] if phase is None else phase
     anatomy = draw_anatomy(shape, spacing, anatomy_rng)

@@ -1,9 +1,8 @@
 """One run of a check: a volume through the team's container, in one of several ways."""
 
 import hashlib
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -93,25 +92,20 @@ def run_trial(
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         if result["output"]["scorable"]:
             empty = not read_volume(label_map).voxels.any()
-        extra = list(_extra_files(folders.outputs, f"{case.name}.nii.gz"))
+        extra = _extra_files(folders.outputs, f"{case.name}.nii.gz")
         return Trial(subject.label, mode, result, label_map, digest, empty, extra, log_tail(log))
 
 
-def _extra_files(outputs: Path, label_map: str) -> Iterator[str]:
-    """Yield whatever a container wrote beside its label map, links not followed."""
-    found = 0
-    for folder, folders, files in os.walk(outputs):
-        for name in sorted([*folders, *files]):
-            path = Path(folder) / name
-            shown = str(path.relative_to(outputs))
-            if shown == label_map:
-                continue
-            if (found := found + 1) > _MOST_FILES:
-                yield "and more"
-                return
-            kind = " (a folder)" if path.is_dir() else ""
-            if path.is_symlink():
-                kind = " (a link)"
-            elif not (path.is_dir() or path.is_file()):
-                kind = " (neither file nor folder)"
-            yield printable(shown) + kind
+def _extra_files(outputs: Path, label_map: str) -> list[str]:
+    """Return whatever a container wrote beside its label map, links not followed."""
+    found = list(islice(outputs.rglob("*"), _MOST_FILES + 1))
+    extra = []
+    for path in sorted(found[:_MOST_FILES]):
+        kind = " (a folder)" if path.is_dir() else ""
+        if path.is_symlink():
+            kind = " (a link)"
+        elif not (path.is_dir() or path.is_file()):
+            kind = " (neither file nor folder)"
+        if (shown := str(path.relative_to(outputs))) != label_map:
+            extra.append(printable(shown) + kind)
+    return extra + ["and more"] * (len(found) > _MOST_FILES)

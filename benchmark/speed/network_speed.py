@@ -43,39 +43,22 @@ def tflop_a_slice(metadata: WeightsMetadata, size: tuple[int, int]) -> float:
     return counter.get_total_flops() / 1e12
 
 
-def measure_network(weights: Path, device: str, size: tuple[int, int]) -> dict:
-    """Time `measure_steps` on eight slices of a volume's rows and columns.
+@torch.inference_mode()
+def measure_network(weights: Path, on: str, size: tuple[int, int]) -> dict:
+    """Time the network on slices of a volume's rows and columns, as each step is added.
 
     Returns:
-        `device`, its name; `matrix`, what the network sees of a slice; `steps`.
+        `device`, its name; `matrix`, what the network sees of a slice; `steps`, name and
+        milliseconds a slice, from the plain network to the service's.
     """
-    chosen, reduction = choose_device(device), read_metadata(weights).matrix_reduction
+    device, reduction = choose_device(on), read_metadata(weights).matrix_reduction
     matrix = [-(-length // (reduction * DOWNSAMPLING)) * DOWNSAMPLING for length in size]
     torch.manual_seed(0)
     slices = torch.randn(8, 1, *matrix)  # not zeros, which some hardware multiplies faster
-    name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else "CPU"
-    steps = measure_steps(weights, chosen, slices, repeats=3)
-    return {"device": name, "matrix": matrix, "steps": steps}
-
-
-@torch.inference_mode()
-def measure_steps(
-    weights: Path, device: torch.device, slices: Tensor, repeats: int
-) -> list[tuple[str, float]]:
-    """Time the network as each step is added to those before.
-
-    Args:
-        weights, device: of the network.
-        slices: z-scored, (N, 1, H, W), fp32, on the host.
-        repeats: passes over all slices, after one to warm up; the median counts.
-
-    Returns:
-        (name of the step, milliseconds a slice), from the plain network to the service's.
-    """
-    steps = []
+    steps: list[tuple[str, float]] = []
 
     def add(name: str, label_all: Callable[[], object]) -> None:
-        steps.append((name, 1000 * median_seconds(device, repeats, label_all) / len(slices)))
+        steps.append((name, 1000 * median_seconds(device, 3, label_all) / len(slices)))
 
     def one_by_one(network: nn.Module, slices: Tensor) -> Callable[[], None]:
         def label_all() -> None:
@@ -100,4 +83,5 @@ def measure_steps(
     voxels = slices[:, 0].numpy()
     window = (float(voxels.min()), float(voxels.max()))
     add(name, lambda: predictor.predict(voxels, window=window, reduction=1))
-    return steps
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return {"device": name, "matrix": matrix, "steps": steps}

@@ -19,7 +19,6 @@ from harness import read, run_benchmark, tables_of
 from benchmark.speed import network_speed, speed
 from inference import prediction
 from inference.command import main as run_service
-from inference.device import choose_device
 from inference.network.weights import DEMONSTRATION_WEIGHTS, load_weights, save_weights
 from synthetic.phantom import draw_phantom
 
@@ -81,8 +80,7 @@ def test_operations_of_the_full_network():
 @pytest.mark.slow
 def test_steps_on_cuda(weights_file, cuda_device):
     cuda_device()
-    slices = torch.randn(3, 1, 32, 32)
-    steps = network_speed.measure_steps(weights_file, choose_device("cuda"), slices, 1)
+    steps = network_speed.measure_network(weights_file, "cuda", (16, 16))["steps"]
     assert len(steps) == 4
     assert all(milliseconds > 0 for _, milliseconds in steps)
 

@@ -17,9 +17,9 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from benchmark.challenge.team import DONE, FAILED, Challenge, Fate, run_team, team_name
+from benchmark.challenge.team import DONE, FAILED, Challenge, Fate, run_team
 from benchmark.containers.efficiency import add_run_options, conditions
-from benchmark.containers.engine import EngineError, engine_version
+from benchmark.containers.engine import EngineError, archive_image, archive_team, engine_version
 from benchmark.containers.machine import open_gpu
 from benchmark.containers.measurement import list_cases
 from benchmark.containers.results import TOLERANCES
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         fates: dict[str, Fate] = {}
         well = not refused
         for number, archive in enumerate(archives, start=1):
-            team = team_name(archive)
+            team = archive_team(archive)
             log(f"[{number}/{len(archives)}] {team}")
             fates[team] = fate = run_team(archive, report / "teams" / team, challenge)
             log(f"  {fate.state}" + (f": {fate.reason}" if fate.reason else ""))
@@ -92,10 +92,10 @@ def _find_archives(folder: Path) -> list[Path]:
         raise HarnessError(f"--archives {folder} has no TEAM.tar.gz")
     teams: dict[str, Path] = {}
     for archive in archives:
-        image = team_name(archive).lower()
+        image = archive_image(archive)
         if (other := teams.setdefault(image, archive)) != archive:
             both = f"{other.name} and {archive.name}"
-            raise HarnessError(f"{both} are both the image {image}:latest: rename or move one")
+            raise HarnessError(f"{both} are both the image {image}: rename or move one")
     return archives
 
 

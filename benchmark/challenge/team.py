@@ -80,11 +80,6 @@ class EndedAs(Exception):
         self.state = state
 
 
-def team_name(archive: Path) -> str:
-    """Return a team's name: its archive's up to the first dot."""
-    return archive.name.partition(".")[0]
-
-
 def run_team(archive: Path, folder: Path, challenge: Challenge) -> Fate:
     """Load, check, run and score a team, or do what is missing of that, in its run folder.
 

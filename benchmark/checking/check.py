@@ -29,7 +29,7 @@ from benchmark.checking.pages import CHECK_JSON, headline, markdown_page, termin
 from benchmark.checking.trials import Trial
 from benchmark.checking.volumes import Subject
 from benchmark.containers.efficiency import add_container_options
-from benchmark.containers.engine import image_id, remove_abandoned, team_of
+from benchmark.containers.engine import archive_team, image_id, remove_abandoned, team_of
 from benchmark.containers.machine import describe_machine, open_gpu
 from benchmark.containers.measurement import Conditions
 from benchmark.containers.results import progress_line
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.archive:
         log(f"loading {arguments.archive}")
         image, findings = images.load(arguments.archive)
-        team = arguments.archive.name.partition(".")[0] or "team"
+        team = archive_team(arguments.archive) or "team"
     else:
         image, findings = images.find(arguments.image)
         team = team_of(image)

@@ -41,7 +41,7 @@ def load(archive: Path) -> tuple[str | None, list[Finding]]:
     except engine.EngineError as error:
         engine.image_id(wanted)  # raises where it is the engine that is at fault
         loads = finding(FAILED, "archive loads", str(error))
-    named = archive.name == archive.name.partition(".")[0] + ".tar.gz" != ".tar.gz"
+    named = archive.name == engine.archive_team(archive) + ".tar.gz" != ".tar.gz"
     findings = [
         finding(PASSED if named else WARNED, "archive's name", archive.name),
         _judge_size("archive's size", archive.stat().st_size),

@@ -116,9 +116,14 @@ def find_image(name: str) -> str:
     return image
 
 
+def archive_team(archive: Path) -> str:
+    """Return a team's name: its archive's up to the first dot."""
+    return archive.name.partition(".")[0]
+
+
 def archive_image(archive: Path) -> str:
-    """Return the image that the organisers run: the file's name up to the first dot, lower case."""
-    return archive.name.partition(".")[0].lower() + ":latest"
+    """Return the image that the organisers run: the team's name in lower case."""
+    return archive_team(archive).lower() + ":latest"
 
 
 def load_images(archive: Path) -> list[str]:

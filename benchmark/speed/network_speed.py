@@ -19,6 +19,9 @@ from inference.prediction import Predictor
 from inference.startup import reuse_freed_memory
 
 
+_SLICES = 8  # that each step is timed on
+
+
 def median_seconds(device: torch.device, repeats: int, step: Callable[[], object]) -> float:
     """Return the median time of a step, until the device has done it, after one to warm up."""
     seconds = []
@@ -54,7 +57,7 @@ def measure_network(weights: Path, on: str, size: tuple[int, int]) -> dict:
     device, reduction = choose_device(on), read_metadata(weights).matrix_reduction
     matrix = [-(-length // (reduction * DOWNSAMPLING)) * DOWNSAMPLING for length in size]
     torch.manual_seed(0)
-    slices = torch.randn(8, 1, *matrix)  # not zeros, which some hardware multiplies faster
+    slices = torch.randn(_SLICES, 1, *matrix)  # not zeros, which some hardware multiplies faster
     steps: list[tuple[str, float]] = []
 
     def add(name: str, label_all: Callable[[], object]) -> None:

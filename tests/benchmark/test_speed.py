@@ -78,8 +78,9 @@ def test_operations_of_the_full_network():
 
 
 @pytest.mark.slow
-def test_steps_on_cuda(weights_file, cuda_device):
+def test_steps_on_cuda(weights_file, cuda_device, monkeypatch):
     cuda_device()
+    monkeypatch.setattr(network_speed, "_SLICES", 1)
     steps = network_speed.measure_network(weights_file, "cuda", (16, 16))["steps"]
     assert len(steps) == 4
     assert all(milliseconds > 0 for _, milliseconds in steps)

@@ -18,7 +18,6 @@ from inference.network.weights import WeightsMetadata, load_weights, read_metada
 from inference.prediction import Predictor
 from inference.startup import reuse_freed_memory
 
-
 _SLICES = 8  # that each step is timed on
 
 

@@ -175,12 +175,7 @@ def _labels(text: str) -> tuple[int, ...]:
 def parse_arguments(
     arguments: list[str] | None, parser: argparse.ArgumentParser | None = None
 ) -> argparse.Namespace:
-    """Parse and check everything that can be checked without torch; exits with 2 if wrong.
-
-    Args:
-        arguments: by default the process's own.
-        parser: by default `make_parser()`; another one has its options too.
-    """
+    """Parse and check everything that can be checked without torch; exits with 2 if wrong."""
     parser = parser or make_parser()
     options = parser.parse_args(arguments)
 
@@ -200,23 +195,19 @@ def parse_arguments(
     except OSError as error:
         reason = f"files cannot be written and renamed there ({one_line(error)})"
         parser.error(f"--output {options.output}: {reason}")
-    shard = _parse_shard(options, parser) if options.shard else None
+    shard = None
+    if options.shard:
+        try:
+            shard = parse_shard(options.shard, os.environ)
+        except ValueError as error:
+            parser.error(f"--shard {one_line(error)}")
+        options.statistics, options.manifest = (
+            path and shard_file(path, *shard) for path in (options.statistics, options.manifest)
+        )
     _protect_inputs(options, parser)  # those of other shards too
     if shard:
         options.sources = shard_of(options.sources, *shard)
     return options
-
-
-def _parse_shard(options: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[int, int]:
-    """Return which shard of how many; its table and manifest get names of their own."""
-    try:
-        shard = parse_shard(options.shard, os.environ)
-    except ValueError as error:
-        parser.error(f"--shard {one_line(error)}")
-    for name in ("statistics", "manifest"):
-        if path := getattr(options, name):
-            setattr(options, name, shard_file(path, *shard))
-    return shard
 
 
 def _find_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Source]:
@@ -235,7 +226,8 @@ def _find_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -
     if not reason:
         if options.format != "nifti":
             parser.error(f"--format {options.format}: a DICOM SEG belongs to a DICOM series")
-        if others := _find_others(source, paths):
+        beside = set(source.iterdir()) - set(paths) if stat.S_ISDIR(mode) else ()
+        if others := sorted(path.name for path in beside if not path.name.startswith(".")):
             count = f"{len(others)} entries" if len(others) > 1 else "1 entry"
             options.skipped = [f"{count} of {source} without .nii.gz or .nii, such as {others[0]}"]
         return [NiftiFile(path) for path in paths]
@@ -247,14 +239,6 @@ def _find_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -
         skipped = "".join(f"; skipped: {line}" for line in options.skipped)
         parser.error(f"--input {source}: {reason}, and no CT series in DICOM{skipped}")
     return series
-
-
-def _find_others(source: Path, paths: list[Path]) -> list[str]:
-    """Return the names in a folder that are not hidden and none of these paths."""
-    if not source.is_dir():
-        return []
-    names = {path.name for path in source.iterdir() if not path.name.startswith(".")}
-    return sorted(names - {path.name for path in paths})
 
 
 def _find_series(options: argparse.Namespace, parser: argparse.ArgumentParser) -> "list[Series]":

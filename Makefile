@@ -7,6 +7,11 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 IMAGE := abdoseg:latest
 
+# One process a core, up to four, each with one thread; a process that runs out of tests takes over
+# half of another's.
+WORKERS := $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
+PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) --dist worksteal
+
 # Once more as on a processor without bfloat16.
 HELD_TO_FP32 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 PREDICTION_TESTS := $(patsubst %,tests/inference/test_%.py,prediction service default_weights resuming)
@@ -45,13 +50,13 @@ test: setup browser dciodvfy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(PYTHON) -X warn_default_encoding -m pytest
-	$(HELD_TO_FP32) $(PYTHON) -m pytest $(PREDICTION_TESTS)
+	PYTHONWARNDEFAULTENCODING=1 $(PYTEST)
+	$(HELD_TO_FP32) $(PYTEST) $(PREDICTION_TESTS)
 
 quick: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(PYTHON) -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 docker:
 	docker build -t $(IMAGE) .

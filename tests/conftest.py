@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import itertools
+import os
 import signal
 from pathlib import Path
 
@@ -253,8 +254,9 @@ def cts(folders, ct):
 
 
 def pytest_collection_finish():
-    """Keep the garbage collector from looking through torch's objects again and again."""
-    gc.freeze()
+    """Prepare a process that runs tests."""
+    gc.freeze()  # or the collector would look through torch's objects again and again
+    os.environ.pop("PYTHONWARNDEFAULTENCODING", None)  # what the tests start would print it
 
 
 @pytest.hookimpl(tryfirst=True)  # before the tests of `-m "not slow"` are chosen

@@ -17,12 +17,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import torch
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-    FakeTensorMode,
-)
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -48,6 +43,8 @@ _FLOATING_ONLY = {
 }
 _WIDE_UNSIGNED = {torch.uint16, torch.uint32, torch.uint64}
 
+_TAKES_HOST = {aten._to_copy, aten.copy_, aten.index, aten.index_put_}
+_UNKNOWN_SIZE = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
 _FUSED = {aten.cudnn_convolution_relu, aten.cudnn_convolution_add_relu}
 
 
@@ -89,7 +86,6 @@ class FakeCuda(TorchDispatchMode):
         self.fused = fused if callable(fused) else lambda operator, channels: fused
         self.traffic = Traffic()
         self.operators = []  # every operator that ran on the device, in order
-        self.types = set()  # of the arguments of the last one
         self._fakes = _FakeMode(allow_non_fake_inputs=False)
         self._lock = threading.RLock()
         self._pinned = set()
@@ -141,85 +137,30 @@ class FakeCuda(TorchDispatchMode):
         elif packet is aten.copy_ and not isinstance(arguments[1], FakeTensor):
             self.traffic.uploads.append((tuple(arguments[1].shape), arguments[1].dtype))
             self._wait(operator)
-        self._check_types(packet, arguments)
-        self.types = {leaf.dtype for leaf in leaves if isinstance(leaf, FakeTensor)}
-        if packet in _FUSED and not self.fused(packet, arguments[0].shape[1]):
-            raise RuntimeError("GET was unable to find an engine to execute this computation")
+        self._check(packet, arguments)
         self.operators.append(packet)
-
-        result = self._compute(operator, arguments, options)
-        try:
-            fake = self._fake(operator, arguments, options)
-        except (DynamicOutputShapeException, DataDependentOutputException):
-            self._wait(operator)  # the host must know how large the result is
-            return tree_map(lambda leaf: self._wrap(leaf), result)
+        if packet is aten.index:
+            unknown_size = any(
+                index is not None and index.dtype == torch.bool for index in arguments[1]
+            )
+        else:
+            unknown_size = not _UNKNOWN_SIZE.isdisjoint(operator.tags)
+        if unknown_size:
+            self._wait(operator)
         same = {id(leaf.values): leaf for leaf in leaves if isinstance(leaf, FakeTensor)}
-        fresh = not any(result.alias_info for result in operator._schema.returns)
-        outputs = [
-            self._pair(of_fake, value, same, fresh)
-            for of_fake, value in zip(tree_leaves(fake), tree_leaves(result), strict=True)
-        ]
-        if not isinstance(fake, tuple | list):
-            return outputs[0]
-        return type(fake)(outputs)
-
-    def _pair(self, fake, values, same, fresh):
-        if not isinstance(fake, torch.Tensor):
-            return fake
-        if id(values) in same:
-            return same[id(values)]
-        assert fake.shape == values.shape, (fake.shape, values.shape)
-        assert fake.dtype == values.dtype, (fake.dtype, values.dtype)
-        if fresh and fake.stride() != values.stride():
-            restrided = torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype)
-            values = restrided.copy_(values)
-        fake.values = values
-        return fake
+        result = self._compute(operator, arguments, options)
+        return tree_map(lambda v: same[id(v)] if id(v) in same else self._wrap(v), result)
 
     def _wrap(self, values):
         if not isinstance(values, torch.Tensor):
             return values
-        meta = torch.empty_strided(values.shape, values.stride(), dtype=values.dtype, device="meta")
-        fake = FakeTensor(self._fakes, meta, torch.device("cuda:0"))
+        with torch.inference_mode(False):  # what a view of a tensor made outside of it must be
+            meta = torch.empty_strided(
+                values.shape, values.stride(), dtype=values.dtype, device="meta"
+            )
+            fake = FakeTensor(self._fakes, meta, torch.device("cuda:0"))
         fake.values = values
         return fake
-
-    def _fake(self, operator, arguments, options):
-        """The operation as torch's fake tensors see it."""
-
-        def faked(leaf):
-            if isinstance(leaf, torch._C.Generator):
-                return None
-            if not isinstance(leaf, torch.Tensor) or isinstance(leaf, FakeTensor):
-                return leaf
-            meta = torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device="meta")
-            return FakeTensor(self._fakes, meta, torch.device("cpu"))
-
-        arguments, options = tree_map(faked, (arguments, options))
-        if "device" in options:
-            options["device"] = torch.device("cuda:0")
-        if operator.overloadpacket in _FUSED:
-            return self._fake_fused(operator, arguments)
-        with self._fakes:
-            return operator(*arguments, **options)
-
-    def _fake_fused(self, operator, arguments):
-        """As `convolution`: torch has no rule of shapes for these two."""
-        features, weight, *more = arguments
-        total = [more.pop(0)] if operator.overloadpacket is aten.cudnn_convolution_add_relu else []
-        if total:
-            more.pop(0)
-        bias, stride, padding, dilation, groups = more
-        for tensor in (weight, *total, *([] if bias is None else [bias])):
-            assert tensor.device == features.device, "tensors on two devices"
-            assert tensor.dtype == features.dtype, "tensors of two types"
-        with self._fakes:
-            made = aten.convolution(
-                features, weight, bias, stride, padding, dilation, False, [0, 0], groups
-            )
-            for tensor in total:
-                assert tensor.shape == made.shape
-        return made
 
     def _compute(self, operator, arguments, options):
         """The operation on the values, on the host."""
@@ -255,13 +196,20 @@ class FakeCuda(TorchDispatchMode):
             result.fill_(float("nan") if result.is_floating_point() else 77)
         return result
 
-    def _check_types(self, packet, arguments):
-        tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, FakeTensor)]
-        for tensor in tensors:
-            if packet in _FLOATING_ONLY and not tensor.is_floating_point():
+    def _check(self, packet, arguments):
+        """Refuse what a device refuses: tensors of the host, types and kernels that it lacks."""
+        for tensor in tree_leaves(arguments):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            if not isinstance(tensor, FakeTensor):
+                if tensor.ndim and packet not in _TAKES_HOST:
+                    raise RuntimeError(f"{packet}: tensors on two devices")
+                continue
+            wide = tensor.dtype in _WIDE_UNSIGNED and packet is not aten._to_copy
+            if wide or (packet in _FLOATING_ONLY and not tensor.is_floating_point()):
                 raise NotImplementedError(f'"{packet}" not implemented for {tensor.dtype}')
-            if tensor.dtype in _WIDE_UNSIGNED and packet is not aten._to_copy:
-                raise NotImplementedError(f'"{packet}" not implemented for {tensor.dtype}')
+        if packet in _FUSED and not self.fused(packet, arguments[0].shape[1]):
+            raise RuntimeError("GET was unable to find an engine to execute this computation")
 
     def _is_pinned(self, tensor):
         return tensor.untyped_storage().data_ptr() in self._pinned

@@ -5,7 +5,7 @@
     geometry.py     slices -> Stack, their order and affine
     pixels.py       the slices' pixels; compressed ones are decoded in processes
     series.py       Series, which the service reads as a `Volume`
-    segmentation.py a label map -> DICOM SEG; headers.py corrects what it copies, codes.py its codes
+    segmentation.py a label map -> DICOM SEG; headers.py corrects what it copies
 
 SimpleITK's series reader was tried on phantoms: it read a series with a slice missing (4 mm became
 5), with one twice, of mixed orientations and spacings, and with a tilted gantry as straight

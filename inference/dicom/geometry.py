@@ -27,13 +27,11 @@ class Stack:
     Attributes:
         slices: along the normal of their planes (right-handed: columns, rows, slices).
         affine: 4x4, indices of column, row and slice to RAS+, mm.
-        spacing: mm between columns, between rows, and between the slices' planes.
         tilt: degrees between the line through the slices and the normal of their planes.
     """
 
     slices: tuple[Slice, ...]
     affine: np.ndarray
-    spacing: tuple[float, float, float]
     tilt: float
 
     def header(self, dtype: np.dtype) -> nibabel.Nifti1Header:
@@ -78,8 +76,7 @@ def stack(slices: list[Slice]) -> Stack:
     normal /= np.linalg.norm(normal)
 
     ordered, step = _in_order(slices, normal)
-    distance = float(step @ normal)
-    tilt = float(np.degrees(np.arccos(min(1.0, float(distance / np.linalg.norm(step))))))
+    tilt = float(np.degrees(np.arccos(min(1.0, step @ normal / np.linalg.norm(step)))))
     if tilt > _MAX_TILT:
         raise VolumeError(f"its slices are stacked at {tilt:.0f} degrees to their normal")
     row_mm, column_mm = slices[0].pixel_mm  # between rows, and between columns
@@ -91,7 +88,6 @@ def stack(slices: list[Slice]) -> Stack:
     return Stack(
         slices=tuple(ordered),
         affine=_LPS_TO_RAS @ affine,
-        spacing=(column_mm, row_mm, distance),
         tilt=tilt if tilt >= _MIN_TILT else 0.0,
     )
 

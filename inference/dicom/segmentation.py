@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from highdicom import AlgorithmIdentificationSequence, PlanePositionSequence
+from highdicom.color import CIELabColor
 from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentDescription
 from highdicom.sr import CodedConcept
 from pydicom import Dataset
@@ -24,14 +25,14 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEnd
 
 from .. import __version__
 from ..files import write_atomically
-from ..labels import LABEL_NAMES
+from ..labels import LABEL_NAMES, TUMOR
 from ..network.weights import read_metadata
+from ..records.colours import LABEL_COLOURS
 from ..records.provenance import Provenance, same_signature
 from ..sources import Source
 from ..volume import Volume, VolumeError
-from .codes import label_code
 from .headers import REFERENCES, correct
-from .series import Series, slices_of_label_map
+from .series import Series
 from .slices import integer
 
 _SEG_CLASSES = {
@@ -39,6 +40,7 @@ _SEG_CLASSES = {
     "deflated": "1.2.840.10008.5.1.4.1.1.66.4",
     "labelmap": "1.2.840.10008.5.1.4.1.1.66.7",
 }
+_SIDES = {"right": codes.SCT.Right, "left": codes.SCT.Left}
 
 
 class SegmentationWriter:
@@ -71,7 +73,8 @@ class SegmentationWriter:
             VolumeError: an attribute that a SEG needs is missing; the message names it.
             OSError: the file cannot be written, or the series no longer be read.
         """
-        series, labels = _series(source), slices_of_label_map(label_map, volume)
+        series = _series(source)
+        labels = volume.as_stored(label_map).transpose(2, 1, 0)  # (slices, rows, columns)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -125,8 +128,7 @@ class SegmentationWriter:
 
 
 def _series(source: Source) -> Series:
-    if not isinstance(source, Series):
-        raise VolumeError("a DICOM SEG belongs to a DICOM series")
+    assert isinstance(source, Series)  # the options refuse a SEG of anything else
     return source
 
 
@@ -151,20 +153,24 @@ def _algorithm(provenance: Provenance) -> AlgorithmIdentificationSequence:
 def _describe(
     number: int, label: int, algorithm: AlgorithmIdentificationSequence
 ) -> SegmentDescription:
-    """Return a segment's description."""
-    code = label_code(label)
+    """Return a label's description, with SNOMED CT codes of the standard's own tables (PS3.16)."""
+    name = LABEL_NAMES[label]
+    side, _, organ = name.partition(" ")
+    kind = "neoplasm" if label == TUMOR else organ if side in _SIDES else name
+    category = "MorphologicallyAbnormalStructure" if label == TUMOR else "AnatomicalStructure"
     described = SegmentDescription(
         segment_number=number,
-        segment_label=LABEL_NAMES[label],
-        segmented_property_category=code.category,
-        segmented_property_type=code.kind,
+        segment_label=name,
+        segmented_property_category=getattr(codes.SCT, category),
+        segmented_property_type=getattr(codes.SCT, kind.title().replace(" ", "")),
         algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=algorithm,
-        display_color=code.colour,
+        display_color=CIELabColor.from_rgb(*LABEL_COLOURS[label].tolist()),
     )
-    if code.side is not None:
-        kind = described.SegmentedPropertyTypeCodeSequence[0]
-        kind.SegmentedPropertyTypeModifierCodeSequence = [CodedConcept.from_code(code.side)]
+    if side in _SIDES:
+        (kind_code,) = described.SegmentedPropertyTypeCodeSequence
+        code = CodedConcept.from_code(_SIDES[side])
+        kind_code.SegmentedPropertyTypeModifierCodeSequence = [code]
     return described
 
 
@@ -180,7 +186,7 @@ def _headers(series: Series) -> list[Dataset]:
             headers.append(pydicom.dcmread(stream, stop_before_pixels=True, force=True))
     if 1 < len(headers) < len(series.stack.slices):
         raise VolumeError("no DICOM SEG can be made of several files with NumberOfFrames")
-    for keyword in ("FrameOfReferenceUID", "StudyInstanceUID"):
+    for keyword in REFERENCES:
         uids = [header.get(keyword) for header in headers]
         found = next((uid for uid in uids if uid and isinstance(uid, str)), None)
         if found is None:
@@ -191,11 +197,7 @@ def _headers(series: Series) -> list[Dataset]:
 
 
 def _segmentation(
-    labels: np.ndarray,
-    series: Series,
-    headers: list[Dataset],
-    kind: str,
-    provenance: Provenance,
+    labels: np.ndarray, series: Series, headers: list[Dataset], kind: str, provenance: Provenance
 ) -> Segmentation:
     """Return the SEG of labels: (slices, rows, columns), in the series' order."""
     slices = series.stack.slices
@@ -207,8 +209,7 @@ def _segmentation(
             for place in order
         ]
     algorithm = _algorithm(provenance)
-    counts = np.bincount(labels.ravel())[1:].tolist()
-    present = [label for label, count in enumerate(counts, start=1) if count] or [1]
+    present = (np.flatnonzero(np.bincount(labels.ravel())[1:]) + 1).tolist() or [1]
     numbers = np.arange(len(LABEL_NAMES), dtype=np.uint8)
     if kind != "labelmap":  # segments must count from 1 without a gap
         numbers[present] = np.arange(1, len(present) + 1)

@@ -5,7 +5,6 @@ from functools import cached_property
 from pathlib import Path
 
 import nibabel
-import numpy as np
 
 from ..volume import Admit, OnContent, Volume, VolumeError, header_grid, volume_on
 from .geometry import Stack, stack
@@ -96,8 +95,3 @@ class Series:
             0.0 if in_hu else ordered[0].intercept,
             header,
         )
-
-
-def slices_of_label_map(label_map: np.ndarray, volume: Volume) -> np.ndarray:
-    """Return a label map in the order of the series' slices: (slices, rows, columns)."""
-    return volume.as_stored(label_map).transpose(2, 1, 0)

@@ -15,9 +15,9 @@ from conftest import metadata_of, trained_looking_network
 from pydicom.datadict import dictionary_VR
 from pydicom.sr._concepts_dict import concepts
 from pydicom.valuerep import PersonName
+from skimage.color import lab2rgb
 
 from inference import __version__
-from inference.dicom.codes import label_code
 from inference.dicom.segmentation import SegmentationWriter
 from inference.labels import LABEL_NAMES, TUMOR
 from inference.network.weights import save_weights
@@ -163,26 +163,25 @@ def test_frames_of_a_tilted_gantry_lie_where_its_slices_do(provenance, tmp_path)
     np.testing.assert_array_equal(read, np.where(LABELS, NAMES[LABELS], ""))
 
 
-def test_codes_are_those_of_the_standards_tables():
+def test_codes_are_of_the_standards_tables_and_colours_of_the_contact_sheets(provenance, tmp_path):
     known = {
         (value, meaning.lower())
         for entry in concepts["SCT"].values()
         for value, (meaning, _) in entry.items()
     }
-    for label, name in list(enumerate(LABEL_NAMES))[1:]:
-        code = label_code(label)
+    every_label = (np.arange(HU.size) % 15).reshape(HU.shape).astype(np.uint8)
+    segments = pydicom.dcmread(made(tmp_path, provenance, labels=every_label)[0]).SegmentSequence
+    for label, (name, segment) in enumerate(zip(LABEL_NAMES[1:], segments, strict=True), start=1):
+        assert segment.SegmentLabel == name
+        (kind,) = segment.SegmentedPropertyTypeCodeSequence
         side = name.split()[0] if name.startswith(("right ", "left ")) else ""
-        assert (code.side.meaning.lower() if code.side else "") == side
+        sides = kind.get("SegmentedPropertyTypeModifierCodeSequence", ())
+        assert "".join(one.CodeMeaning.lower() for one in sides) == side
         wanted = "neoplasm" if label == TUMOR else name.removeprefix(side).strip()
-        assert code.kind.meaning.lower() == wanted and (code.kind.value, wanted) in known
-        assert code.category.value in ("91723000", "49755003")  # CID 7150
-
-
-def test_colours_come_back_as_those_of_the_contact_sheets():
-    from skimage.color import lab2rgb
-
-    for label in range(1, 15):
-        low, a, b = label_code(label).colour.value
+        assert kind.CodeMeaning.lower() == wanted and (kind.CodeValue, wanted) in known
+        (category,) = segment.SegmentedPropertyCategoryCodeSequence
+        assert category.CodeValue in ("91723000", "49755003")  # CID 7150
+        low, a, b = segment.RecommendedDisplayCIELabValue
         lab = np.array([low / 65535 * 100, a / 65535 * 255 - 128, b / 65535 * 255 - 128])
         np.testing.assert_allclose(lab2rgb(lab) * 255, LABEL_COLOURS[label], atol=2.5)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from . import startup
 from .cuda import driver
-from .network.weights import common_metadata, default_weights, read_metadata
+from .network.weights import common_metadata, default_weights, load_weights, read_metadata
 from .phases import PhaseTimer
 from .records.provenance import Provenance
 from .terminal import log
@@ -73,7 +73,6 @@ class NetworkLoader:
         prediction = self._prediction
         with self._timer.phase("context"):
             from .cuda import runtime as cuda
-            from .network.weights import load_weights
 
             try:
                 predictor = prediction.Predictor(

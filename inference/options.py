@@ -8,25 +8,14 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from . import __version__
-from .files import (
-    SUFFIXES,
-    check_writable,
-    file_identity,
-    find_entries,
-    one_line,
-    why_not_a_volume,
-)
+from .files import SUFFIXES, check_writable, file_identity, find_entries, one_line, why_not_a_volume
 from .labels import LABEL_NAMES
 from .phases import LOG_VARIABLE
 from .shards import parse_shard, shard_file, shard_of
 from .sources import NiftiFile, Source
 from .terminal import Parser, log
-
-if TYPE_CHECKING:
-    from .dicom.series import Series
 
 _IN_TREE = __package__ == "inference"  # not installed as `abdoseg`
 _ROOT = Path(__file__).parents[1] if _IN_TREE else Path()
@@ -211,6 +200,7 @@ def parse_arguments(
 
 
 def _find_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Source]:
+    """Return the volumes or series of the input; what else is there goes to `options.skipped`."""
     source = options.input
     try:
         mode = source.stat().st_mode
@@ -234,24 +224,18 @@ def _find_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -
     of_volume = source.name.lower().endswith(SUFFIXES) and not stat.S_ISDIR(mode)
     if of_volume or not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
         parser.error(f"--input {source}: {reason}")
-    series: list[Source] = [*_find_series(options, parser)]
-    if not series:
-        skipped = "".join(f"; skipped: {line}" for line in options.skipped)
-        parser.error(f"--input {source}: {reason}, and no CT series in DICOM{skipped}")
-    return series
-
-
-def _find_series(options: argparse.Namespace, parser: argparse.ArgumentParser) -> "list[Series]":
-    """Return the DICOM series of the input; what else is there goes to `options.skipped`."""
     from .dicom.discovery import find_series  # only for those who have DICOM
 
     if not options.quiet:
         log("No NIfTI file there: looking for DICOM series")
     try:
-        series, options.skipped = find_series(options.input, options.names)
+        series, options.skipped = find_series(source, options.names)
     except (OSError, ValueError) as error:
-        parser.error(f"--input {options.input}: {one_line(error)}")
-    return series
+        parser.error(f"--input {source}: {one_line(error)}")
+    if not series:
+        skipped = "".join(f"; skipped: {line}" for line in options.skipped)
+        parser.error(f"--input {source}: {reason}, and no CT series in DICOM{skipped}")
+    return [*series]
 
 
 def _protect_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -261,18 +245,14 @@ def _protect_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser
     outputs = Outputs(options)
     sources = [source for source in options.sources if not source.refusal]
     inputs = {file_identity(file): file for source in sources for file in source.files}
-    written = {
-        "--output": [path for source in sources for path in outputs.files(source.name)],
-        "--statistics": [options.statistics] if options.statistics else [],
-        "--manifest": [options.manifest] if options.manifest else [],
-    }
-    for flag, paths in written.items():
-        for path in paths:
-            if (source := inputs.get(file_identity(path))) is not None:
-                parser.error(
-                    f"{flag} {path} is an input, {source}: it would be written over; name another "
-                    "folder"
-                )
+    written = [("--output", path) for source in sources for path in outputs.files(source.name)]
+    written += [("--statistics", options.statistics), ("--manifest", options.manifest)]
+    for flag, path in written:
+        if path and (source := inputs.get(file_identity(path))) is not None:
+            parser.error(
+                f"{flag} {path} is an input, {source}: it would be written over; name another "
+                "folder"
+            )
     of_dicom = not all(isinstance(source, NiftiFile) for source in options.sources)
     if of_dicom and file_identity(options.output) == file_identity(options.input):
         parser.error(

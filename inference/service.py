@@ -85,11 +85,7 @@ class Service:
         self._stop: BaseException | None = None
 
     def stop(self, error: BaseException) -> bool:
-        """Ask to end with an error as soon as the case that is being predicted is written.
-
-        Returns:
-            Whether it will; if no case is being predicted there is nothing to wait for.
-        """
+        """Ask to end with an error as soon as the case being predicted, if any, is written."""
         if self._predicting:
             self._stop = error
         return self._predicting

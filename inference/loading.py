@@ -23,14 +23,8 @@ class NetworkLoader:
     """Decides which weights and device a command line uses, and loads the network.
 
     Torch is imported when the network is loaded, while the first volume is being read, or when the
-    weights are asked for and depend on what devices there are.
-
-    Attributes:
-        provenance: of what the network will label; its device and precision once it is loaded.
-
-    Args:
-        options: of `parse_arguments`; `device` may be changed until it is first needed.
-        timer: of the phases "imports" and "context".
+    weights are asked for and depend on what devices there are. Until then `options.device` may be
+    changed. The provenance has device and precision once the network is loaded.
 
     Raises:
         WeightsError: there are no weights, or they cannot be used.

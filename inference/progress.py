@@ -82,18 +82,13 @@ class Progress(Observer):
 
 def closing_table(cases: list[Case], timer: PhaseTimer) -> str:
     """Return the closing table: case, shape, seconds of each step, status."""
-    rows: list[tuple[str, ...]] = [("case", "shape", *STAGES, "status")]
+    rows = [["case", "shape", *STAGES, "status"]]
     for case in cases:
         # A case that was not read may have the name of another.
         seconds = timer.seconds(case.name) if case.shape and case.status != "kept" else {}
-        rows.append(
-            (
-                printable(case.name),
-                "×".join(map(str, case.shape)) or "-",
-                *(f"{seconds[stage]:.2f}" if stage in seconds else "-" for stage in STAGES),
-                case.status,
-            )
-        )
+        shown = [f"{seconds[stage]:.2f}" if stage in seconds else "-" for stage in STAGES]
+        shape = "×".join(map(str, case.shape)) or "-"
+        rows.append([printable(case.name), shape, *shown, case.status])
     columns = []
     for number, cells in enumerate(zip(*rows, strict=True)):
         width = max(map(_width, cells))

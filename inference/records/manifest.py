@@ -130,14 +130,8 @@ class Manifest:
 class Records:
     """The records of a run, in a manifest and a table of statistics, each if asked for.
 
-    Attributes:
-        incomplete: a line of the manifest could not be written.
-
-    Args:
-        options: of `parse_arguments`: their files, and whether a table that is there keeps its
-            rows; a manifest always does.
-        timer: with each case's seconds.
-        provenance: what makes the label maps.
+    A table that is there keeps its rows if existing label maps are kept, a manifest always. They
+    are `incomplete` if a line of the manifest could not be written.
 
     Raises:
         ValueError: one of the files cannot be written or is something else; the message names its

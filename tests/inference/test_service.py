@@ -25,6 +25,7 @@ from conftest import (
 from PIL import Image
 
 from inference import files
+from inference.records.colours import SLICER_TABLE
 from inference.records.preview import write_preview
 from inference.service import STAGES, Service
 from inference.volume import read_volume
@@ -201,6 +202,7 @@ def test_a_preview_that_fails_costs_no_case(folders, run, cts, capsys):
         (["--weights", "none.safetensors"], "none.safetensors"),
         (["--weights", "{tmp}/text.txt"], "text.txt"),
         (["--output", "{tmp}/text.txt/x"], "text.txt/x"),
+        (["--colours", "--output", "{tmp}/taken"], "--colours"),
         (["--organs", "liver,heart"], "heart"),
         (["--shard", "3/3"], "3/3"),
         (["--what"], "--what"),
@@ -211,6 +213,7 @@ def test_wrong_usage_is_one_line(
 ):
     cts("a")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "taken" / SLICER_TABLE).mkdir(parents=True)
     (tmp_path / "text.txt").write_text("text")
     os.mkfifo(tmp_path / "pipe.nii.gz")
     monkeypatch.setattr(Service, "run", lambda *_: pytest.fail("a case was started"))

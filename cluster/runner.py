@@ -79,8 +79,7 @@ class RayRunner(Observer):
         self._actor_class = worker_class.options(max_concurrency=CASES_IN_FLIGHT, **options.each)
         self._workers: list[WorkerHandle] = []
         self._calls: dict[ray.ObjectRef, tuple[WorkerHandle, Case | None]] = {}
-        self._queue: deque[Case] = deque()
-        self._retries: deque[Case] = deque()
+        self._queue: deque[Case] = deque()  # what was lost with a worker comes first
         self._losses: Counter[str] = Counter()
         self._printed: set[str] = set()
         self._ever_ready = False
@@ -117,8 +116,8 @@ class RayRunner(Observer):
         for _ in range(min(self._options.workers, len(self._queue))):
             self._start_worker()
         try:
-            while self._queue or self._retries or any(case for _, case in self._calls.values()):
-                if not self._workers and (self._queue or self._retries):
+            while self._queue or any(case for _, case in self._calls.values()):
+                if not self._workers and self._queue:
                     self._fail_rest()
                     continue
                 for worker in self._workers:
@@ -151,11 +150,11 @@ class RayRunner(Observer):
     def _next_case(self, worker: WorkerHandle) -> Case | None:
         """Return the case that a worker gets now, if any."""
         alone = any(self._losses[case.name] for case in worker.cases)
-        if not worker.ready or alone or len(worker.cases) == CASES_IN_FLIGHT:
+        if not (worker.ready and self._queue) or alone or len(worker.cases) == CASES_IN_FLIGHT:
             return None
-        if self._retries:  # first of all, on the first worker that has nothing else
-            return None if worker.cases else self._retries.popleft()
-        return self._queue.popleft() if self._queue else None
+        if worker.cases and self._losses[self._queue[0].name]:
+            return None  # it waits for a worker that has nothing else
+        return self._queue.popleft()
 
     def _receive(self, call: ray.ObjectRef) -> None:
         """Receive the result of a call."""
@@ -204,7 +203,7 @@ class RayRunner(Observer):
         self._losses[case.name] += 1
         if self._losses[case.name] < TRIES:
             worker.cases.remove(case)
-            self._retries.append(case)
+            self._queue.appendleft(case)
         else:
             reason = f"its worker was lost {TRIES} times, the last time because {reason}"
             self._end(worker, case, status="failed", reason=reason)
@@ -220,11 +219,10 @@ class RayRunner(Observer):
         """Fail what is left when no worker is."""
         if not self._ever_ready:
             raise StartError(f"no worker could start: {self._why_removed}")
-        for case in (*self._retries, *self._queue):
+        while self._queue:
+            case = self._queue.popleft()
             case.status, case.reason = "failed", f"no worker is left: {self._why_removed}"
             self.on_case(case)
-        self._retries.clear()
-        self._queue.clear()
 
     def on_case(self, case: Case) -> None:
         """Report a case that has ended, beside the bar."""

@@ -12,43 +12,27 @@ from .volume import Volume
 class Case:
     """One volume of a run, and what becomes of it.
 
-    Attributes:
-        source: the volume's file, or its DICOM series.
-        name: NAME of `NAME_0000.nii.gz`.
-        status: "waiting", then "done", "kept" (its label map was there before) or "failed".
-        reason: why it failed, in one line.
-        warnings: what else went wrong and costs no label map; why one that was there is recomputed.
-        shape: as the file's header has it, (i, j, k), once read.
-        flags: doubts about the label map.
-        statistics: of `label_statistics`, if records are asked for.
-        input_info: the record's fields of the input, if records are asked for.
+    Its status is "waiting", then "done", "kept" (its label map was there before) or "failed".
+    Statistics and what is known of the input are there if records are asked for.
     """
 
     source: Source
-    name: str
+    name: str  # NAME of `NAME_0000.nii.gz`
     status: str = "waiting"
-    reason: str = ""
-    warnings: list[str] = field(default_factory=list)
-    shape: tuple[int, ...] = ()
-    flags: list[Flag] = field(default_factory=list)
-    statistics: dict[str, dict] = field(default_factory=dict)
-    input_info: dict = field(default_factory=dict)
+    reason: str = ""  # why it failed, in one line
+    warnings: list[str] = field(default_factory=list)  # which cost no label map, or why it is anew
+    shape: tuple[int, ...] = ()  # (i, j, k), as the file's header has it, once read
+    flags: list[Flag] = field(default_factory=list)  # doubts about the label map
+    statistics: dict[str, dict] = field(default_factory=dict)  # of `label_statistics`
+    input_info: dict = field(default_factory=dict)  # the record's fields of the input
 
 
 @dataclass
 class ReadCase:
-    """A case whose volume is in memory.
-
-    Attributes:
-        case: whose volume it is.
-        volume: as read.
-        window: its 1st and 99th percentile, in the units of its voxels.
-        files_state: of its source, before it was read.
-        memory: bytes taken of the budget for it.
-    """
+    """A case whose volume is in memory."""
 
     case: Case
     volume: Volume
-    window: tuple[float, float]
-    files_state: set[tuple[Path, int, int]] | None
-    memory: int
+    window: tuple[float, float]  # its 1st and 99th percentile, in the units of its voxels
+    files_state: set[tuple[Path, int, int]] | None  # of its source, before it was read
+    memory: int  # bytes taken of the budget for it

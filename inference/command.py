@@ -16,7 +16,7 @@ from .phases import LOG_VARIABLE, PhaseTimer
 from .progress import Progress, closing_table
 from .records.colours import write_colour_tables
 from .records.flags import count_in_words
-from .records.manifest import Records
+from .records.manifest import Records, naming_option
 from .service import Service
 from .signals import Stopped, signals_raise
 from .sources import Source
@@ -62,7 +62,8 @@ def run(options: argparse.Namespace, make_runner: Callable[..., Runner]) -> int:
     try:
         loader = NetworkLoader(options, timer)
         if options.colours:
-            write_colour_tables(options.output)
+            with naming_option(f"--colours in {options.output}"):
+                write_colour_tables(options.output)
         records = Records(options, timer, loader.provenance)
         progress = Progress(len(options.sources), records, quiet=options.quiet)
         runner = make_runner(options, loader, progress, timer)

@@ -13,15 +13,10 @@ _SLAB = 16
 
 
 class ComponentSizes(NamedTuple):
-    """Voxels that are left of each label, and the largest component that was cleared.
+    """Voxels that are left of each label, and those of the largest component that was cleared."""
 
-    Attributes:
-        kept: (labels,), voxels by label.
-        next_largest: (labels,), voxels of the largest component that was cleared; 0 where none was.
-    """
-
-    kept: np.ndarray
-    next_largest: np.ndarray
+    kept: np.ndarray  # (labels,)
+    next_largest: np.ndarray  # (labels,), 0 where none was cleared
 
 
 def _bounding_box(label_map: np.ndarray) -> tuple[slice, ...]:
@@ -35,12 +30,7 @@ def _bounding_box(label_map: np.ndarray) -> tuple[slice, ...]:
 
 
 def _join(count: int, pairs: np.ndarray) -> np.ndarray:
-    """Return for each of `count` parts the lowest of those that it is connected to.
-
-    Args:
-        count: parts, numbered from 0.
-        pairs: (pairs, 2), parts that touch.
-    """
+    """Return for each of `count` parts the lowest connected to it, by pairs (n, 2) that touch."""
     joined = np.arange(count)
     while True:
         ends = joined[pairs]

@@ -14,8 +14,7 @@ _BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}  # as the kernel names them
 def choose_device(requested: str) -> torch.device:
     """Return the device to run on: `auto` is the first CUDA device if there is one, else the CPU.
 
-    Returns:
-        The device; of CUDA always with its index, which half of torch's functions insist on.
+    One of CUDA always has its index, which half of torch's functions insist on.
 
     Raises:
         ValueError: a CUDA device was asked for that is not there.

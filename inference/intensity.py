@@ -37,12 +37,7 @@ def _histogram_percentiles(voxels: np.ndarray, percents: tuple[float, ...]) -> l
 def percentiles(voxels: np.ndarray, percents: tuple[float, ...] = (1.0, 99.0)) -> tuple[float, ...]:
     """Return percentiles of a whole volume, equal to `numpy.percentile` of its finite voxels.
 
-    Args:
-        voxels: any shape, any real type, in any memory order.
-        percents: each from 0 to 100.
-
-    Returns:
-        One value per percent, in the voxels' own units.
+    The voxels may be of any shape, real type and memory order; the result is in their own units.
 
     Raises:
         ValueError: no voxel is finite.
@@ -66,16 +61,10 @@ def clipped_window(
     slope: float,
     intercept: float,
 ) -> tuple[float, float]:
-    """Return the part of a window within a range of HU.
+    """Return the part of a window (low, high) within a range of HU, both in the units of voxels.
 
-    Args:
-        window: (low, high), in the units of voxels.
-        clip_hu: the range, HU; None leaves the window as it is.
-        slope, intercept: HU = slope * voxel + intercept.
-
-    Returns:
-        (low, high), in the units of voxels: the range's nearer end twice if they do not overlap,
-        and the window itself if the slope is 0, where all voxels are alike.
+    HU = slope * voxel + intercept. It is the range's nearer end twice if they do not overlap, and
+    the window itself without a range, or if the slope is 0, where all voxels are alike.
     """
     if clip_hu is None or slope == 0:
         return window

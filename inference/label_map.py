@@ -58,10 +58,7 @@ def why_not_label_map_of(
     Checked are its header (type; shape, affine and codes against the volume's; signature), then
     size and gzip check sum; not the voxels.
 
-    Args:
-        path: of the label map, gzipped.
-        header: of the volume.
-        signature: that it must have, but for the names of weights; None: any.
+    The signature is that which it must have, but for the names of weights; None: any.
     """
     try:
         if not path.is_file():
@@ -115,13 +112,8 @@ def write_label_map(
     """Write a label map on the grid of its volume.
 
     The file has the volume's axis order, shape, affine, sform and qform codes, spacing and units;
-    its type is uint8 with `scl_slope` 1. It appears under its name only when it is whole.
-
-    Args:
-        path: `NAME.nii.gz`, or `NAME.nii` for a file that is not compressed.
-        label_map: (slices, rows, columns), SPL, uint8.
-        volume: that it is of.
-        signature: as in `label_map_header`.
+    its type is uint8 with `scl_slope` 1. It appears under its name only when it is whole, gzipped
+    if that ends in .gz. The label map is (slices, rows, columns), SPL, uint8.
 
     Raises:
         ValueError: the label map is not of the volume's shape or not uint8.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from . import startup
 from .cuda import driver
-from .network.weights import common_metadata, default_weights, read_metadata
+from .network.weights import common_metadata, default_weights, load_weights, read_metadata
 from .phases import PhaseTimer
 from .records.provenance import Provenance
 from .terminal import log
@@ -23,14 +23,8 @@ class NetworkLoader:
     """Decides which weights and device a command line uses, and loads the network.
 
     Torch is imported when the network is loaded, while the first volume is being read, or when the
-    weights are asked for and depend on what devices there are.
-
-    Attributes:
-        provenance: of what the network will label; its device and precision once it is loaded.
-
-    Args:
-        options: of `parse_arguments`; `device` may be changed until it is first needed.
-        timer: of the phases "imports" and "context".
+    weights are asked for and depend on what devices there are. Until then `options.device` may be
+    changed. The provenance has device and precision once the network is loaded.
 
     Raises:
         WeightsError: there are no weights, or they cannot be used.
@@ -73,7 +67,6 @@ class NetworkLoader:
         prediction = self._prediction
         with self._timer.phase("context"):
             from .cuda import runtime as cuda
-            from .network.weights import load_weights
 
             try:
                 predictor = prediction.Predictor(

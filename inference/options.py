@@ -8,25 +8,14 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from . import __version__
-from .files import (
-    SUFFIXES,
-    check_writable,
-    file_identity,
-    find_entries,
-    one_line,
-    why_not_a_volume,
-)
+from .files import SUFFIXES, check_writable, file_identity, find_entries, one_line, why_not_a_volume
 from .labels import LABEL_NAMES
 from .phases import LOG_VARIABLE
 from .shards import parse_shard, shard_file, shard_of
 from .sources import NiftiFile, Source
 from .terminal import Parser, log
-
-if TYPE_CHECKING:
-    from .dicom.series import Series
 
 _IN_TREE = __package__ == "inference"  # not installed as `abdoseg`
 _ROOT = Path(__file__).parents[1] if _IN_TREE else Path()
@@ -175,12 +164,7 @@ def _labels(text: str) -> tuple[int, ...]:
 def parse_arguments(
     arguments: list[str] | None, parser: argparse.ArgumentParser | None = None
 ) -> argparse.Namespace:
-    """Parse and check everything that can be checked without torch; exits with 2 if wrong.
-
-    Args:
-        arguments: by default the process's own.
-        parser: by default `make_parser()`; another one has its options too.
-    """
+    """Parse and check everything that can be checked without torch; exits with 2 if wrong."""
     parser = parser or make_parser()
     options = parser.parse_args(arguments)
 
@@ -200,26 +184,23 @@ def parse_arguments(
     except OSError as error:
         reason = f"files cannot be written and renamed there ({one_line(error)})"
         parser.error(f"--output {options.output}: {reason}")
-    shard = _parse_shard(options, parser) if options.shard else None
+    shard = None
+    if options.shard:
+        try:
+            shard = parse_shard(options.shard, os.environ)
+        except ValueError as error:
+            parser.error(f"--shard {one_line(error)}")
+        options.statistics, options.manifest = (
+            path and shard_file(path, *shard) for path in (options.statistics, options.manifest)
+        )
     _protect_inputs(options, parser)  # those of other shards too
     if shard:
         options.sources = shard_of(options.sources, *shard)
     return options
 
 
-def _parse_shard(options: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[int, int]:
-    """Return which shard of how many; its table and manifest get names of their own."""
-    try:
-        shard = parse_shard(options.shard, os.environ)
-    except ValueError as error:
-        parser.error(f"--shard {one_line(error)}")
-    for name in ("statistics", "manifest"):
-        if path := getattr(options, name):
-            setattr(options, name, shard_file(path, *shard))
-    return shard
-
-
 def _find_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Source]:
+    """Return the volumes or series of the input; what else is there goes to `options.skipped`."""
     source = options.input
     try:
         mode = source.stat().st_mode
@@ -235,39 +216,26 @@ def _find_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -
     if not reason:
         if options.format != "nifti":
             parser.error(f"--format {options.format}: a DICOM SEG belongs to a DICOM series")
-        if others := _find_others(source, paths):
+        beside = set(source.iterdir()) - set(paths) if stat.S_ISDIR(mode) else ()
+        if others := sorted(path.name for path in beside if not path.name.startswith(".")):
             count = f"{len(others)} entries" if len(others) > 1 else "1 entry"
             options.skipped = [f"{count} of {source} without .nii.gz or .nii, such as {others[0]}"]
         return [NiftiFile(path) for path in paths]
     of_volume = source.name.lower().endswith(SUFFIXES) and not stat.S_ISDIR(mode)
     if of_volume or not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
         parser.error(f"--input {source}: {reason}")
-    series: list[Source] = [*_find_series(options, parser)]
-    if not series:
-        skipped = "".join(f"; skipped: {line}" for line in options.skipped)
-        parser.error(f"--input {source}: {reason}, and no CT series in DICOM{skipped}")
-    return series
-
-
-def _find_others(source: Path, paths: list[Path]) -> list[str]:
-    """Return the names in a folder that are not hidden and none of these paths."""
-    if not source.is_dir():
-        return []
-    names = {path.name for path in source.iterdir() if not path.name.startswith(".")}
-    return sorted(names - {path.name for path in paths})
-
-
-def _find_series(options: argparse.Namespace, parser: argparse.ArgumentParser) -> "list[Series]":
-    """Return the DICOM series of the input; what else is there goes to `options.skipped`."""
     from .dicom.discovery import find_series  # only for those who have DICOM
 
     if not options.quiet:
         log("No NIfTI file there: looking for DICOM series")
     try:
-        series, options.skipped = find_series(options.input, options.names)
+        series, options.skipped = find_series(source, options.names)
     except (OSError, ValueError) as error:
-        parser.error(f"--input {options.input}: {one_line(error)}")
-    return series
+        parser.error(f"--input {source}: {one_line(error)}")
+    if not series:
+        skipped = "".join(f"; skipped: {line}" for line in options.skipped)
+        parser.error(f"--input {source}: {reason}, and no CT series in DICOM{skipped}")
+    return [*series]
 
 
 def _protect_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -277,18 +245,14 @@ def _protect_inputs(options: argparse.Namespace, parser: argparse.ArgumentParser
     outputs = Outputs(options)
     sources = [source for source in options.sources if not source.refusal]
     inputs = {file_identity(file): file for source in sources for file in source.files}
-    written = {
-        "--output": [path for source in sources for path in outputs.files(source.name)],
-        "--statistics": [options.statistics] if options.statistics else [],
-        "--manifest": [options.manifest] if options.manifest else [],
-    }
-    for flag, paths in written.items():
-        for path in paths:
-            if (source := inputs.get(file_identity(path))) is not None:
-                parser.error(
-                    f"{flag} {path} is an input, {source}: it would be written over; name another "
-                    "folder"
-                )
+    written = [("--output", path) for source in sources for path in outputs.files(source.name)]
+    written += [("--statistics", options.statistics), ("--manifest", options.manifest)]
+    for flag, path in written:
+        if path and (source := inputs.get(file_identity(path))) is not None:
+            parser.error(
+                f"{flag} {path} is an input, {source}: it would be written over; name another "
+                "folder"
+            )
     of_dicom = not all(isinstance(source, NiftiFile) for source in options.sources)
     if of_dicom and file_identity(options.output) == file_identity(options.input):
         parser.error(

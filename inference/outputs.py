@@ -86,15 +86,9 @@ class Outputs:
             return one_line(error)
 
     def write(self, case: Case, volume: Volume, label_map: np.ndarray) -> list[str]:
-        """Write a case's files; the label map also where no SEG can be made.
+        """Write a case's files, and return warnings; the label map also where no SEG can be made.
 
-        Args:
-            case: whose they are.
-            volume: of the case.
-            label_map: (slices, rows, columns), SPL, uint8.
-
-        Returns:
-            Warnings.
+        The label map is (slices, rows, columns), SPL, uint8.
 
         Raises:
             VolumeError: no SEG can be made.

@@ -37,10 +37,9 @@ class PhaseTimer:
         finally:
             end = time.monotonic()
             self._seconds[case][name] = end - start
-            if self._log is not None:
-                line = json.dumps({"phase": name, "case": case, "start": start, "end": end})
-                with self._lock:
-                    self._append(line)
+            line = json.dumps({"phase": name, "case": case, "start": start, "end": end})
+            with self._lock:
+                self._append(line)
 
     def _append(self, line: str) -> None:
         if self._log is None:

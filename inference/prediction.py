@@ -35,15 +35,11 @@ def trained_network(state_dict: dict[str, Tensor], metadata: WeightsMetadata) ->
     """
     with torch.device("meta"):
         network = AttentionUNet(**metadata.network)
-    in_fp32 = {
-        name: tensor.float() if tensor.is_floating_point() else tensor
-        for name, tensor in state_dict.items()
-    }
     try:
-        network.load_state_dict(in_fp32, assign=True)
+        network.load_state_dict(state_dict, assign=True)
     except RuntimeError as error:
         raise ValueError("the weights are not those of the network their file names") from error
-    return network
+    return network.float()
 
 
 class Predictor:
@@ -157,8 +153,7 @@ class Predictor:
             voxels: (slices, rows, columns), SPL, as the file has them, any real type.
             window: the volume's 1st and 99th percentile, in the units of `voxels`.
             slope, intercept: HU = slope * voxel + intercept.
-            reduction: the matrix reduction; by default the weights' own
-                (`WeightsMetadata.reduction_at` lowers it where pixels are coarse).
+            reduction: the matrix reduction (`WeightsMetadata.reduction_at`); default: the weights'.
             lanes: all, as by default, or 1, where memory is short.
             on_slices: called after each batch with the number of slices in it.
 
@@ -240,13 +235,9 @@ class Predictor:
         reduction: int,
     ) -> Tensor:
         """Return labels (slices, rows, columns), uint8, of such voxels, both on the device."""
+        mean, std = self.metadata.intensity_mean, self.metadata.intensity_std
         slices = normalise(
-            voxels[:, None],
-            window=window,
-            slope=slope,
-            intercept=intercept,
-            mean=self.metadata.intensity_mean,
-            std=self.metadata.intensity_std,
+            voxels[:, None], window=window, slope=slope, intercept=intercept, mean=mean, std=std
         )
         rows, columns = voxels.shape[1:]
         multiple = DOWNSAMPLING * reduction
@@ -270,8 +261,7 @@ class Predictor:
         """Return the bytes of this machine's memory that a lane takes for slices of a size."""
         if self.device.type == "cuda":
             return 0
-        value_bytes = self.dtype.itemsize
-        one = self.metadata.slice_bytes(math.prod(size), reduction, value_bytes)
+        one = self.metadata.slice_bytes(math.prod(size), reduction, self.dtype.itemsize)
         return one * (self.batch_size or 1)
 
     def release(self) -> None:

@@ -24,17 +24,11 @@ class Progress(Observer):
     """Keeps the records of a run and reports how it goes.
 
     A bar for each case where standard error is a terminal; otherwise lines, also within a case.
-
-    Args:
-        total: number of cases.
-        records: of the run.
-        quiet: only errors are printed.
+    If quiet only errors are printed.
     """
 
     def __init__(self, total: int, records: Records, *, quiet: bool) -> None:
-        self._records = records
-        self.total = total
-        self.quiet = quiet
+        self._records, self.total, self.quiet = records, total, quiet
         self.ended = 0
         self.bar: tqdm | None = None
         self._case = ""
@@ -88,28 +82,20 @@ class Progress(Observer):
 
 def closing_table(cases: list[Case], timer: PhaseTimer) -> str:
     """Return the closing table: case, shape, seconds of each step, status."""
-    rows: list[tuple[str, ...]] = [("case", "shape", *STAGES, "status")]
+    rows = [["case", "shape", *STAGES, "status"]]
     for case in cases:
         # A case that was not read may have the name of another.
         seconds = timer.seconds(case.name) if case.shape and case.status != "kept" else {}
-        rows.append(
-            (
-                printable(case.name),
-                "×".join(map(str, case.shape)) or "-",
-                *(f"{seconds[stage]:.2f}" if stage in seconds else "-" for stage in STAGES),
-                case.status,
-            )
-        )
-    widths = [max(_width(row[column]) for row in rows) for column in range(len(rows[0]))]
-    numbers = range(1, 2 + len(STAGES))
-    lines = []
-    for row in rows:
-        cells = []
-        for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
-            space = " " * (width - _width(cell))
-            cells.append(space + cell if column in numbers else cell + space)
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+        shown = [f"{seconds[stage]:.2f}" if stage in seconds else "-" for stage in STAGES]
+        shape = "×".join(map(str, case.shape)) or "-"
+        rows.append([printable(case.name), shape, *shown, case.status])
+    columns = []
+    for number, cells in enumerate(zip(*rows, strict=True)):
+        width = max(map(_width, cells))
+        spaces = [" " * (width - _width(cell)) for cell in cells]
+        before = 0 < number <= 1 + len(STAGES)  # numbers
+        columns.append([s + c if before else c + s for s, c in zip(spaces, cells, strict=True)])
+    return "\n".join("  ".join(row).rstrip() for row in zip(*columns, strict=True))
 
 
 def _width(text: str) -> int:

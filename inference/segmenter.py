@@ -26,19 +26,12 @@ PathLike: TypeAlias = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What was found in a volume.
+    """What was found in a volume."""
 
-    Attributes:
-        labels: the label map, uint8, on the volume's grid.
-        statistics: `voxels`, `volumes_ml` and `mean_hu`, each by label name (`label_statistics`).
-        flags: doubts about the result (`inference/records/flags.py`).
-        notes: what the volume's header leaves open, and what was assumed; one line each.
-    """
-
-    labels: nibabel.Nifti1Image
-    statistics: dict[str, dict]
-    flags: list[Flag]
-    notes: tuple[str, ...]
+    labels: nibabel.Nifti1Image  # the label map, uint8, on the volume's grid
+    statistics: dict[str, dict]  # `voxels`, `volumes_ml` and `mean_hu`, each by label name
+    flags: list[Flag]  # doubts about the result (`inference/records/flags.py`)
+    notes: tuple[str, ...]  # what the header leaves open, and what was assumed; one line each
 
 
 class Segmenter:
@@ -59,12 +52,9 @@ class Segmenter:
     ) -> None:
         chosen = choose_device(device)
         if weights is None:
-            paths = [default_weights(on_cuda=chosen.type == "cuda")[0]]
-        elif isinstance(weights, str | os.PathLike):
-            paths = [Path(weights)]
-        else:
-            paths = [Path(path) for path in weights]
-        self._predictor = Predictor([load_weights(path) for path in paths], chosen)
+            weights = default_weights(on_cuda=chosen.type == "cuda")[0]
+        paths = [weights] if isinstance(weights, str | os.PathLike) else weights
+        self._predictor = Predictor([load_weights(Path(path)) for path in paths], chosen)
         self._lock = threading.Lock()
 
     def __call__(self, ct: PathLike | nibabel.Nifti1Image) -> nibabel.Nifti1Image:

@@ -59,12 +59,8 @@ class Service:
     Statistics, previews and flags are of all labels, whichever a label map shows. A case that the
     budget of memory can never hold fails.
 
-    Args:
-        options: of `parse_arguments`.
-        loader: loads the network, once, while the first volume is being read.
-        observer: of every case.
-        timer: of every phase.
-        memory: bytes that the process may take; by default `memory_limit`.
+    The loader's network is loaded once, while the first volume is being read. `memory` is what the
+    process may take, bytes; by default `memory_limit`.
     """
 
     def __init__(
@@ -85,11 +81,7 @@ class Service:
         self._stop: BaseException | None = None
 
     def stop(self, error: BaseException) -> bool:
-        """Ask to end with an error as soon as the case that is being predicted is written.
-
-        Returns:
-            Whether it will; if no case is being predicted there is nothing to wait for.
-        """
+        """Ask to end with an error as soon as the case being predicted, if any, is written."""
         if self._predicting:
             self._stop = error
         return self._predicting

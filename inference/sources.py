@@ -16,11 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NiftiFile:
-    """A NIfTI file, to be segmented as a `Series` is.
-
-    Attributes:
-        path: of the file.
-    """
+    """A NIfTI file, to be segmented as a `Series` is."""
 
     path: Path
 
@@ -82,15 +78,8 @@ def files_state(source: Source) -> set[tuple[Path, int, int]] | None:
 def why_changed(source: Source, record: dict | None, made_ns: int) -> str:
     """Return why a source is not, or may not be, what its label map was made from, or "".
 
-    Size and SHA-256 decide if they are recorded, else the time of change.
-
-    Args:
-        source: as it is now.
-        record: of its case, with `bytes` and `sha256` of its one file; None or empty without one.
-        made_ns: time of change of the label map, ns.
-
-    Raises:
-        OSError: it cannot be read.
+    Size and SHA-256 of its one file decide if they are recorded, else its time of change against
+    that of the label map (ns).
     """
     if not (record and record.get("sha256")):
         newest = max(path.stat().st_mtime_ns for path in source.files)

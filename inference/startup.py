@@ -47,14 +47,10 @@ def starting() -> Iterator[None]:
 
 
 def run(load: Callable[[], Callable[[], int]]) -> int:
-    """Run a command line.
+    """Import the function that runs a command line by `load`, and return its exit code.
 
-    Args:
-        load: imports the function that runs it, and returns that.
-
-    Returns:
-        Its exit code; 2 if it raises an `OSError`, of a file or folder that cannot be used;
-        `CANNOT_START` if something is missing, or it raises another exception.
+    It is 2 if that raises an `OSError`, of a file or folder that cannot be used, and `CANNOT_START`
+    if something is missing, or it raises another exception.
     """
     use_utf8()
     open_standard_streams()

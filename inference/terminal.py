@@ -12,18 +12,15 @@ _YELLOW, _PLAIN = "\033[33m", "\033[0m"
 
 
 def log(*lines: object, to: TextIO | None = None) -> None:
-    """Print lines, unless the terminal is gone, which must not cost a run.
+    """Print lines, made `printable`, unless the terminal is gone, which must not cost a run.
 
     Lines that begin with "warning:" are yellow on a terminal, unless NO_COLOR is set
     (no-color.org).
-
-    Args:
-        lines: each is made `printable`.
-        to: standard output or error; standard error unless named.
     """
     stream = to or sys.stderr
     try:
-        colours = stream.isatty() and _wants_colours()
+        wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        colours = stream.isatty() and wanted
         for line in map(printable, lines):
             yellow = colours and line.startswith("warning:")
             print(f"{_YELLOW}{line}{_PLAIN}" if yellow else line, file=stream)
@@ -33,10 +30,6 @@ def log(*lines: object, to: TextIO | None = None) -> None:
         for name in ("stdout", "stderr"):
             if getattr(sys, name) is stream:
                 setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
-
-
-def _wants_colours() -> bool:
-    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 class Parser(argparse.ArgumentParser):

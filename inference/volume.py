@@ -71,17 +71,13 @@ class VolumeError(ValueError):
 class Grid:
     """Where a file's voxels lie.
 
-    Attributes:
-        disk_axes: for each SPL axis, the file's axis that it is.
-        disk_flips: for each SPL axis, whether the file stores it in reverse.
-        spacing: mm between slices, rows and columns; their product is a voxel's volume, mm³.
-        notes: what the header leaves open or contradicts, one line each.
+    The spacing is mm between slices, rows and columns; their product is a voxel's volume, mm³.
     """
 
-    disk_axes: tuple[int, ...]
-    disk_flips: tuple[bool, ...]
+    disk_axes: tuple[int, ...]  # for each SPL axis, the file's axis that it is
+    disk_flips: tuple[bool, ...]  # for each SPL axis, whether the file stores it in reverse
     spacing: tuple[float, float, float]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # what the header leaves open or contradicts, one line each
 
     def to_spl(self, stored: np.ndarray) -> np.ndarray:
         """Return a view of a file's array, its axes turned to SPL."""
@@ -97,18 +93,12 @@ class Grid:
 
 @dataclass(frozen=True)
 class Volume(Grid):
-    """A CT volume and the on-disk grid it came from.
+    """A CT volume and the on-disk grid it came from; HU = slope * voxels + intercept."""
 
-    Attributes:
-        voxels: (slices, rows, columns), SPL, a view in the file's own data type; not HU.
-        slope, intercept: HU = slope * voxels + intercept.
-        header: the file's NIfTI header, from which the label map's header is made.
-    """
-
-    voxels: np.ndarray
+    voxels: np.ndarray  # (slices, rows, columns), SPL, a view in the file's own data type; not HU
     slope: float
     intercept: float
-    header: nibabel.Nifti1Header
+    header: nibabel.Nifti1Header  # the file's, from which the label map's header is made
 
     @property
     def affine(self) -> np.ndarray:
@@ -213,20 +203,13 @@ def _mm(sizes: np.ndarray) -> str:
 
 
 class StoredImage(NamedTuple):
-    """The voxels of a NIfTI file as they are stored.
+    """The voxels of a NIfTI file as they are stored; a value is slope * voxel + intercept."""
 
-    Attributes:
-        voxels: 3D, the file's axes in its order, its own data type.
-        slope, intercept: value = slope * voxels + intercept.
-        header: the file's own.
-        pixdim: voxel sizes as the file has them; in `header` a 0 is 1, as nibabel reads it.
-    """
-
-    voxels: np.ndarray
+    voxels: np.ndarray  # 3D, the file's axes in its order, its own data type
     slope: float
     intercept: float
     header: nibabel.Nifti1Header
-    pixdim: np.ndarray
+    pixdim: np.ndarray  # voxel sizes as the file has them; `header` has 1 for 0, as nibabel does
 
 
 def _unpacked(content: bytes, size: int, tail: int = _TAIL_BYTES) -> bytearray:

@@ -12,9 +12,7 @@ from .weights import WeightsMetadata
 class AveragedNetworks(nn.Module):
     """Several networks for the same labels and slices, used like one.
 
-    Args:
-        networks: folded, at least one.
-        metadata: of each; the input is normalised by the first one's mean and deviation.
+    The input is normalised by the mean and deviation of the first one's metadata.
     """
 
     def __init__(self, networks: Sequence[FoldedUNet], metadata: Sequence[WeightsMetadata]) -> None:

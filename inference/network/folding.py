@@ -83,11 +83,7 @@ class MergedUpsampling(nn.Module):
 
 
 class FoldedDecoder(nn.Module):
-    """One decoder level. The convolution over a concatenation is a sum over its two halves.
-
-    Attributes:
-        from_skip: the half that is computed of the encoder's features.
-    """
+    """One decoder level. The convolution over a concatenation is a sum over its two halves."""
 
     def __init__(self, decoder: Decoder) -> None:
         super().__init__()
@@ -211,14 +207,9 @@ def _folded(layers: nn.Module) -> list[Convolution]:
 
 @torch.no_grad()
 def fold(network: AttentionUNet) -> FoldedUNet:
-    """Return the inference form of a trained network.
+    """Return the inference form of a trained network, without the classifiers.
 
-    Args:
-        network: in fp32, for folding in half precision is inexact. It must not be used afterwards:
-            the result takes over its weights.
-
-    Returns:
-        A module from z-scored slices (N, 1, H, W), H and W multiples of 16, to logits (N,
-        num_classes, H, W), without the classifiers, which only training needs.
+    The network must be in fp32, for folding in half precision is inexact, and must not be used
+    afterwards: the result takes over its weights. H and W of slices are multiples of 16.
     """
     return FoldedUNet(network.eval()).requires_grad_(False)

@@ -24,17 +24,10 @@ def _has_onednn_fusion(device_type: str, dtype: torch.dtype) -> bool:
 
 
 class Convolution(nn.Conv2d):
-    """A convolution with the sum and the ReLU after it.
+    """A convolution with the sum and, if `relu`, the ReLU after it; maps are padded by 1.
 
-    Attributes:
-        relu: whether it ends in a ReLU.
-        fuses_on_cuda: whether cuDNN's fused kernels are tried. Separate passes for bias, sum and
-            ReLU move nearly twice the bytes of the convolutions.
-
-    Args:
-        weight: (out, in, rows, columns); maps are padded by 1.
-        bias: (out,), or None.
-        relu: as the attribute.
+    If `fuses_on_cuda` cuDNN's fused kernels are tried: separate passes for bias, sum and ReLU move
+    nearly twice the bytes of the convolutions.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, relu: bool = False) -> None:

@@ -49,40 +49,24 @@ class WeightsError(ValueError):
 
 @dataclass(frozen=True)
 class WeightsMetadata:
-    """What running a network needs besides its weights.
+    """What running a network needs besides its weights."""
 
-    Attributes:
-        base_channels, num_classes: arguments of `AttentionUNet`.
-        intensity_mean, intensity_std: of the training set's clipped voxels, HU.
-        trained_on: data sets, and anything a user must know before trusting the result.
-        licence: under which the weights may be used.
-        date: when they were exported, YYYY-MM-DD.
-        revision: of the code that trained them.
-        label_names: by label number.
-        percentiles: to which a volume's intensities are clipped.
-        clip_hu: to which they are clipped besides, HU, or None.
-        orientation: of the slices that the network was trained on.
-        matrix_reduction: factor by which slices are area-averaged before the network sees them.
-        attention, supervised_channels: arguments of `AttentionUNet`.
-        warning: why these weights should not be used at all, or "".
-    """
-
-    base_channels: int
+    base_channels: int  # an argument of `AttentionUNet`, as are all of `network`
     num_classes: int
-    intensity_mean: float
+    intensity_mean: float  # of the training set's clipped voxels, HU
     intensity_std: float
-    trained_on: str
-    licence: str
-    date: str
-    revision: str
+    trained_on: str  # data sets, and anything a user must know before trusting the result
+    licence: str  # under which the weights may be used
+    date: str  # when they were exported, YYYY-MM-DD
+    revision: str  # of the code that trained them
     label_names: tuple[str, ...] = LABEL_NAMES
-    percentiles: tuple[float, float] = (1.0, 99.0)
-    orientation: str = ORIENTATION
-    matrix_reduction: int = 1
+    percentiles: tuple[float, float] = (1.0, 99.0)  # to which a volume's intensities are clipped
+    orientation: str = ORIENTATION  # of the slices that the network was trained on
+    matrix_reduction: int = 1  # by which slices are area-averaged before the network sees them
     attention: str = "relu-sigmoid"
     supervised_channels: int = 0
-    clip_hu: tuple[float, float] | None = None
-    warning: str = ""
+    clip_hu: tuple[float, float] | None = None  # to which intensities are clipped besides, HU
+    warning: str = ""  # why these weights should not be used at all
 
     @property
     def network(self) -> dict[str, Any]:
@@ -100,23 +84,13 @@ class WeightsMetadata:
         return max(5 * self.base_channels, 3 * self.supervised_channels)
 
     def slice_bytes(self, pixels: int, reduction: int, value_bytes: int) -> int:
-        """Return the bytes that the network takes for one slice, normalised copies included.
-
-        Args:
-            pixels: of the slice.
-            reduction: by which the slice is averaged before it.
-            value_bytes: of one value of a map.
-        """
+        """Return the bytes that the network takes for one slice, normalised copies included."""
         return int(pixels * (16 + value_bytes * self.live_values / reduction**2))
 
     def reduction_at(self, spacing: tuple[float, float, float]) -> int:
-        """Return the matrix reduction for a volume, less than trained with for coarse pixels.
+        """Return the matrix reduction for a spacing (slice, row, column), mm.
 
-        Args:
-            spacing: (slice, row, column), mm.
-
-        Returns:
-            `matrix_reduction`, halved until a reduced pixel is no coarser than `COARSEST_PIXEL_MM`.
+        It is halved until a reduced pixel is no coarser than `COARSEST_PIXEL_MM`.
         """
         reduction = self.matrix_reduction
         while reduction > 1 and reduction * max(spacing[1:]) > COARSEST_PIXEL_MM:
@@ -125,14 +99,9 @@ class WeightsMetadata:
 
 
 def default_weights(*, on_cuda: bool, folder: Path = WEIGHTS) -> tuple[Path, str]:
-    """Return the weights that run by default: submission.safetensors, else the device's best.
+    """Return the weights that run by default, and the reason in a few words.
 
-    Args:
-        on_cuda: whether the network runs on a CUDA device, where the full size costs little.
-        folder: of the weights.
-
-    Returns:
-        Path, and the reason in a few words.
+    They are submission.safetensors, else the device's best: on CUDA the full size costs little.
 
     Raises:
         WeightsError: there are none.
@@ -185,11 +154,7 @@ def read_metadata(path: Path) -> WeightsMetadata:
 
 
 def _check(metadata: WeightsMetadata) -> None:
-    """Check that a file's metadata can be computed with, and are of this program.
-
-    Raises:
-        ValueError: they are not.
-    """
+    """Raise a ValueError unless metadata can be computed with and are of this program."""
 
     def is_one_of(value: object, numbers: Container[int]) -> bool:
         return type(value) is int and value in numbers
@@ -223,13 +188,9 @@ def _check(metadata: WeightsMetadata) -> None:
 
 
 def common_metadata(several: Sequence[WeightsMetadata]) -> WeightsMetadata:
-    """Return the metadata of several networks whose probabilities are averaged.
+    """Return the metadata of one or more networks whose probabilities are averaged.
 
-    Args:
-        several: at least one.
-
-    Returns:
-        The first one's, with the width of the widest and the warnings of all.
+    They are the first one's, with the width of the widest and the warnings of all.
 
     Raises:
         WeightsError: they do not see the same slices.
@@ -308,11 +269,7 @@ def as_stored(name: str, tensor: "Tensor") -> "Tensor":
 
 
 def save_weights(path: Path, state_dict: dict[str, "Tensor"], metadata: WeightsMetadata) -> None:
-    """Save the state dict of an `AttentionUNet`, each tensor `as_stored`, with its metadata.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Save the state dict of an `AttentionUNet`, each tensor `as_stored`, with its metadata."""
     from safetensors.numpy import save  # only training saves
 
     tensors = {

@@ -45,12 +45,7 @@ _ORGAN_HU = 60.0  # of most organs
 def overlay(hu: np.ndarray, label_map: np.ndarray) -> np.ndarray:
     """Return slices as a picture in the soft-tissue window, with the labels over them.
 
-    Args:
-        hu: of any shape, HU; NaN is shown black.
-        label_map: of the same shape, integers.
-
-    Returns:
-        RGB, uint8, (*shape, 3).
+    HU and integers of any one shape become RGB, uint8, (*shape, 3); NaN is black.
     """
     low, high = SOFT_TISSUE_HU
     grey = np.clip(np.nan_to_num((hu - low) / (high - low)), 0, 1) * 255
@@ -72,9 +67,6 @@ def write_colour_tables(folder: Path) -> None:
 
     Slicer's has a line `number name R G B A` for each label (names without spaces), ITK-SNAP's
     `number R G B opacity visible mesh-visible "name"`.
-
-    Raises:
-        OSError: a table cannot be written.
     """
     slicer = ["# Color table file: number name R G B A"]
     itk_snap = ["# ITK-SNAP label description: number R G B opacity visible mesh name"]

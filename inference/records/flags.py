@@ -62,17 +62,11 @@ _SAMPLED_ABOVE = 1 << 22
 
 @dataclass(frozen=True)
 class Flag:
-    """One doubt.
+    """One doubt."""
 
-    Attributes:
-        name: its kind, one of `KINDS`.
-        label: the number of its label, or 0 if it is about the whole case.
-        detail: numbers, for a reader; may be empty.
-    """
-
-    name: str
-    label: int = 0
-    detail: str = ""
+    name: str  # its kind, one of `KINDS`
+    label: int = 0  # the number of its label, or 0 if it is about the whole case
+    detail: str = ""  # numbers, for a reader
 
 
 KINDS = {
@@ -168,12 +162,7 @@ def _orientation_doubts(
 
     A network that learned no flips labels by place: what is on the image's left becomes liver. So
     labels lie where they should, but in a mirrored volume the true liver is labelled spleen, and
-    upside down kidneys and spleen are hardly found.
-
-    Args:
-        ml: volume of each label.
-        centres: of `_centres`.
-        at_border: of `_labels_at_border`.
+    upside down kidneys and spleen are hardly found. `ml` is the volume of each label.
     """
 
     def plausible(*labels: int) -> bool:

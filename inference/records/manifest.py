@@ -130,14 +130,8 @@ class Manifest:
 class Records:
     """The records of a run, in a manifest and a table of statistics, each if asked for.
 
-    Attributes:
-        incomplete: a line of the manifest could not be written.
-
-    Args:
-        options: of `parse_arguments`: their files, and whether a table that is there keeps its
-            rows; a manifest always does.
-        timer: with each case's seconds.
-        provenance: what makes the label maps.
+    A table that is there keeps its rows if existing label maps are kept, a manifest always. They
+    are `incomplete` if a line of the manifest could not be written.
 
     Raises:
         ValueError: one of the files cannot be written or is something else; the message names its
@@ -152,10 +146,10 @@ class Records:
         self.manifest: Manifest | None = None
         self.incomplete = False
         if options.statistics:
-            with _naming(f"--statistics {options.statistics}"):
+            with naming_option(f"--statistics {options.statistics}"):
                 self.table = StatisticsTable(options.statistics, keep=options.keep_existing)
         if options.manifest:
-            with _naming(f"--manifest {options.manifest}"):
+            with naming_option(f"--manifest {options.manifest}"):
                 self.manifest = Manifest(options.manifest)
 
     @cached_property
@@ -203,12 +197,12 @@ class Records:
             ValueError: the table cannot be written; the message names its option.
         """
         if self.table:
-            with _naming(f"--statistics {self.table.path}"):
+            with naming_option(f"--statistics {self.table.path}"):
                 self.table.write()
 
 
 @contextlib.contextmanager
-def _naming(option: str) -> Iterator[None]:
+def naming_option(option: str) -> Iterator[None]:
     """Name the option whose file cannot be written or is something else."""
     try:
         yield

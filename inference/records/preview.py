@@ -65,13 +65,7 @@ def write_preview(path: Path, label_map: np.ndarray, volume: Volume, title: str)
     """Write a PNG of up to twelve slices, from the head's end down, in their true proportions.
 
     The slices are cropped to the body. As in every axial picture the patient's right is on the
-    left, marked by R and L.
-
-    Args:
-        path: of the PNG.
-        label_map: (slices, rows, columns), SPL, uint8.
-        volume: the CT volume it labels.
-        title: over the picture; the case's name.
+    left, marked by R and L. The label map is (slices, rows, columns), SPL, uint8.
 
     Raises:
         OSError: the file cannot be written.

@@ -1,5 +1,6 @@
 """What makes the label maps of a run: program, version, and the weights by their SHA-256."""
 
+import contextlib
 import hashlib
 import platform
 import re
@@ -43,19 +44,12 @@ def same_signature(one: str, other: str) -> bool:
 
 @dataclass
 class Provenance:
-    """What makes the label maps of a run; weights that cannot be read are an `OSError`.
+    """What makes the label maps of a run; weights that cannot be read are an `OSError`."""
 
-    Attributes:
-        find_weights: returns the weights' files; called once, when they are first asked for.
-        labels: that were asked for; () for all.
-        device: of the network, as text; "" until it runs.
-        precision: of the network's numbers, such as bfloat16; "" until it runs.
-    """
-
-    find_weights: Callable[[], Sequence[Path]]
-    labels: tuple[int, ...] = ()
-    device: str = ""
-    precision: str = ""
+    find_weights: Callable[[], Sequence[Path]]  # called once, when they are first asked for
+    labels: tuple[int, ...] = ()  # that were asked for; () for all
+    device: str = ""  # of the network, once it runs
+    precision: str = ""  # of the network's numbers, such as bfloat16, once it runs
 
     @cached_property
     def weights(self) -> tuple[Path, ...]:
@@ -96,8 +90,7 @@ class Provenance:
 
         found: dict[str, str | None] = {"abdoseg": __version__, "python": platform.python_version()}
         for package in _PACKAGES:
-            try:
+            found[package] = None
+            with contextlib.suppress(PackageNotFoundError):
                 found[package] = version(package)
-            except PackageNotFoundError:
-                found[package] = None
         return found

@@ -75,12 +75,10 @@ class StatisticsTable:
 
     Runs that share a table write it one after another, and each keeps the rows of the others.
 
-    Args:
-        path: `.csv` or `.json`.
-        keep: whether to keep the rows on disk, but for those of cases that are added.
+    If `keep`, it keeps the rows on disk, but for those of cases that are added.
 
     Raises:
-        OSError: the file cannot be written; raised before any case is predicted.
+        OSError: the file, `.csv` or `.json`, cannot be written; before any case is predicted.
         ValueError: rows are to be kept and the file is no such table.
     """
 
@@ -99,24 +97,14 @@ class StatisticsTable:
         return spreadsheet_text(case) in self._before | self._texts.keys()
 
     def add(self, record: dict) -> None:
-        """Add the rows of a case.
-
-        Args:
-            record: with `case`, `flags` and what `label_statistics` returns.
-
-        Raises:
-            OSError, ValueError: as `write`.
-        """
+        """Add the rows of a case, by its `case`, `flags` and `label_statistics`."""
         rows = _rows(record)
         self._texts[rows[0]["case"]] = self._text(rows)
         if time.monotonic() - self._written >= self._rest:
             self.write()
 
     def write(self, *, keep: bool = True) -> None:
-        """Write the table, sorted by case, whole or not at all.
-
-        Args:
-            keep: the rows of other cases that are there.
+        """Write the table, sorted by case, whole or not at all; keep other cases' rows or not.
 
         Raises:
             OSError: the file cannot be written.

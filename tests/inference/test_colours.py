@@ -1,5 +1,7 @@
 """The labels' colours: told apart over CT and in legends, and as viewers read them."""
 
+import shlex
+
 import numpy as np
 import pytest
 from skimage.color import deltaE_ciede2000, rgb2lab
@@ -91,21 +93,13 @@ def test_an_overlay_shows_tissue_and_the_legend_its_colours():
 
 def test_viewers_get_every_label(tmp_path):
     write_colour_tables(tmp_path)
-    slicer = [
-        line.split()
-        for line in (tmp_path / SLICER_TABLE).read_text().splitlines()
-        if not line.startswith("#")
-    ]
-    assert [int(fields[0]) for fields in slicer] == list(range(15))
-    assert [fields[1].replace("_", " ") for fields in slicer] == list(LABEL_NAMES)
-    assert [[int(value) for value in fields[2:5]] for fields in slicer] == LABEL_COLOURS.tolist()
-    assert [int(fields[5]) for fields in slicer] == [0] + [255] * 14
-    itk_snap = [
-        line
-        for line in (tmp_path / ITK_SNAP_TABLE).read_text().splitlines()
-        if not line.startswith("#")
-    ]
-    assert [line.split('"')[1] for line in itk_snap] == list(LABEL_NAMES)
-    numbers = [[int(value) for value in line.split('"')[0].split()] for line in itk_snap]
-    assert [fields[0] for fields in numbers] == list(range(15))
-    assert [fields[1:4] for fields in numbers] == LABEL_COLOURS.tolist()
+    slicer, itk_snap = (
+        [shlex.split(line, comments=True) for line in (tmp_path / table).read_text().splitlines()]
+        for table in (SLICER_TABLE, ITK_SNAP_TABLE)
+    )
+    for label, (row, other) in enumerate(zip(slicer[1:], itk_snap[1:], strict=True)):
+        colour, shown = map(str, LABEL_COLOURS[label]), label > 0
+        assert row == [str(label), LABEL_NAMES[label].replace(" ", "_"), *colour, str(255 * shown)]
+        colour, shown = map(str, LABEL_COLOURS[label]), str(int(shown))
+        assert other == [str(label), *colour, shown, shown, shown, LABEL_NAMES[label]]
+    assert len(slicer) == 16

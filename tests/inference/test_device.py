@@ -33,15 +33,10 @@ def test_processors_with_instructions_for_bfloat16_use_it(monkeypatch, flags, ca
 @pytest.mark.slow
 def test_the_environment_holds_a_processor_to_fp32():
     program = "import torch; from inference.device import choose_dtype; print(choose_dtype("
-    ended = subprocess.run(
-        [sys.executable, "-c", program + "torch.device('cpu')))"],
-        cwd=ROOT,
-        env=os.environ | {"ATEN_CPU_CAPABILITY": "avx2"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert ended.stdout.strip() == "torch.float32"
+    command = [sys.executable, "-c", program + "torch.device('cpu')))"]
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": "avx2"}
+    shown = subprocess.check_output(command, cwd=ROOT, env=environment, text=True)
+    assert shown.strip() == "torch.float32"
 
 
 def test_cuda_devices_compute_in_fp16():

@@ -35,7 +35,7 @@ def hu():
     return smooth_hu((7, 48, 64))
 
 
-@pytest.mark.parametrize("batch_size", [None, 1, 3, 50])
+@pytest.mark.parametrize("batch_size", [None, 3, 50])
 def test_labels_are_the_plain_networks(network, hu, batch_size):
     labels = predictor_of(network, batch_size=batch_size).predict(hu, window=(-400, 500))
     expected = plain_labels(network, hu, -400, 500)

@@ -47,28 +47,27 @@ def test_label_maps_of_other_weights_or_versions_are_recomputed(
 @pytest.mark.parametrize(
     ("first", "then", "recomputed"),
     [
-        ([], [], False),
-        ([], ["--organs", "liver"], True),
-        (["--organs", "liver"], [], True),
-        (["--organs", "liver,spleen"], ["--organs", "spleen,Liver"], False),
-        (["--organs", "liver"], ["--organs", "liver", "--per-organ"], True),
-        (["--organs", "liver", "--per-organ"], ["--organs", "liver", "--per-organ"], False),
-        ([], ["--preview"], True),
-        (["--preview"], ["--preview"], False),
-        ([], ["--statistics", "{tmp}/t.csv"], True),
-        (["--statistics", "{tmp}/t.csv"], ["--statistics", "{tmp}/t.csv"], False),
-        (["--statistics", "{tmp}/t.csv"], ["--manifest", "{tmp}/m.jsonl"], True),
-        (["--manifest", "{tmp}/m.jsonl"], ["--statistics", "{tmp}/t.csv"], True),
-        (["--manifest", "{tmp}/m.jsonl"], ["--manifest", "{tmp}/m.jsonl"], False),
+        ("", "", False),
+        ("", "--organs liver", True),
+        ("--organs liver", "", True),
+        ("--organs liver,spleen", "--organs spleen,Liver", False),
+        ("--organs liver", "--organs liver --per-organ", True),
+        ("", "--preview", True),
+        ("--preview --per-organ", "--preview --per-organ", False),
+        ("", "--statistics t.csv", True),
+        ("--statistics t.csv", "--statistics t.csv", False),
+        ("--statistics t.csv", "--manifest m.jsonl", True),
+        ("--manifest m.jsonl", "--statistics t.csv", True),
+        ("--manifest m.jsonl", "--manifest m.jsonl", False),
     ],
 )
 def test_all_that_is_asked_for_must_be_there(
-    folders, run, cts, tmp_path, predicted, first, then, recomputed
+    folders, run, cts, tmp_path, predicted, monkeypatch, first, then, recomputed
 ):
+    monkeypatch.chdir(tmp_path)
     cts("a")
     for arguments in (first, then):
-        arguments = [argument.format(tmp=tmp_path) for argument in arguments]
-        assert run("--quiet", "--keep-existing", *arguments) == 0
+        assert run("--quiet", "--keep-existing", *arguments.split()) == 0
     assert predicted == ["a"] * (1 + recomputed)
     assert (folders[1] / "a.png").is_file() == ("--preview" in then)
     assert (folders[1] / "a" / "liver.nii.gz").is_file() == ("--per-organ" in then)

@@ -1,23 +1,21 @@
 """Shards: every case in exactly one, the same for everybody, none much larger than another."""
 
+import os
 import random
-from pathlib import Path
 
 import pytest
-from conftest import save_nifti
+from conftest import names_in
 
-from inference.shards import parse_shard, shard_file, shard_of
+from inference.shards import parse_shard, shard_of
 from inference.sources import NiftiFile
 
 
 def folder_of(tmp_path, sizes):
     paths = []
     for number, size in enumerate(sizes):
-        path = tmp_path / f"c{number:03}_0000.nii.gz"
-        path.write_bytes(b"")
-        with path.open("r+b") as file:
-            file.truncate(size)
-        paths.append(path)
+        paths.append(tmp_path / f"c{number:03}_0000.nii.gz")
+        paths[-1].touch()
+        os.truncate(paths[-1], size)
     return [*map(NiftiFile, paths)]
 
 
@@ -51,24 +49,24 @@ def test_inputs_of_one_label_map_stay_together(tmp_path):
     assert [file.path.name for file in first] == ["x.nii", "x.nii.gz", "x_0000.nii.gz"]
 
 
-SLURM = "SLURM_ARRAY_TASK_"
+def slurm(number, **others):
+    """The environment of a task of a Slurm array."""
+    return {f"SLURM_ARRAY_TASK_{name}": str(n) for name, n in {"ID": number, **others}.items()}
+
+
+KUBERNETES = "JOB_COMPLETION_INDEX"
 
 
 @pytest.mark.parametrize(
     ("text", "environment", "shard"),
     [
         ("0/1", {}, (0, 1)),
-        ("3/8", {f"{SLURM}ID": "5"}, (3, 8)),
-        ("auto", {f"{SLURM}ID": "2", f"{SLURM}COUNT": "4", f"{SLURM}MIN": "0"}, (2, 4)),
-        ("auto", {f"{SLURM}ID": "1", f"{SLURM}COUNT": "4", f"{SLURM}MIN": "1"}, (0, 4)),
-        ("auto", {f"{SLURM}ID": "4", f"{SLURM}COUNT": "4", f"{SLURM}MIN": "1"}, (3, 4)),
-        (
-            "auto",
-            {f"{SLURM}ID": "14", f"{SLURM}COUNT": "4", f"{SLURM}MIN": "10", f"{SLURM}STEP": "2"},
-            (2, 4),
-        ),
-        ("auto/8", {f"{SLURM}ID": "5", f"{SLURM}COUNT": "1", f"{SLURM}MIN": "5"}, (5, 8)),
-        ("auto/8", {"JOB_COMPLETION_INDEX": "7"}, (7, 8)),
+        ("3/8", slurm(5), (3, 8)),
+        ("auto", slurm(2, COUNT=4, MIN=0), (2, 4)),
+        ("auto", slurm(4, COUNT=4, MIN=1), (3, 4)),
+        ("auto", slurm(14, COUNT=4, MIN=10, STEP=2), (2, 4)),
+        ("auto/8", slurm(5, COUNT=1, MIN=5), (5, 8)),
+        ("auto/8", {KUBERNETES: "7"}, (7, 8)),
     ],
 )
 def test_which_shard(text, environment, shard):
@@ -76,40 +74,32 @@ def test_which_shard(text, environment, shard):
 
 
 @pytest.mark.parametrize(
-    ("text", "environment", "words"),
+    ("text", "environment"),
     [
-        ("4/4", {}, "count from 0"),
-        ("0/0", {}, "does not exist"),
-        ("-1/4", {}, "give I/N"),
-        ("3", {}, "give I/N"),
-        ("auto", {}, "neither"),
-        ("auto", {"JOB_COMPLETION_INDEX": "1"}, "auto/N"),
-        ("auto/4", {"JOB_COMPLETION_INDEX": "4"}, "does not exist"),
-        ("auto", {f"{SLURM}ID": "7", f"{SLURM}COUNT": "3", f"{SLURM}MIN": "1"}, "gaps"),
-        ("auto", {f"{SLURM}ID": "7", f"{SLURM}MIN": "1"}, "COUNT"),
+        ("4/4", {}),
+        ("0/0", {}),
+        ("-1/4", {}),
+        ("3", {}),
+        ("auto", {}),
+        ("auto", {KUBERNETES: "1"}),
+        ("auto/4", {KUBERNETES: "4"}),
+        ("auto/4", {KUBERNETES: "x"}),
+        ("auto", slurm(7, COUNT=3, MIN=1)),
+        ("auto", slurm(7, MIN=1)),
     ],
 )
-def test_no_shard(text, environment, words):
-    with pytest.raises(ValueError, match=words):
+def test_no_shard(text, environment):
+    with pytest.raises(ValueError):
         parse_shard(text, environment)
 
 
 @pytest.mark.slow
-def test_the_command_line_takes_its_part_and_an_empty_one_is_done(folders, run, ct, tmp_path):
-    inputs, outputs = folders
-    for name in "ab":
-        save_nifti(inputs / f"{name}_0000.nii.gz", ct)
+def test_the_command_line_takes_its_part_and_an_empty_one_is_done(folders, run, cts, tmp_path):
+    cts("a", "b")
     table = tmp_path / "table.csv"
-    assert run("--shard", "2/3", "--statistics", str(table)) == 0
-    assert not list(outputs.iterdir())
-    assert run("--shard", "0/3", "--quiet", "--statistics", str(table)) == 0
-    assert len(list(outputs.iterdir())) == 1
-    assert run("--shard", "1/3", "--quiet", "--statistics", str(table)) == 0
-    assert sorted(path.name for path in outputs.iterdir()) == ["a.nii.gz", "b.nii.gz"]
+    for shard, written in (("2/3", []), ("0/3", ["a.nii.gz"]), ("1/3", ["a.nii.gz", "b.nii.gz"])):
+        assert run("--shard", shard, "--quiet", "--statistics", table) == 0
+        assert names_in(folders[1]) == written
     # A table each: one would replace the other.
     rows = [len((tmp_path / f"table.{i}-of-3.csv").read_text().splitlines()) for i in range(3)]
     assert rows == [15, 15, 1]
-
-
-def test_names_of_a_shards_files():
-    assert shard_file(Path("a/m.jsonl"), 3, 8) == Path("a/m.3-of-8.jsonl")

@@ -85,19 +85,13 @@ def test_quiet_is_silent_but_for_errors(folders, run, capfd):
     assert (out, err.count("\n"), err[:6]) == ("", 1, "error:")
 
 
-def case_of(name, slices):
-    case = Case(source=name, name=name)
-    case.volume = type("Volume", (), {"voxels": np.zeros((slices, 1, 1))})
-    return case
-
-
 def test_a_long_case_reports_within_it(monkeypatch, capfd):
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     for quiet, lines in ((False, 2), (True, 0)):
         records = Records(Namespace(statistics=None, manifest=None), PhaseTimer(), None)
         report = progress.Progress(2, records, quiet=quiet)
-        for case in (case_of("a", 100), case_of("b", 100)):
+        for case in (Case("a", "a"), Case("b", "b")):
             for _ in range(100):
                 now[0] += 0.5  # 50 s a case, 30 s from its first slice to a line
                 report.on_slices(case, 1, 100)
@@ -105,7 +99,7 @@ def test_a_long_case_reports_within_it(monkeypatch, capfd):
 
 
 def test_the_closing_table_is_aligned():
-    cases = [case_of("a", 1), case_of("肝臓", 1), case_of("e\u0301e", 1)]
+    cases = [Case(name, name) for name in ("a", "肝臓", "e\u0301e")]
     timer = PhaseTimer()
     for case, seconds in zip(cases, (1.5, 100.25, 22.0), strict=True):
         case.shape, case.status = (512, 512, int(seconds)), "done"

@@ -97,6 +97,8 @@ def test_spacing_is_the_affines(tmp_path, ct, affine, unit_mm, how, notes, slice
     assert np.prod(volume.spacing) == pytest.approx(mm3, rel=1e-5)
     assert volume.voxel_ml == pytest.approx(7.5e-3, rel=1e-5)
     assert len(volume.notes) == notes, volume.notes
+    if how.get("codes") == (0, 0):
+        assert "LAS" in volume.notes[0]
 
 
 @pytest.mark.parametrize("pixdim", [[1, 0, 0, 0, 0, 0, 0, 0], [1, 1.5, 1.25, 0, 0, 0, 0, 0]])

@@ -30,7 +30,9 @@ _OBJECT_STORE_BYTES = 100 << 20
 """Of a cluster that is started here; nothing but a case's statistics goes through it."""
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
+def make_cluster_parser() -> argparse.ArgumentParser:
+    """Return the service's parser with the cluster's options."""
+    parser = make_parser("cluster")
     parser.description = (
         f"{parser.description} Spreads them over a Ray cluster: a worker for each GPU or, without "
         "any, for every few cores. All nodes need this project and the folders under the same "
@@ -54,12 +56,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"cores for each worker that has no GPU (default: {_CPUS}, or all of a smaller node)",
     )
+    return parser
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the service's options and the cluster's, paths absolute for every node."""
-    parser = make_parser("cluster")
-    _add_options(parser)
+    parser = make_cluster_parser()
     options = parse_arguments(arguments, parser)
     for name in ("workers", "cpus"):
         if (number := getattr(options, name)) is not None and number < 1:
@@ -142,12 +144,7 @@ def _plan_workers(options: argparse.Namespace) -> None:
 def _start(
     options: argparse.Namespace, loader: NetworkLoader, observer: Observer, timer: PhaseTimer
 ) -> "RayRunner":
-    """Join the cluster, and return what runs cases on it.
-
-    Raises:
-        StartError: it cannot be joined.
-        ValueError: it has not enough free for a worker.
-    """
+    """Join the cluster, and return what runs cases on it."""
     _join(options.address)
     from cluster.runner import RayRunner
 
@@ -160,11 +157,7 @@ def _start(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line.
-
-    Returns:
-        As the service's `run`.
-    """
+    """Run the command line, and return its exit code as the service's `run`."""
     options = _parse(arguments)
     try:
         return run(options, _start)

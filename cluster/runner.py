@@ -45,18 +45,11 @@ _PATIENCE_SECONDS = 30.0
 
 @dataclass(eq=False)
 class WorkerHandle:
-    """A worker, and the cases it has.
-
-    Attributes:
-        actor: Ray's handle.
-        start: 1, and one more for each before it that died before it was ready.
-        ready: its network is loaded.
-        cases: that it has.
-    """
+    """A worker, and the cases it has."""
 
     actor: ActorHandle
-    start: int
-    ready: bool = False
+    start: int  # 1, and one more for each before it that died before it was ready
+    ready: bool = False  # its network is loaded
     cases: list[Case] = field(default_factory=list)
 
 
@@ -81,9 +74,7 @@ class RayRunner(Observer):
         # Whether a label map is there is for the workers to see.
         planned = argparse.Namespace(**{**vars(options), "keep_existing": False})
         self._planner = Service(planned, loader, self, timer)
-        self._options = options
-        self._timer = timer
-        self._observer = observer
+        self._options, self._timer, self._observer = options, timer, observer
         worker_class = ray.remote(Worker)
         self._actor_class = worker_class.options(max_concurrency=CASES_IN_FLIGHT, **options.each)
         self._workers: list[WorkerHandle] = []
@@ -96,14 +87,10 @@ class RayRunner(Observer):
         self._why_removed = ""
 
     def run(self, sources: Sequence[Source]) -> list[Case]:
-        """Segment every volume; a case that fails does not stop the others.
-
-        Returns:
-            One `Case` per source, in order, each "done", "kept" or "failed".
+        """Segment every volume, as `Service.run`; at a signal what is under way is given 10 s.
 
         Raises:
             StartError: no worker could be started.
-            KeyboardInterrupt: raised by a signal's handler; what was under way has been given 10 s.
         """
         with contextlib.ExitStack() as stack:
             bar = tqdm(
@@ -182,9 +169,7 @@ class RayRunner(Observer):
                 self._end(worker, case, status="failed", reason=one_line(error.cause))
         except RayError as error:
             if isinstance(error, RayActorError) and error.actor_init_failed:
-                self._remove(
-                    worker, str(error).splitlines()[-1]
-                )  # a package is missing, for example
+                self._remove(worker, str(error).splitlines()[-1])  # such as a missing package
             else:
                 self._replace(worker, case, _why_lost(error))
         else:

@@ -43,10 +43,7 @@ class Worker(Observer):
         self._records: dict[str, dict | None] = {}
 
     def start(self) -> str:
-        """Load the network and start to take cases.
-
-        Returns:
-            Device, precision and weights, as the service prints them.
+        """Load the network, start to take cases, and return what the service prints of both.
 
         Raises:
             ValueError: the folders are not those of the run, the device is not there, or the
@@ -69,12 +66,8 @@ class Worker(Observer):
     def segment(self, source: Source, record: dict | None) -> tuple[Case, dict[str, float]]:
         """Segment one volume, while others are being read and written.
 
-        Args:
-            source: the volume's file.
-            record: what `Observer.recorded` returns for it.
-
-        Returns:
-            The case, "done", "kept" or "failed", and its seconds per stage.
+        `record` is what `Observer.recorded` returns for it. Return the case, "done", "kept" or
+        "failed", and its seconds per stage.
         """
         self._records[source.name] = record
         (case,) = self._service.plan([source])

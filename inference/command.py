@@ -5,7 +5,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Protocol
 
 from . import startup
@@ -33,11 +32,7 @@ class Runner(Protocol):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line.
-
-    Returns:
-        As `run`.
-    """
+    """Run the command line, and return its exit code as `run`."""
     return run(parse_arguments(arguments), Service)
 
 
@@ -52,6 +47,9 @@ def run(options: argparse.Namespace, make_runner: Callable[..., Runner]) -> int:
     Returns:
         0 if every case is done (or was before), 1 if some failed or a record of them could not be
         written, 2 for wrong usage, `CANNOT_START`, 128 and its number for a signal that ended it.
+
+    Raises:
+        OSError: a file cannot be used; no case was processed.
     """
     start = time.monotonic()
     startup.share_interpreter()
@@ -64,14 +62,8 @@ def run(options: argparse.Namespace, make_runner: Callable[..., Runner]) -> int:
     try:
         loader = NetworkLoader(options, timer)
         if options.colours:
-            _write_colour_tables(options.output)
-        records = Records(
-            options.statistics,
-            options.manifest,
-            keep=options.keep_existing,
-            timer=timer,
-            provenance=loader.provenance,
-        )
+            write_colour_tables(options.output)
+        records = Records(options, timer, loader.provenance)
         progress = Progress(len(options.sources), records, quiet=options.quiet)
         runner = make_runner(options, loader, progress, timer)
         try:
@@ -80,7 +72,7 @@ def run(options: argparse.Namespace, make_runner: Callable[..., Runner]) -> int:
         except Stopped as signalled:
             stopped = signalled
             discard_unfinished()
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         log(f"error: {one_line(error)}")
         return 2
     except (StartError, MemoryError) as error:
@@ -100,13 +92,6 @@ def run(options: argparse.Namespace, make_runner: Callable[..., Runner]) -> int:
     if not options.quiet:
         _print_summary(cases, timer, f"{time.monotonic() - start:.1f} s: {options.output}")
     return 1 if failed or records.incomplete else 0
-
-
-def _write_colour_tables(folder: Path) -> None:
-    try:
-        write_colour_tables(folder)
-    except OSError as error:
-        raise ValueError(f"--colours: {one_line(error)}") from error
 
 
 def _print_summary(cases: list[Case], timer: PhaseTimer, end: str) -> None:

@@ -37,9 +37,6 @@ def find_entries(source: Path) -> list[Path]:
 
     Folders, pipes, links to nothing and endings in upper case are among them, so that each can be
     reported; `why_not_a_volume` has the reason.
-
-    Raises:
-        OSError: the folder cannot be read.
     """
     if not source.is_dir():
         return [source]
@@ -52,10 +49,7 @@ def find_entries(source: Path) -> list[Path]:
 
 def find_cases(source: Path) -> list[Path]:
     """Return the volumes of a folder, sorted, without hidden files; or the one file named."""
-    entries = find_entries(source)
-    if not source.is_dir():
-        return entries
-    return [path for path in entries if not why_not_a_volume(path)]
+    return [path for path in find_entries(source) if path == source or not why_not_a_volume(path)]
 
 
 def why_not_a_volume(path: Path) -> str:
@@ -174,21 +168,13 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write a `whole_file`; text as UTF-8, and bytes of names that are not UTF-8 as escapes.
-
-    Raises:
-        OSError: the file cannot be written; nothing is left under its name.
-    """
+    """Write a `whole_file`; text as UTF-8, and bytes of names that are not UTF-8 as escapes."""
     with whole_file(path) as file:
         file.write(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
 
 
 def check_writable(folder: Path, name: str = ".abdoseg-probe") -> None:
-    """Write, replace and remove a file as the outputs will be; access(2) is wrong on some mounts.
-
-    Raises:
-        OSError: it cannot be written, or cannot be renamed.
-    """
+    """Write, replace and remove a file as the outputs; access(2) is wrong on some mounts."""
     probe = folder / name
     write_atomically(probe, b"first")
     write_atomically(probe, b"second")
@@ -203,10 +189,6 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     The lock is that of a file `.NAME.lock` beside it, which stays: the path itself may be replaced
     meanwhile, or not be there. Where the file system has no locks there is none.
 
-    Args:
-        path: of a file or folder.
-        wait: until nobody else holds the lock.
-
     Raises:
         BlockingIOError: `wait` is false and somebody holds it.
         OSError: the lock's file cannot be opened.
@@ -219,10 +201,9 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise
-        except OSError:
-            pass
+        except OSError as error:
+            if isinstance(error, BlockingIOError):
+                raise
         yield
     finally:
         os.close(descriptor)

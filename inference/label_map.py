@@ -1,5 +1,6 @@
 """Write label maps on the grid of the volume they are of, and check them."""
 
+import math
 from pathlib import Path
 
 import nibabel
@@ -7,16 +8,10 @@ import numpy as np
 from isal import isal_zlib
 
 from .files import write_atomically
-from .records.provenance import SIGNATURE_BYTES, format_signature, same_signature
-from .volume import (
-    GZIP_ERRORS,
-    GZIP_WBITS,
-    HEADER_ERRORS,
-    Volume,
-    VolumeError,
-    header_affine,
-    read_header,
-)
+from .records.provenance import format_signature, same_signature
+from .volume import GZIP_ERRORS, HEADER_ERRORS, Volume, VolumeError, header_affine, read_header
+
+_GZIP_WBITS = 31  # zlib's way of asking for gzip's header and trailer
 
 
 def label_map_header(
@@ -25,10 +20,7 @@ def label_map_header(
     """Return the header of the label map of a volume.
 
     It is the volume's own but for type, scaling and texts: those of the input may name a patient.
-
-    Args:
-        header: of the volume.
-        signature: its `descrip`, at most 79 bytes of ASCII; by default the program's alone.
+    The signature becomes its `descrip`, at most 79 bytes of ASCII; by default the program's alone.
 
     Raises:
         VolumeError: whoever reads it would not find the volume's grid.
@@ -42,8 +34,7 @@ def label_map_header(
         for name in made.template_dtype.names:
             if made.template_dtype[name].kind == "S" and name != "regular":
                 made[name] = b""
-        text = signature or format_signature()
-        made["descrip"] = text.encode("ascii", "replace")[:SIGNATURE_BYTES]
+        made["descrip"] = (signature or format_signature()).encode("ascii", "replace")
         made["magic"] = made.single_magic
         made["vox_offset"] = made.single_vox_offset
         read = type(made)(made.binaryblock)
@@ -89,22 +80,13 @@ def why_not_label_map_of(
         made_by = bytes(found["descrip"].item()).decode("ascii", "replace")
         if signature is not None and not same_signature(made_by, signature):
             return f"it was made by {made_by or 'an unknown program'}, not by {signature}"
-        voxels = int(np.prod(found.get_data_shape(), dtype=np.int64))
-        return _why_not_whole(path, int(found["vox_offset"]) + voxels)
-    except (OSError, *HEADER_ERRORS) as error:
-        return str(error)
-
-
-def _why_not_whole(path: Path, size: int) -> str:
-    """Return why a file is not one gzip member of `size` bytes with the right check sum, or ""."""
-    unpacker = isal_zlib.decompressobj(wbits=GZIP_WBITS)
-    try:
+        size = int(found["vox_offset"]) + math.prod(map(int, found.get_data_shape()))
+        unpacker = isal_zlib.decompressobj(wbits=_GZIP_WBITS)
         length = len(unpacker.decompress(path.read_bytes(), size + 1))
-    except GZIP_ERRORS as error:
-        return f"damaged gzip data ({error})"
-    if length != size or not unpacker.eof:
-        return "it is cut short" if length <= size else "it holds more than its voxels"
-    return "it goes on behind its end" if unpacker.unused_data else ""
+        whole = length == size and unpacker.eof and not unpacker.unused_data
+        return "" if whole else "it is cut short, or goes on behind its voxels"
+    except (OSError, *GZIP_ERRORS, *HEADER_ERRORS) as error:  # type: ignore[misc]
+        return str(error)
 
 
 def select_labels(label_map: np.ndarray, labels: tuple[int, ...]) -> np.ndarray:
@@ -150,13 +132,11 @@ def write_label_map(
             f"a label map of {volume.voxels.shape} uint8 is needed, "
             f"not {label_map.shape} {label_map.dtype}"
         )
-    header = label_map_header(volume.header, signature)
     no_extensions = b"\0\0\0\0"
-
+    parts = [label_map_header(volume.header, signature).binaryblock + no_extensions]
     stored = volume.as_stored(label_map)
-    parts = [header.binaryblock + no_extensions]
     parts.append(stored.ravel(order="F").data)  # copies only where the file is not LPS
     if path.name.endswith(".gz"):
-        gzip = isal_zlib.compressobj(level=1, wbits=GZIP_WBITS)
+        gzip = isal_zlib.compressobj(level=1, wbits=_GZIP_WBITS)
         parts = [*map(gzip.compress, parts), gzip.flush()]
     write_atomically(path, b"".join(parts))

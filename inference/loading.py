@@ -46,11 +46,7 @@ class NetworkLoader:
 
     @cached_property
     def weights(self) -> tuple[Path, ...]:
-        """The files of the weights; of several the probabilities are averaged.
-
-        Raises:
-            StartError: torch cannot be imported, where the device decides.
-        """
+        """The files of the weights; torch is imported where the device decides."""
         on_cuda = self._named or (default_weights(on_cuda=True)[0],)
         if self._options.device.startswith("cuda") or on_cuda == self._on_cpu:
             return on_cuda

@@ -17,10 +17,7 @@ def memory_limit(root: Path = Path("/")) -> int:
     """Return the bytes of memory that this process may take.
 
     They are the least of the machine's memory, the limits of its control groups and those that
-    `ulimit -v` and `-d` set.
-
-    Args:
-        root: of the file system; another one in tests.
+    `ulimit -v` and `-d` set. `root` is that of the file system; another one in tests.
     """
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     limits += [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
@@ -35,9 +32,6 @@ def cpu_limit(root: Path = Path("/")) -> int:
 
     They are the least of its affinity and of the quotas of its control groups (`docker run --cpus`,
     Kubernetes' `limits.cpu`), rounded down: who takes more is throttled.
-
-    Args:
-        root: of the file system; another one in tests.
     """
     limits = [len(os.sched_getaffinity(0))]
     for folder in _control_groups(root, "cpu"):
@@ -78,11 +72,6 @@ def case_bytes(file_bytes: int, voxels: int, voxel_bytes: int) -> int:
 
     The file and its voxels while it is unpacked; then voxels, label map and what percentiles or
     components need. Percentiles of types wider than 16 bits are found on a copy.
-
-    Args:
-        file_bytes: of the file on disk.
-        voxels: their number.
-        voxel_bytes: of one in the file's own type.
     """
     raw = voxels * voxel_bytes
     beside = raw + voxels if voxel_bytes > 2 else 0
@@ -90,11 +79,7 @@ def case_bytes(file_bytes: int, voxels: int, voxel_bytes: int) -> int:
 
 
 class MemoryBudget:
-    """Memory that cases share: one waits until it fits beside the others.
-
-    Args:
-        total: bytes for all cases together.
-    """
+    """Memory that cases share, `total` bytes: one waits until it fits beside the others."""
 
     def __init__(self, total: int) -> None:
         self.total = total

@@ -9,11 +9,7 @@ import numpy as np
 
 from .case import Case
 from .files import check_writable, one_line
-from .label_map import (
-    select_labels,
-    why_not_label_map_of,
-    write_label_map,
-)
+from .label_map import select_labels, why_not_label_map_of, write_label_map
 from .labels import LABEL_NAMES
 from .records.provenance import Provenance
 from .sources import Source, why_changed
@@ -76,12 +72,7 @@ class Outputs:
         return ""
 
     def why_stale(self, case: Case, record: dict | None) -> str:
-        """Return why a case's files are not whole or not of its input by this signature, or "".
-
-        Args:
-            case: whose files are all there.
-            record: of the case, as far as there is one.
-        """
+        """Return why a case's files are not whole or not of its input by this signature, or ""."""
         try:
             header, stale = case.source.header, ""
             if self.format != "seg":

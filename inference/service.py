@@ -56,10 +56,8 @@ class Observer:
 class Service:
     """Segments volumes one after another.
 
-    Statistics, previews and flags are of all labels, whichever a label map shows.
-
-    Attributes:
-        budget: of memory, which the cases under way share; a case that it can never hold fails.
+    Statistics, previews and flags are of all labels, whichever a label map shows. A case that the
+    budget of memory can never hold fails.
 
     Args:
         options: of `parse_arguments`.
@@ -99,9 +97,6 @@ class Service:
     def run(self, sources: Sequence[Source]) -> list[Case]:
         """Segment every volume; a case that fails does not stop the others.
 
-        Args:
-            sources: NIfTI files, or DICOM series.
-
         Returns:
             One `Case` per source, in order, each "done", "kept" or "failed".
 
@@ -128,21 +123,15 @@ class Service:
             if case.reason:
                 case.status = "failed"
             elif self._keep_existing and all(map(os.path.lexists, self.outputs.files(case.name))):
-                self._check_existing(case)
+                record = self.observer.recorded(case.name)
+                stale = self.outputs.why_stale(case, record)
+                if not stale and record is not None:
+                    case.status = "kept"
+                else:
+                    case.warnings.append(f"recomputing: {stale or 'its record is missing'}")
             if case.status != "waiting":
                 self.observer.on_case(case)
         return cases
-
-    def _check_existing(self, case: Case) -> None:
-        """Decide whether a case whose outputs are there is skipped or recomputed."""
-        record = self.observer.recorded(case.name)
-        stale = self.outputs.why_stale(case, record)
-        if not stale and record is None:
-            stale = "its record is missing"
-        if stale:
-            case.warnings.append(f"recomputing: {stale}")
-        else:
-            case.status = "kept"
 
     def segment(self, cases: Iterable[Case]) -> None:
         """Run planned cases through the pipeline until there are no more, each as it comes.
@@ -150,9 +139,6 @@ class Service:
         Args:
             cases: that are "waiting"; asked for the next one, in another thread, as soon as the
                 one before is read, and may then take its time.
-
-        Raises:
-            KeyboardInterrupt: as `run`.
         """
         reader, writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         writing: Future | None = None
@@ -185,11 +171,7 @@ class Service:
             writer.shutdown()
 
     def _read_next(self, unread: Iterator[Case], writer: ThreadPoolExecutor) -> ReadCase | None:
-        """Read on up to a case that can be read, so that bad ones do not use up the read-ahead.
-
-        Returns:
-            That case, None at the end; those that failed are ended by the writer.
-        """
+        """Read on up to a case that can be read, so that bad ones do not use up the read-ahead."""
         for case in unread:
             if (read := self._attempt(case, self._read, case)) is not None:
                 return read
@@ -206,11 +188,12 @@ class Service:
             memory = need
 
         def on_content(content: bytes) -> None:
-            case.input_info.update(content_info(content))
+            if self._with_records:
+                case.input_info.update(content_info(content))
 
         try:
             with self.timer.phase("read", case.name):
-                volume = case.source.read(admit, on_content if self._with_records else None)
+                volume = case.source.read(admit, on_content)
             case.warnings += volume.notes
             label_map_header(volume.header)  # or the case fails before it is predicted
             if self._with_records:

@@ -13,16 +13,13 @@ _KUBERNETES = "JOB_COMPLETION_INDEX"
 
 
 def parse_shard(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
-    """Return which shard, of how many.
+    """Return which shard, from 0, of how many.
 
     Args:
         text: "I/N", I from 0; "auto", from the scheduler's variables; or "auto/N", the index from
             the scheduler as it is and N from the caller, who must give it where the scheduler does
             not (Kubernetes), or where only some tasks of an array are run again.
         environment: in which a Slurm array or an Indexed Job of Kubernetes has the task's number.
-
-    Returns:
-        Index from 0, and count.
 
     Raises:
         ValueError: it is no such text, or the scheduler's variables are missing.
@@ -31,44 +28,31 @@ def parse_shard(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
     if not match or (match[2] and not match[3]):
         raise ValueError(f"{text}: give I/N with I from 0 to N-1, auto, or auto/N")
     if match[2]:
-        index, count = int(match[2]), int(match[3])
-    elif match[3]:
-        index, count = _task_index(environment), int(match[3])
+        index = int(match[2])
     else:
-        index, count = _task_of_array(environment)
+        found = [name for name in (f"{_SLURM}ID", _KUBERNETES) if name in environment]
+        if not found:
+            raise ValueError(f"auto: neither {_SLURM}ID nor {_KUBERNETES} is set; give I/N")
+        index = _number(environment, found[0])
+    if match[3]:
+        count = int(match[3])
+    elif found[0] == _KUBERNETES:
+        raise ValueError(f"auto: {_KUBERNETES} comes without a count; give auto/N")
+    else:  # a Slurm array, whatever its first number and step
+        count = _number(environment, f"{_SLURM}COUNT")
+        index -= _number(environment, f"{_SLURM}MIN", default="0")
+        index, beside = divmod(index, max(1, _number(environment, f"{_SLURM}STEP", default="1")))
+        if beside or not 0 <= index < count:
+            raise ValueError("auto: the array's numbers have gaps; use --array=0-N, or give auto/N")
     if not 0 <= index < count:
         raise ValueError(f"{text}: shard {index} of {count} does not exist; they count from 0")
     return index, count
 
 
-def _task_index(environment: Mapping[str, str]) -> int:
-    """Return the task's number as its scheduler gives it."""
-    for name in (f"{_SLURM}ID", _KUBERNETES):
-        if name in environment:
-            return _number(environment, name)
-    raise ValueError(f"auto: neither {_SLURM}ID nor {_KUBERNETES} is set; give I/N")
-
-
-def _task_of_array(environment: Mapping[str, str]) -> tuple[int, int]:
-    """Return index and count of a task of a Slurm array, whatever its first number and step."""
-    index = _task_index(environment)
-    if f"{_SLURM}ID" not in environment:
-        raise ValueError(f"auto: {_KUBERNETES} comes without a count; give auto/N")
-    count = _number(environment, f"{_SLURM}COUNT")
-    first = _number(environment, f"{_SLURM}MIN", default=0)
-    step = _number(environment, f"{_SLURM}STEP", default=1)
-    position, beside = divmod(index - first, max(1, step))
-    if beside or not 0 <= position < count:
-        raise ValueError("auto: the array's numbers have gaps; use --array=0-N, or give auto/N")
-    return position, count
-
-
-def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
-    text = environment.get(name, "" if default is None else str(default))
+def _number(environment: Mapping[str, str], name: str, default: str = "") -> int:
+    text = environment.get(name, default)
     if not re.fullmatch(r"\d+", text):
-        raise ValueError(
-            f"auto: {name} is {text!r}, not a number" if text else f"{name} is not set"
-        )
+        raise ValueError(f"auto: {name} is {text!r}, not a number")
     return int(text)
 
 
@@ -81,12 +65,9 @@ def shard_of(sources: list[Source], index: int, count: int) -> list[Source]:
     and names alone decide: while shards run, inputs must not be added, removed or changed.
 
     Args:
-        sources: all inputs, in any order.
+        sources: all inputs, in any order, which the result has too.
         index: of the shard, from 0.
         count: of shards.
-
-    Returns:
-        In the order given.
     """
     groups: dict[str, list[Source]] = {}
     for source in sources:
@@ -104,8 +85,5 @@ def shard_of(sources: list[Source], index: int, count: int) -> list[Source]:
 
 
 def shard_file(path: Path, index: int, count: int) -> Path:
-    """Return the name of a shard's own file: `volumes.csv` becomes `volumes.3-of-8.csv`.
-
-    Tasks that replace one table would each undo what the others wrote.
-    """
+    """Return the name of a shard's own file: `volumes.csv` becomes `volumes.3-of-8.csv`."""
     return path.with_name(f"{path.stem}.{index}-of-{count}{path.suffix}")

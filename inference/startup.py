@@ -156,12 +156,10 @@ def reuse_freed_memory() -> None:
     every page again: 12 to 20 % of the network's time (benchmark/results/waterfall-cpu.md). Blocks
     of 256 MB and more, whole volumes, are still given back. Other C libraries have no such options.
     """
-    if not hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        return
-    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # malloc.h
-    libc.mallopt(mmap_threshold, 256 << 20)
-    libc.mallopt(trim_threshold, 1 << 30)
-    libc.mallopt(arena_max, 1)  # what one thread has freed serves the others
+    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(-3, 256 << 20)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+        libc.mallopt(-8, 1)  # M_ARENA_MAX: what one thread has freed serves the others
 
 
 def share_interpreter() -> None:

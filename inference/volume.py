@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel
 import numpy as np
@@ -30,8 +31,6 @@ ORIENTATION = "SPL"
 
 _GZIP_MAGIC = b"\x1f\x8b"
 
-GZIP_WBITS = 31  # zlib's way of asking for gzip's header and trailer
-
 _NIFTI2_HEADER_SIZE = 540
 
 _HEADER_BYTES = 544  # of a NIfTI-2 file, with the four bytes that announce extensions
@@ -42,11 +41,8 @@ HEADER_ERRORS = (HeaderDataError, WrapStructError, ValueError, KeyError, Overflo
 """What nibabel raises at wild headers."""
 
 GZIP_ERRORS: tuple[type[Exception], ...] = (
-    EOFError,
-    gzip.BadGzipFile,
-    zlib.error,
-    isal_zlib.IsalError,  # type: ignore[assignment]
-)
+    EOFError, gzip.BadGzipFile, zlib.error, isal_zlib.error,  # type: ignore[assignment]
+)  # fmt: skip
 """What unpacking damaged gzip data raises."""
 
 _TAIL_BYTES = 1 << 20  # unpacked after the voxels, for the check sum behind them
@@ -126,12 +122,9 @@ class Volume(Grid):
 
 
 def header_affine(header: nibabel.Nifti1Header) -> np.ndarray:
-    """Return the affine of a header: its sform, else its qform, else by `pixdim` alone.
+    """Return a header's `Volume.affine`: its sform, else its qform, else by `pixdim` alone.
 
     A quaternion that rounding has made longer than 1 is normalised, where nibabel refuses it.
-
-    Returns:
-        4x4, voxel indices (i, j, k) to RAS+ coordinates, in the header's unit.
 
     Raises:
         VolumeError: the header has no usable one.
@@ -151,13 +144,7 @@ def header_affine(header: nibabel.Nifti1Header) -> np.ndarray:
 
 
 def orientation(affine: np.ndarray) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-    """Return how the axes of a file's array are swapped and flipped to become SPL.
-
-    Args:
-        affine: 4x4, voxel indices to RAS+; oblique ones go to the nearest axes.
-
-    Returns:
-        `Grid.disk_axes` and `Grid.disk_flips`.
+    """Return `Grid.disk_axes` and `Grid.disk_flips`, to the nearest axes, of a `Volume.affine`.
 
     Raises:
         VolumeError: the affine has no such axes (not finite, or singular).
@@ -173,11 +160,7 @@ def orientation(affine: np.ndarray) -> tuple[tuple[int, ...], tuple[bool, ...]]:
 
 
 def header_grid(header: nibabel.Nifti1Header, pixdim: np.ndarray | None = None) -> Grid:
-    """Return the grid of a file's voxels: the affine's, whatever `pixdim` is.
-
-    Args:
-        header: of the file.
-        pixdim: as in `StoredImage`; by default the header's.
+    """Return the grid of a file's voxels: the affine's, whatever `StoredImage.pixdim` is.
 
     Raises:
         VolumeError: the header has no usable affine.
@@ -229,8 +212,7 @@ def _mm(sizes: np.ndarray) -> str:
     return "x".join(f"{size:.4g}" for size in sizes) + " mm"
 
 
-@dataclass(frozen=True)
-class StoredImage:
+class StoredImage(NamedTuple):
     """The voxels of a NIfTI file as they are stored.
 
     Attributes:
@@ -250,10 +232,7 @@ class StoredImage:
 def _unpacked(content: bytes, size: int, tail: int = _TAIL_BYTES) -> bytearray:
     """Return the first `size` bytes of gzip data of one or more members, fewer if it has no more.
 
-    Args:
-        content: the gzip data.
-        size: bytes to return.
-        tail: bytes that are unpacked behind them, so that a check sum which is near is reached.
+    So many bytes as `tail` are unpacked behind them, so that a check sum which is near is reached.
 
     Raises:
         VolumeError: the data are damaged or cut short.
@@ -271,11 +250,7 @@ def _unpacked(content: bytes, size: int, tail: int = _TAIL_BYTES) -> bytearray:
 
 
 def _header(start: bytes) -> tuple[nibabel.Nifti1Header, np.ndarray]:
-    """Return the header at the start of a file, gzipped or not, and its `StoredImage.pixdim`.
-
-    Raises:
-        VolumeError: there is none.
-    """
+    """Return the header at the start of a file, gzipped or not, and its `StoredImage.pixdim`."""
     if start.startswith(_GZIP_MAGIC):
         start = bytes(_unpacked(start, _HEADER_BYTES, 0))
     if not start:
@@ -301,12 +276,7 @@ def _header(start: bytes) -> tuple[nibabel.Nifti1Header, np.ndarray]:
 
 
 def _open(path: Path) -> io.FileIO:
-    """Open a regular file to read; a pipe would block, and other things are no file.
-
-    Raises:
-        VolumeError: it is no regular file.
-        OSError: it cannot be opened.
-    """
+    """Open a regular file to read; a pipe would block, and other things are no file."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise VolumeError("not a regular file")
     return path.open("rb", buffering=0)
@@ -331,12 +301,6 @@ def read_stored(
     Trailing axes of length 1 are allowed; a 2D image is a volume of one slice. Gzip data after the
     voxels of the header's shape are not unpacked. The file stays open from header to voxels: if
     another is renamed to its name meanwhile, what is read is still all of one file.
-
-    Args:
-        path: of the file.
-        admit: called before anything is unpacked, with the header and the bytes of the file; raises
-            where that is too much.
-        on_content: called with the file's bytes, for a check sum of them.
 
     Raises:
         VolumeError: not such a file, damaged, cut short, not 3D, of a type that is not a number, or
@@ -394,17 +358,14 @@ def read_stored(
 def read_volume(
     path: Path, admit: Admit | None = None, on_content: OnContent | None = None
 ) -> Volume:
-    """Read a CT volume and turn its axes to SPL.
-
-    Args:
-        path: of the file.
-        admit, on_content: as in `read_stored`.
+    """Read a CT volume as `read_stored`, and turn its axes to SPL.
 
     Raises:
         VolumeError: as `read_stored`, or the affine cannot be used.
         OSError: the file cannot be read.
     """
-    return _volume(read_stored(path, admit, on_content))
+    stored = read_stored(path, admit, on_content)
+    return volume_on(header_grid(stored.header, stored.pixdim), *stored[:4])
 
 
 def image_volume(image: nibabel.spatialimages.SpatialImage) -> Volume:
@@ -419,24 +380,11 @@ def image_volume(image: nibabel.spatialimages.SpatialImage) -> Volume:
     if voxels.size != math.prod(shape) or not voxels.size or voxels.dtype.kind not in "iuf":
         text = "x".join(map(str, voxels.shape))
         raise VolumeError(f"not one 3D volume of real numbers but {text} {voxels.dtype}")
-    return _volume(
-        StoredImage(voxels.reshape(shape), 1.0, 0.0, image.header, image.header["pixdim"][1:4])
-    )
-
-
-def _volume(stored: StoredImage) -> Volume:
-    return volume_on(
-        header_grid(stored.header, stored.pixdim),
-        stored.voxels, stored.slope, stored.intercept, stored.header,
-    )  # fmt: skip
+    return volume_on(header_grid(image.header), voxels.reshape(shape), 1.0, 0.0, image.header)
 
 
 def volume_on(
-    grid: Grid,
-    stored: np.ndarray,
-    slope: float,
-    intercept: float,
-    header: nibabel.Nifti1Header,
+    grid: Grid, stored: np.ndarray, slope: float, intercept: float, header: nibabel.Nifti1Header
 ) -> Volume:
     """Return the volume of voxels that are stored on a grid; arguments as the attributes'."""
     return Volume(

@@ -71,9 +71,13 @@ def _outline(theta: float, thickness: float, superior: float) -> tuple[float, fl
     return superior, CAVITY_CENTRE[0] + posterior * reach * cosine, left * reach * sine
 
 
+def _mirrored(side: int, *points: tuple[float, float, float]) -> np.ndarray:
+    """Return points of the left side on a side, -1 for right and 1 for left."""
+    return np.array(points) * (1, 1, side)
+
+
 def skeleton() -> list[Layer]:
     """Return spine, ribs and pelvis, and the muscles beside the spine."""
-    levels = [*range(-137, 0, 34), *range(0, 300, 30)]
     muscles: list[Solid] = []
     vertebrae: list[Solid] = []
     ribs: list[Solid] = []
@@ -83,59 +87,32 @@ def skeleton() -> list[Layer]:
     canal = tube([(s, spine(s) + 26, 0) for s in column if s > -210], [7.5] * 35)
     muscles += tube([(s, min(spine(s) + 42, 80), 0) for s in column], [20 for _ in column])
     for side in (-1, 1):
-        muscles += tube(
-            [(s, min(spine(s) + 50, 84), side * 34) for s in column],
-            [24 if s < 150 else 18 for s in column],
-        )
-        muscles += tube(
-            [
-                (10, 34, side * 26),
-                (-60, 18, side * 34),
-                (-140, 8, side * 48),
-                (-260, -5, side * 80),
-            ],
-            [6, 15, 21, 20],
-        )
-        # Iliac wing, and the femur's head and shaft.
+        beside = [(s, min(spine(s) + 50, 84), side * 34) for s in column]
+        muscles += tube(beside, [24 if s < 150 else 18 for s in column])
+        psoas = _mirrored(side, (10, 34, 26), (-60, 18, 34), (-140, 8, 48), (-260, -5, 80))
+        muscles += tube(psoas, [6, 15, 21, 20])
         for depth in np.linspace(0, 1, 7):
-            pelvis += tube(
-                [
-                    (-135 - 75 * depth, 20 - 40 * (1 - depth), side * (128 - 25 * depth)),
-                    (-145 - 60 * depth, 55, side * (90 - 20 * depth)),
-                    (-165 - 30 * depth, 68, side * (50 - 5 * depth)),
-                ],
-                [5, 6, 7],
+            iliac_wing = _mirrored(
+                side,
+                (-135 - 75 * depth, 20 - 40 * (1 - depth), 128 - 25 * depth),
+                (-145 - 60 * depth, 55, 90 - 20 * depth),
+                (-165 - 30 * depth, 68, 50 - 5 * depth),
             )
-        pelvis += tube(
-            [
-                (-205, 15, side * 98),
-                (-245, 5, side * 88),
-                (-300, 0, side * 80),
-                (-600, 5, side * 80),
-            ],
-            [14, 24, 16, 14],
-        )
+            pelvis += tube(iliac_wing, [5, 6, 7])
+        femur = _mirrored(side, (-205, 15, 98), (-245, 5, 88), (-300, 0, 80), (-600, 5, 80))
+        pelvis += tube(femur, [14, 24, 16, 14])
     pelvis += tube([(-160, spine(-160), 0), (-240, 82, 0)], [20, 9])
-    for level in levels:
-        axis, width = spine(level), 23 if level < 60 else 18
+    for level in (*range(-137, 0, 34), *range(0, 300, 30)):
+        axis, width, half = (spine(level), *((23, 13) if level < 60 else (18, 11)))
         body = ellipsoid((level, axis, 0), (30, width * 0.8, width))
-        half = 13 if level < 60 else 11
-        vertebrae.append(
-            replace(body, planes=(((1, 0, 0), level + half), ((-1, 0, 0), half - level)))
-        )
+        planes = (((1, 0, 0), level + half), ((-1, 0, 0), half - level))
+        vertebrae.append(replace(body, planes=planes))
         vertebrae += tube([(level, axis + 38, 0), (level - 10, axis + 55, 0)], [6, 4])
         for side in (-1, 1):
-            vertebrae += tube(
-                [
-                    (level, axis + 12, side * 15),
-                    (level, axis + 27, side * 16),
-                    (level, axis + 38, 0),
-                ],
-                [6, 6, 5],
-            )
-            vertebrae += tube(
-                [(level, axis + 27, side * 16), (level, axis + 32, side * 38)], [5, 3]
-            )
+            root, end = (level, axis + 27, 16), (level, axis + 32, 38)
+            arch = _mirrored(side, (level, axis + 12, 15), root, (level, axis + 38, 0))
+            vertebrae += tube(arch, [6, 6, 5])
+            vertebrae += tube(_mirrored(side, root, end), [5, 3])
     for number, level in enumerate(range(30, 300, 30)):
         reach = np.radians((60, 88, 120, 128, 135)[min(number, 4)])
         for side in (-1, 1):
@@ -145,23 +122,19 @@ def skeleton() -> list[Layer]:
             ribs += tube(path, [4.5] * len(path), step=14)
     front = [_outline(np.pi, 6, s) for s in range(100, 280, 20)]
     ribs += tube(front, [6] * len(front))
+    discs_too = _SOLID_BODY | numbers("intervertebral disc")
     return [
         Layer(NUMBERS["muscle"], muscles, _SOLID_BODY),
         Layer(NUMBERS["intervertebral disc"], discs, _SOLID_BODY),
         Layer(NUMBERS["pelvis"], pelvis, _SOLID_BODY),
         Layer(NUMBERS["rib"], ribs, _SOLID_BODY),
-        Layer(NUMBERS["vertebra"], vertebrae, _SOLID_BODY | numbers("intervertebral disc")),
-        Layer(
-            NUMBERS["spinal canal"],
-            canal,
-            _SOLID_BODY | numbers("vertebra", "intervertebral disc", "pelvis"),
-        ),
+        Layer(NUMBERS["vertebra"], vertebrae, discs_too),
+        Layer(NUMBERS["spinal canal"], canal, discs_too | numbers("vertebra", "pelvis")),
     ]
 
 
 def bowel(near: Callable[..., np.ndarray], rng: np.random.Generator) -> list[Layer]:
     """Return loops of small bowel and the frame of the colon; `near` shakes a point."""
-    fat = numbers("visceral fat")
     loops = []
     for row, s in enumerate(range(-45, -250, -27)):
         columns = np.arange(-78, 79, 26)[:: 1 if row % 2 else -1]
@@ -183,18 +156,12 @@ def bowel(near: Callable[..., np.ndarray], rng: np.random.Generator) -> list[Lay
     frame += rng.uniform(-5, 5, frame.shape)
     calibre = rng.uniform(14, 20, len(frame))
     colon = tube(list(frame), calibre)
-    filled = [part.grown(-2.5) for part in colon]
     gas = [part.grown(-4.0) for part in colon if rng.random() < 0.45]
-    return [
-        Layer(NUMBERS["small bowel wall"], small, fat),
-        Layer(
-            NUMBERS["small bowel content"],
-            [part.grown(-2.5) for part in small],
-            numbers("small bowel wall"),
-        ),
-        Layer(
-            NUMBERS["colon wall"], colon, fat | numbers("small bowel wall", "small bowel content")
-        ),
-        Layer(NUMBERS["colon content"], filled, numbers("colon wall")),
-        Layer(NUMBERS["bowel gas"], gas, numbers("colon content")),
+    layers = [
+        ("small bowel wall", small, ["visceral fat"]),
+        ("small bowel content", [part.grown(-2.5) for part in small], ["small bowel wall"]),
+        ("colon wall", colon, ["visceral fat", "small bowel wall", "small bowel content"]),
+        ("colon content", [part.grown(-2.5) for part in colon], ["colon wall"]),
+        ("bowel gas", gas, ["colon content"]),
     ]
+    return [Layer(NUMBERS[name], solids, numbers(*over)) for name, solids, over in layers]

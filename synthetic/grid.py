@@ -30,19 +30,3 @@ def slabs(shape: Sequence[int]) -> list[slice]:
     """Return slices in groups of a bounded number of voxels."""
     thickness = max(1, _SLAB_VOXELS // (shape[1] * shape[2]))
     return [slice(i, min(i + thickness, shape[0])) for i in range(0, shape[0], thickness)]
-
-
-def check_grid(shape: Sequence[int], spacing: Sequence[float]) -> None:
-    """Check a grid.
-
-    Raises:
-        ValueError: shape or spacing is not three positive numbers.
-    """
-    if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(
-            f"a phantom's shape is three positive numbers of voxels, not {tuple(shape)}"
-        )
-    if len(spacing) != 3 or not all(0 < d < np.inf for d in spacing):
-        raise ValueError(
-            f"a phantom's spacing is three positive numbers of mm, not {tuple(spacing)}"
-        )

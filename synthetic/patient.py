@@ -18,25 +18,16 @@ _SIDES = (-1, 1)
 
 @dataclass(frozen=True)
 class Patient:
-    """Everything random about a patient's anatomy, independent of the grid.
+    """Everything random about a patient's anatomy, independent of the grid."""
 
-    Attributes:
-        layers: to draw one after another.
-        tumors: the number of each one's host, and its shape.
-        centre: of the field of view, mm.
-        scale: size along each axis.
-        fields: of the deformation, control displacements (3, n, n, n) in mm and their step in mm.
-        fat: subcutaneous, mm: anterior, posterior, at the sides.
-        domes: of the diaphragm: right, left and middle.
-    """
-
-    layers: list[Layer]
-    tumors: list[tuple[int, Solid]]
-    centre: np.ndarray
-    scale: np.ndarray
+    layers: list[Layer]  # to draw one after another
+    tumors: list[tuple[int, Solid]]  # the number of each one's host, and its shape
+    centre: np.ndarray  # of the field of view, mm
+    scale: np.ndarray  # size along each axis
+    # Of the deformation: control displacements (3, n, n, n) in mm and their step in mm.
     fields: list[tuple[np.ndarray, float]]
-    fat: tuple[float, float, float]
-    domes: list[Ellipsoid]
+    fat: tuple[float, float, float]  # subcutaneous, mm: anterior, posterior, at the sides
+    domes: list[Ellipsoid]  # of the diaphragm: right, left and middle
 
 
 @dataclass(frozen=True)

@@ -30,21 +30,12 @@ from synthetic.structures import PHASES
 
 @dataclass(frozen=True)
 class Phantom:
-    """A synthetic CT and its truth.
+    """A synthetic CT and its truth."""
 
-    Attributes:
-        volume: int16 (slices, rows, columns) in HU.
-        label_map: uint8 (slices, rows, columns), the challenge's labels; all else is 0.
-        spacing: Spacing of slices, rows and columns in mm.
-        phase: Contrast phase, one of `PHASES`.
-        seed: The seed it was drawn from.
-    """
-
-    volume: np.ndarray
-    label_map: np.ndarray
-    spacing: tuple[float, float, float]
-    phase: str
-    seed: int
+    volume: np.ndarray  # int16 (slices, rows, columns), HU
+    label_map: np.ndarray  # uint8, of the same shape, the challenge's labels; all else is 0
+    spacing: tuple[float, float, float]  # of slices, rows and columns, mm
+    phase: str  # one of `PHASES`
 
 
 def draw_phantom(
@@ -56,34 +47,29 @@ def draw_phantom(
     """Draw a synthetic abdominal CT; the same arguments give the same phantom.
 
     Args:
-        shape: Numbers of slices, rows and columns.
-        spacing: Spacing of slices, rows and columns in mm.
-        seed: Seed of the patient and of the noise, 0 or more.
-        phase: One of `PHASES`; None draws one from the seed.
-
-    Raises:
-        ValueError: An argument is out of range.
+        shape: slices, rows and columns.
+        spacing: of slices, rows and columns, mm.
+        seed: of the patient and of the noise, 0 or more.
+        phase: one of `PHASES`; None draws one from the seed.
     """
-    if phase is not None and phase not in PHASES:
-        raise ValueError(f"no contrast phase '{phase}': choose from {', '.join(PHASES)}")
     anatomy_rng, look_rng, phase_rng = np.random.default_rng(seed).spawn(3)
     drawn = PHASES[phase_rng.integers(len(PHASES))] if phase is None else phase
     anatomy = draw_anatomy(shape, spacing, anatomy_rng)
     volume = render(anatomy, spacing, look_rng, drawn)
     label_map = np.where(anatomy <= TUMOR, anatomy, 0).astype(np.uint8)
-    return Phantom(volume, label_map, spacing, drawn, seed)
+    return Phantom(volume, label_map, spacing, drawn)
 
 
 def write_nifti(path: Path, array: np.ndarray, spacing: Sequence[float]) -> None:
     """Write an array (slices, rows, columns) as an LPS NIfTI file, its middle at the origin.
 
     Args:
-        path: Where to, ending in `.nii.gz`; it appears complete or not at all.
-        array: int16 or uint8 toward (superior, posterior, left).
-        spacing: Spacing of slices, rows and columns in mm.
+        path: ends in `.nii.gz`; it appears complete or not at all.
+        array: int16 or uint8, toward (superior, posterior, left).
+        spacing: of slices, rows and columns, mm.
 
     Raises:
-        OSError: The file cannot be written.
+        OSError: the file cannot be written.
     """
     steps = np.array([-spacing[2], -spacing[1], spacing[0]])  # NIfTI counts toward right, anterior
     affine = np.diag([*steps, 1.0])

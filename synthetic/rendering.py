@@ -6,7 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 from inference.labels import TUMOR
-from synthetic.grid import bspline_field, bspline_weights, check_grid, slabs, voxel_positions
+from synthetic.grid import bspline_field, bspline_weights, slabs, voxel_positions
 from synthetic.structures import ALIKE, CORES, GAS, NUMBERS, PHASES, STRUCTURES
 
 
@@ -32,19 +32,13 @@ def render(
 
     Args:
         anatomy: uint8 (slices, rows, columns) as `draw_anatomy` returns it.
-        spacing: Spacing of slices, rows and columns in mm.
-        rng: Source of everything random.
-        phase: One of `PHASES`.
+        spacing: of slices, rows and columns, mm.
+        rng: source of everything random.
+        phase: one of `PHASES`.
 
     Returns:
         int16 (slices, rows, columns) in HU, within −1024 to 3071.
-
-    Raises:
-        ValueError: The phase is unknown, or shape or spacing is not three positive numbers.
     """
-    check_grid(anatomy.shape, spacing)
-    if phase not in PHASES:
-        raise ValueError(f"no contrast phase '{phase}': choose from {', '.join(PHASES)}")
     column = PHASES.index(phase)
     levels = np.zeros(256, np.float32)
     textures = np.zeros(256, np.float32)

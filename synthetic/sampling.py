@@ -18,7 +18,7 @@ from synthetic.body import (
     WALL_AXES,
     WALL_CENTRE,
 )
-from synthetic.grid import bspline_field, bspline_weights, check_grid, slabs, voxel_positions
+from synthetic.grid import bspline_field, bspline_weights, slabs, voxel_positions
 from synthetic.patient import Patient, draw_patient
 from synthetic.shapes import Solid
 from synthetic.structures import NUMBERS
@@ -64,9 +64,7 @@ class _Slab(NamedTuple):
     """Some slices of an anatomy while they are drawn."""
 
     numbers: np.ndarray  # uint8 (slices, rows, columns), drawn in place
-    points: list[
-        np.ndarray
-    ]  # where the patient is at each voxel, mm: three (slices, rows, columns)
+    points: list[np.ndarray]  # of the patient at each voxel, mm: three (slices, rows, columns)
     grid: list[np.ndarray]  # voxel positions along each axis before deformation, mm
     margin: np.ndarray  # the farthest that the deformation moves a point along each axis, mm
 
@@ -118,22 +116,13 @@ def draw_anatomy(
 
     The patient depends on `rng` alone: one seed on two grids is one patient seen twice. The volume
     is centred on the abdomen, which is 250 mm long; a shorter one is a crop around its middle, a
-    longer one continues to lungs and pelvis.
-
-    Args:
-        shape: Numbers of slices, rows and columns.
-        spacing: Spacing of slices, rows and columns in mm.
-        rng: Source of everything random.
+    longer one continues to lungs and pelvis. Shape and spacing, mm, are of slices, rows, columns.
 
     Returns:
         uint8 (slices, rows, columns) toward (superior, posterior, left), numbers of `STRUCTURES`.
         In a volume that holds the whole abdomen, each of the 13 organs is one 6-connected component
         at spacings up to 5 mm between slices and 2 mm between pixels.
-
-    Raises:
-        ValueError: Shape or spacing is not three positive numbers.
     """
-    check_grid(shape, spacing)
     patient = draw_patient(rng)
     anatomy = np.zeros(tuple(shape), np.uint8)
     positions = voxel_positions(shape, spacing)

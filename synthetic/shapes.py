@@ -75,6 +75,8 @@ class Capsule:
 
 Solid = Ellipsoid | Capsule
 
+Points = np.ndarray | Sequence[ArrayLike]
+
 
 def _rotation(angles: ArrayLike) -> np.ndarray:
     """Return the rotation (3, 3) by angles (rad) about the superior, posterior and left axis."""
@@ -88,7 +90,7 @@ def _rotation(angles: ArrayLike) -> np.ndarray:
     return matrix
 
 
-def tube(points: Sequence[ArrayLike], radii: ArrayLike, step: float = 9.0) -> list[Solid]:
+def tube(points: Points, radii: ArrayLike, step: float = 9.0) -> list[Solid]:
     """Return capsules along a Catmull-Rom curve through points in mm, each with its radius."""
     knots = np.column_stack([np.asarray(points, float), np.asarray(radii, float)])
     padded = np.vstack([2 * knots[0] - knots[1], knots, 2 * knots[-1] - knots[-2]])

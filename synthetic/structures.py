@@ -9,17 +9,11 @@ Range = tuple[float, float]
 
 
 class Structure(NamedTuple):
-    """What a number of the anatomy is and how it looks.
-
-    Attributes:
-        name: Name of the structure.
-        hu: Range in HU of its mean in each of `PHASES`; a patient's value is drawn uniformly.
-        texture: Standard deviation in HU of the smooth variation inside it.
-    """
+    """What a number of the anatomy is and how it looks."""
 
     name: str
-    hu: tuple[Range, Range, Range, Range]
-    texture: float
+    hu: tuple[Range, Range, Range, Range]  # of its mean in each of `PHASES`; drawn uniformly
+    texture: float  # standard deviation of the smooth variation inside it, HU
 
 
 def _same(low: float, high: float) -> tuple[Range, Range, Range, Range]:

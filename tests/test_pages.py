@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.__main__ import COMMANDS
-from cluster.command import _add_options
+from cluster.command import make_cluster_parser
 from inference.options import make_parser
 from training.options import make_parser as make_training_parser
 
@@ -36,9 +36,8 @@ def flags(parser):
 
 def known_flags():
     """The flags of each command by (program, sub-command)."""
-    cluster = make_parser("cluster")
-    _add_options(cluster)
-    known = {("inference", ""): flags(make_parser()), ("cluster", ""): flags(cluster)}
+    known = {("inference", ""): flags(make_parser())}
+    known["cluster", ""] = flags(make_cluster_parser())
     for name, (module, *_) in COMMANDS.items():
         parser = argparse.ArgumentParser()
         importlib.import_module(module).add_arguments(parser)

@@ -11,16 +11,23 @@ from typing import TYPE_CHECKING
 
 from inference import startup
 from inference.files import one_line
+from inference.volume import VolumeError
 from training import TrainingError
+from training.cases import (
+    Case,
+    find_training_cases,
+    intensity_statistics,
+    label_table,
+    split_patients,
+)
+from training.data_set import DataSet
+from training.label_mapping import CHALLENGE, load_label_mapping, nnunet_label_mapping
 from training.options import RECIPE_OPTIONS, make_parser
+from training.packing import Packer, check_clip
 from training.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
-    from training.cases import Case, CaseFiles
     from training.processes import Processes, StopRequest
-
-    Found = dict[Path, tuple[list[CaseFiles], dict[str, list[str]]]]
-    """Of each data set the cases, and the names of those that cannot be used, by reason."""
 
 _START_AND_END_S = 2.0  # of the interpreter, in a run by the clock
 
@@ -30,15 +37,12 @@ def _find(
     parser: argparse.ArgumentParser,
     *,
     left_out: tuple[bool, ...] = (False,),
-) -> "Found":
+) -> list[DataSet]:
     """Return the cases of each `--data DIR[=MAP]`, those that are left out or not.
 
     Ends the program where they cannot be used.
     """
-    from training.cases import find_training_cases
-    from training.label_mapping import CHALLENGE, load_label_mapping, nnunet_label_mapping
-
-    found: Found = {}
+    found: list[DataSet] = []
     try:
         for folder, _, name in (argument.partition("=") for argument in options.data):
             path = Path(folder)
@@ -46,10 +50,11 @@ def _find(
             if mapping.ignored:
                 print(f"{folder}: not our labels, taken as 0: {', '.join(mapping.ignored)}")
             cases, unused = find_training_cases(path, mapping)
-            found[path] = [case for case in cases if case.left_out in left_out], unused
+            files = [case for case in cases if case.left_out in left_out]
+            found.append(DataSet(path, files, unused))
     except (TrainingError, OSError) as error:
         parser.error(str(error))
-    counts = Counter(case.name for cases, _ in found.values() for case in cases)
+    counts = Counter(case.name for data_set in found for case in data_set.files)
     if twice := sorted(name for name, count in counts.items() if count > 1):
         parser.error(f"--data: case names occur twice: {', '.join(twice[:5])}")
     return found
@@ -70,13 +75,12 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from torch import distributed
 
     from inference.signals import handling_stop_signals
-    from training.packing import check_clip
     from training.processes import StopRequest, join_processes
     from training.run_folder import held
 
     found = _find(options, parser)
     try:
-        check_clip([case for cases, _ in found.values() for case in cases], recipe.clips)
+        check_clip([case for part in found for case in part.files], recipe.clips)
         processes = join_processes(options.device)
     except (ValueError, RuntimeError) as error:
         parser.error(f"--data or --device {options.device}: {str(error).splitlines()[0]}")
@@ -97,28 +101,24 @@ def _fit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def _read_cases(
-    options: argparse.Namespace, recipe: Recipe, found: "Found", processes: "Processes", cache: Path
+    options: argparse.Namespace,
+    recipe: Recipe,
+    found: list[DataSet],
+    processes: "Processes",
 ) -> "tuple[list[Case], list[Case], list[Case]]":
     """Return the cases to train on, the synthetic ones, and those held out."""
     from training import synthesis
-    from training.cases import label_table, split_patients
-    from training.data_set import read_data_set
     from training.processes import first_then_others
 
     report = processes.report
-    data_sets = first_then_others(
-        processes,
-        lambda: [read_data_set(path, *entry, cache, report) for path, entry in found.items()],
-    )
-    for data_set in data_sets:
+    cache = options.cache or options.output.resolve().parent / "cache"
+    first_then_others(processes, lambda: [data_set.read(cache, report) for data_set in found])
+    for data_set in found:
         report(data_set.describe())
     training: list[Case] = []
-    held_out = [case for data_set in data_sets for case in data_set.cases]
+    held_out = [case for data_set in found for case in data_set.cases]
     if recipe.synthetic_fraction < 1:  # else the cases that were read are only scored
-        fold = (recipe.fold, recipe.folds) if recipe.folds else None
-        training, held_out = split_patients(
-            held_out, recipe.held_out_fraction, recipe.seed, options.held_out, fold
-        )
+        training, held_out = split_patients(held_out, recipe, options.held_out)
     report(label_table(training, held_out))
     report(f"held out: {', '.join(case.name for case in held_out) or 'none'}")
     synthetic: list[Case] = []
@@ -131,7 +131,7 @@ def _read_cases(
 def _train(
     options: argparse.Namespace,
     recipe: Recipe,
-    found: "Found",
+    found: list[DataSet],
     processes: "Processes",
     stop: "StopRequest",
     started: float,
@@ -139,14 +139,12 @@ def _train(
     """Read the data, train, and export a run by the clock; returns the steps done."""
     from inference.network.weights import load_weights
     from training.augmentation import Intensities
-    from training.cases import intensity_statistics
     from training.export import export
     from training.fit import Run
     from training.run_folder import describe_run, start_or_resume
 
     output = options.output
-    cache = options.cache or output.resolve().parent / "cache"
-    training, synthetic, held_out = _read_cases(options, recipe, found, processes, cache)
+    training, synthetic, held_out = _read_cases(options, recipe, found, processes)
     start = None
     if options.start_from:
         _, metadata = start = load_weights(options.start_from)
@@ -170,20 +168,17 @@ def _train(
     step = run.train(stop, deadline)
     if deadline and processes.first and not stop.signal:
         start_or_resume(output, dataclasses.replace(recipe, steps=step), about)
-        weights, names = output / "weights.safetensors", ", ".join(path.name for path in found)
-        export(output, weights, "last", trained_on=names, licence="not stated")
+        weights, names = output / "weights.safetensors", (part.folder.name for part in found)
+        export(output, weights, "last", trained_on=", ".join(names), licence="not stated")
         processes.report(f"{weights} ({weights.stat().st_size / 1e6:.1f} MB)")
     return step
 
 
 def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    from training.cases import label_table
-    from training.data_set import read_data_set
 
     cases, unused = [], 0
-    for folder, entry in _find(options, parser).items():
-        data_set = read_data_set(folder, *entry, None)
-        print(data_set.describe(), flush=True)
+    for data_set in _find(options, parser):
+        print(data_set.read(None).describe(), flush=True)
         cases += data_set.cases
         unused += sum(map(len, data_set.unused.values()))
     print(label_table(cases, []))
@@ -192,8 +187,6 @@ def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def _pack(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    from inference.volume import VolumeError
-    from training.packing import Packer
 
     try:
         clip_hu = load_recipe(options.recipe).clips
@@ -206,7 +199,7 @@ def _pack(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     left_out = (False, True) if options.left_out else (False,)
     packer, failed = Packer(options.output, clip_hu, options.step), 0
     found = _find(options, parser, left_out=left_out)
-    for case in (case for cases, _ in found.values() for case in cases):
+    for case in (case for data_set in found for case in data_set.files):
         try:
             packer.add(case)
         except VolumeError as error:
@@ -234,31 +227,30 @@ def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
 
 def _score(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     found = _find(options, parser, left_out=(True,))
-    if not any(cases for cases, _ in found.values()):
+    if not any(data_set.files for data_set in found):
         parser.error("--data: no case has the split left_out in its cases.json")
     from inference.device import choose_device
     from inference.network.weights import load_weights
-    from training.data_set import read_data_set
     from training.evaluation import score_cases
-    from training.packing import check_clip
     from training.pictures import draw_overlay
     from training.tables import Score, summary, write_table
 
     try:
         weights, metadata = load_weights(options.weights)
-        check_clip([case for cases, _ in found.values() for case in cases], metadata.clip_hu)
+        check_clip([case for part in found for case in part.files], metadata.clip_hu)
         device = choose_device(options.device)
     except ValueError as error:
         parser.error(str(error))
     cache = options.cache or options.output.resolve().parent / "cache"
     scores: list[Score] = []
-    for folder, (cases, _) in found.items():
-        data_set, of_set = read_data_set(folder, cases, {}, cache), []
+    for data_set in found:
+        data_set.unused, of_set = {}, []
+        data_set.read(cache)
         for case, prediction, of_case in score_cases(data_set.cases, weights, metadata, device):
             of_set += of_case
             if options.pictures and of_case:
                 dsc = sum(score.dsc for score in of_case) / len(of_case)
-                path = options.pictures / f"{folder.name}-{dsc:.3f}-{case.name}.png"
+                path = options.pictures / f"{data_set.folder.name}-{dsc:.3f}-{case.name}.png"
                 draw_overlay(path, case, prediction, f"{case.name}: mean DSC {dsc:.3f}")
         scores += of_set
         print(data_set.describe(), summary(of_set), sep="\n", flush=True)
@@ -267,7 +259,7 @@ def _score(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def _compare(options: argparse.Namespace, _: argparse.ArgumentParser) -> int:
-    from training.comparison import comparison_table
+    from training.tables import comparison_table
 
     print(comparison_table(options.runs, options.by))
     return 0
@@ -294,7 +286,6 @@ def main(arguments: list[str] | None = None) -> int:
     if output:
         startup.use_for_temporary_files(output.parent if output.suffix else output)
     from inference.network.weights import WeightsError
-    from inference.volume import VolumeError
 
     try:
         return COMMANDS[options.command](options, parser)

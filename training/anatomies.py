@@ -43,19 +43,12 @@ LABELS[list(LESIONS)] = TUMOR
 
 @dataclass(frozen=True)
 class AnatomyMap:
-    """How the numbers of a file of structures become those of `STRUCTURES`.
+    """How the numbers of a file of structures become those of `STRUCTURES`."""
 
-    Attributes:
-        description: whose numbers they are.
-        scale: factor of the file's spacing.
-        unknown_labels: of ours, which the file's structures do not tell apart.
-        structures: the file's numbers to ours; 0 for those that are not drawn.
-    """
-
-    description: str
-    scale: float
-    unknown_labels: tuple[int, ...]
-    structures: dict[int, int]
+    description: str  # whose numbers they are
+    scale: float  # factor of the file's spacing
+    unknown_labels: tuple[int, ...]  # of ours, which the file's structures do not tell apart
+    structures: dict[int, int]  # the file's numbers to ours; 0 for those that are not drawn
 
 
 def load_anatomy_map(name: str) -> AnatomyMap:
@@ -82,24 +75,16 @@ def load_anatomy_map(name: str) -> AnatomyMap:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A patient to draw slices of.
+    """A patient to draw slices of."""
 
-    Attributes:
-        structures: (slices, rows, columns), uint8, numbers of structures.
-        hull_mm: the distance from the hull of the organs in each slice, mm, uint8, of the same
-            shape, where the body's wall is still to be drawn; None where it is in `structures`.
-        spacing: (slice, row, column), mm.
-        boxes: of each of the 13 organs present: its centre (voxels) and half its size (mm).
-        slices_with: by label, 1 to 14, the slices that show it.
-        unknown_labels: that its structures do not tell apart.
-    """
-
-    structures: np.ndarray
+    structures: np.ndarray  # (slices, rows, columns), uint8, numbers of structures
+    # Of the same shape, uint8, mm from the hull of the organs in each slice, where the body's wall
+    # is still to be drawn; None where it is in `structures`.
     hull_mm: np.ndarray | None
-    spacing: tuple[float, float, float]
-    boxes: dict[int, tuple[np.ndarray, np.ndarray]]
-    slices_with: dict[int, np.ndarray]
-    unknown_labels: tuple[int, ...] = ()
+    spacing: tuple[float, float, float]  # (slice, row, column), mm
+    boxes: dict[int, tuple[np.ndarray, np.ndarray]]  # by organ: centre, voxels; half its size, mm
+    slices_with: dict[int, np.ndarray]  # by label, 1 to 14, the slices that show it
+    unknown_labels: tuple[int, ...] = ()  # that its structures do not tell apart
 
     @property
     def annotated(self) -> tuple[int, ...]:

@@ -73,13 +73,8 @@ def prepare(
 ) -> tuple[Tensor, Tensor]:
     """Turn a batch of slices into what the network and the loss take.
 
-    Args:
-        batch: on the host or the device.
-        device: of the network.
-        recipe: its augmentation, `slice_size` and `matrix_reduction`.
-        intensities: for the z-score.
-        rngs: one for each slice.
-        generator: on the device, for what is drawn there.
+    There is a generator of `rngs` for each slice; the other one is on the device, for what is drawn
+    there. The batch may be on the host or the device.
 
     Returns:
         Images (N, 3, h, w), float32, channels last, the channels alike; labels (N, h, w), uint8;
@@ -94,7 +89,7 @@ def prepare(
     for name, (kind, offset, *_) in (_ROW.fields or {}).items():
         part = flat[:, offset // 4 : (offset + kind.itemsize) // 4]
         draws[name] = part.reshape(len(rows), *(kind.shape or (1, 1, 1)))
-    low, high = (draws["window"][:, index, None, None, None] for index in (0, 1))
+    low, high = draws["window"][:, :, None, None, None].unbind(1)
     images, labels = to_device(batch.hu, device).float(), to_device(batch.labels, device)
     if recipe.window_probability:
         images = _clip_tissue(images, draws["soft_tissue"])
@@ -103,16 +98,12 @@ def prepare(
     step = recipe.matrix_reduction
     if step > 1:
         images = functional.avg_pool2d(images, step)
-        labels = torch.stack(
-            [
-                part[row::step, column::step]
-                for part, (row, column) in zip(labels, rows["place"].astype(int), strict=True)
-            ]
-        )
+        places = zip(labels, rows["place"].astype(int), strict=True)
+        labels = torch.stack([part[row::step, column::step] for part, (row, column) in places])
     if recipe.intensity_probability:
         largest_blur = float(rows["blur"].max())
         images = _change_intensities(
-            images, labels, low, high, recipe, draws, largest_blur, coarseness, generator
+            images, labels, recipe, draws, largest_blur, coarseness, generator
         )
     images = (images - intensities.mean) / intensities.std
     images = images.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
@@ -132,13 +123,7 @@ def _draw(
     pixel_mm: list[float],
     rngs: list[np.random.Generator],
 ) -> tuple[np.ndarray, float]:
-    """Draw what a recipe's augmentation does to each slice.
-
-    Args:
-        recipe: its augmentation.
-        window: (N, 2), of the volumes, HU.
-        pixel_mm: of the slices.
-        rngs: one for each slice.
+    """Draw what a recipe's augmentation does to slices of `window` (N, 2), HU.
 
     Returns:
         A row of `_ROW` for each slice, and the factor of coarser sampling, one for the batch.
@@ -158,11 +143,12 @@ def _draw(
         row["place"] = place.integers(recipe.matrix_reduction, size=2)
         _draw_intensities(row, recipe, intensities)
         if number == 0 and recipe.intensity_probability and recipe.low_resolution > 1:
-            coarseness = _log_uniform(resolution, 1, recipe.low_resolution)
+            coarseness = log_uniform(resolution, 1, recipe.low_resolution)
     return rows, coarseness
 
 
-def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    """Draw a number whose logarithm is uniform."""
     return math.exp(rng.uniform(math.log(low), math.log(high)))
 
 
@@ -171,10 +157,10 @@ def draw_affine(recipe: Recipe, pixel_mm: float, rng: np.random.Generator) -> np
     if rng.random() >= recipe.spatial_probability:
         return np.eye(2, 3)
     angle = math.radians(rng.uniform(-recipe.rotation_degrees, recipe.rotation_degrees))
-    enlargement = _log_uniform(rng, *recipe.scale)
+    enlargement = log_uniform(rng, *recipe.scale)
     if recipe.pixel_mm[1] > 0:
-        enlargement *= pixel_mm / _log_uniform(rng, *recipe.pixel_mm)
-    stretch = math.sqrt(_log_uniform(rng, 1 / recipe.anisotropy, recipe.anisotropy))
+        enlargement *= pixel_mm / log_uniform(rng, *recipe.pixel_mm)
+    stretch = math.sqrt(log_uniform(rng, 1 / recipe.anisotropy, recipe.anisotropy))
     rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     shear = np.array([[1, rng.uniform(-recipe.shear, recipe.shear)], [0, 1]])
     forward = enlargement * rotation @ shear @ np.diag([stretch, 1 / stretch])
@@ -190,7 +176,7 @@ def _draw_intensities(row: np.void, recipe: Recipe, rng: np.random.Generator) ->
 
     row["organs"] = rng.normal(0, recipe.organ_shift_hu, NUM_LABELS) * chosen()
     row["organs"][0] = 0  # what is not an organ stays
-    contrast, gamma = _log_uniform(rng, *recipe.contrast), _log_uniform(rng, *recipe.gamma)
+    contrast, gamma = log_uniform(rng, *recipe.contrast), log_uniform(rng, *recipe.gamma)
     brightness = rng.uniform(-recipe.brightness_hu, recipe.brightness_hu)
     blur, noise = rng.uniform(0, recipe.blur_pixels), rng.uniform(0, recipe.noise_hu)
     row["contrast"] = contrast if chosen() else 1.0
@@ -202,15 +188,12 @@ def _draw_intensities(row: np.void, recipe: Recipe, rng: np.random.Generator) ->
 
 
 def _clip_tissue(images: Tensor, soft_tissue: Tensor) -> Tensor:
-    """Clip tissue to a window and keep gas, lung and what surrounds the body as they are.
+    """Clip tissue of (N, C, H, W), HU, to windows (N, 2), HU, infinite where there is none.
 
-    As in whole volumes whose HU were lost outside a window (`window_hu` in `training/cases.py`).
-
-    Args:
-        images: (N, C, H, W), HU.
-        soft_tissue: (N, 2), the windows, HU; infinite where there is none.
+    Gas, lung and what surrounds the body stay as they are, as in whole volumes whose HU were lost
+    outside a window (`window_hu` in `training/cases.py`).
     """
-    low, high = (soft_tissue[:, index, None, None, None] for index in (0, 1))
+    low, high = soft_tissue[:, :, None, None, None].unbind(1)
     tissue = images > _AIR_BELOW_HU
     return torch.where(tissue, images.maximum(low).minimum(high), images)
 
@@ -272,8 +255,6 @@ def _move(
 def _change_intensities(
     images: Tensor,
     labels: Tensor,
-    low: Tensor,
-    high: Tensor,
     recipe: Recipe,
     draws: dict[str, Tensor],
     largest_blur: float,
@@ -283,16 +264,10 @@ def _change_intensities(
     """Change organs, contrast, brightness, gamma, blur, resolution and noise, each of some slices.
 
     Contrast turns around the mean of the body, not of the air beside it. What is at the window's
-    low end stays there, as inference shows air.
-
-    Args:
-        images: (N, C, h, w), HU, within the windows.
-        labels: (N, h, w), uint8.
-        low, high: (N, 1, 1, 1), the volumes' windows, HU.
-        recipe, generator: as in `prepare`.
-        draws: a row of `_ROW` each, scalars (N, 1, 1, 1).
-        largest_blur, coarseness: of the batch, known to the host.
+    low end stays there, as inference shows air. Images are (N, C, h, w), HU, within their windows.
+    The largest blur and the coarseness are the batch's, known to the host.
     """
+    low, high = draws["window"][:, :, None, None, None].unbind(1)
     if recipe.organ_shift_hu:
         known = labels.where(labels != IGNORED, 0).flatten(1).long()
         shift = draws["organs"].gather(1, known).view(labels.shape)[:, None]
@@ -318,12 +293,9 @@ def _change_intensities(
 
 
 def _blur(images: Tensor, sigmas: Tensor, largest: float) -> Tensor:
-    """Blur each slice by its own standard deviation in pixels (0: unchanged).
+    """Blur each slice (N, C, h, w) by its own standard deviation (N,) in pixels (0: unchanged).
 
-    Args:
-        images: (N, C, h, w).
-        sigmas: (N,).
-        largest: of them, known to the host.
+    The largest of them is known to the host.
     """
     radius = max(1, math.ceil(3 * largest))
     offsets = torch.arange(-radius, radius + 1, device=images.device)

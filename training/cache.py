@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -109,15 +110,6 @@ def file_identity(path: Path, *, by_content: bool) -> list[str]:
     return [*parts, str(status.st_mtime_ns)]
 
 
-def _cache_key(case: CaseFiles) -> str:
-    """Return what the cached files depend on; label maps are small and get corrected by hand."""
-    parts = [str(_CACHE_VERSION), json.dumps(sorted(case.mapping.labels.items()))]
-    parts += file_identity(case.image, by_content=False) + file_identity(
-        case.label, by_content=True
-    )
-    return hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()[:16]
-
-
 def save_array(path: Path, array: np.ndarray) -> None:
     """Write a .npy file, whole and flushed to the disk or not at all."""
     header = np.lib.format.header_data_from_array_1_0(array := np.ascontiguousarray(array))
@@ -175,12 +167,9 @@ def describe(
 
 
 def cache_case(case: CaseFiles, folder: Path, report: Callable[[str], None]) -> CachedVolume:
-    """Read a case into the cache, or find it there; a packed one stays in memory instead.
+    """Read a case into a folder's cache, or find it there; a packed one stays in memory instead.
 
-    Args:
-        case: to read; its files are known by `file_identity`.
-        folder: of the cache.
-        report: gets a line where the cached files are damaged.
+    `report` gets a line where the cached files are damaged.
 
     Raises:
         VolumeError: as `read_case`.
@@ -188,22 +177,26 @@ def cache_case(case: CaseFiles, folder: Path, report: Callable[[str], None]) -> 
     """
     if case.packed:
         return CachedVolume.of(*read_case(case))
-    try:
-        stem = f"{case.name}-{_cache_key(case)}"
+    parts = [str(_CACHE_VERSION), json.dumps(sorted(case.mapping.labels.items()))]
+    try:  # label maps are small and get corrected by hand
+        parts += file_identity(case.image, by_content=False)
+        parts += file_identity(case.label, by_content=True)
     except OSError as error:
         raise VolumeError(one_line(error)) from error
-    paths = folder / f"{stem}.hu.npy", folder / f"{stem}.labels.npy"
-    about_path = folder / f"{stem}.json"
+    key = hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()[:16]
+    hu_path, labels_path, about_path = (
+        folder / f"{case.name}-{key}.{ending}" for ending in ("hu.npy", "labels.npy", "json")
+    )
     if about_path.is_file():
-        try:
-            cached = CachedVolume.of(*paths, json.loads(about_path.read_text(encoding="utf-8")))
+        with suppress(OSError, ValueError, KeyError, TypeError, EOFError):
+            cached = CachedVolume.of(
+                hu_path, labels_path, json.loads(about_path.read_text("utf-8"))
+            )
             if cached.hu.shape == cached.label_map.shape == cached.shape:
                 return cached
-        except (OSError, ValueError, KeyError, TypeError, EOFError):
-            pass
         report(f"{case.name}: its files in the cache are damaged: read again")
-    *arrays, about = read_case(case)
-    for path, array in zip(paths, arrays, strict=True):
-        save_array(path, array)
+    hu, labels, about = read_case(case)
+    save_array(hu_path, hu)
+    save_array(labels_path, labels)
     write_atomically(about_path, json.dumps(about))  # last: it makes the others valid
-    return CachedVolume.of(*paths, about)
+    return CachedVolume.of(hu_path, labels_path, about)

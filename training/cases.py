@@ -11,16 +11,14 @@ Beside them may lie `cases.json`, which describes each case:
     {"NAME": {"annotated_labels": [1, 2, 13], "patient": "P7", "split": "left_out",
               "slices": "stack", "window_hu": [-160, 240], "label_quality": "expert"}, …}
 
-`annotated_labels` are those that the annotator marked wherever they are; any other may be present
-and unmarked. A case with an empty list is unlabelled and not used. `patient` is shared by the cases
-of a patient; without it each case is a patient. A case whose `split` is `left_out` is never trained
-on, only scored at last. A `stack` has single slices that do not touch, so that nothing in it is
-whole in 3D. `window_hu` is the range outside which HU were lost, as in 8-bit images (training clips
-other slices so as well, by the recipe's `window_probability`, that the network does not learn the
-window as a mark). Labels whose `label_quality` does not begin with "expert" are sampled half as
-often. Without `annotated_labels` they are the labels present, the rule for the challenge's own set.
-A data set with numbers of its own comes with a label map file (`label_maps/*.json`), or with
-nnU-Net's `dataset.json`, whose names tell which of its numbers are ours, all of them annotated.
+- `annotated_labels`: those that the annotator marked wherever they are; any other may be present
+  and unmarked. With an empty list the case is not used. Without one they are those that the label
+  map file (`label_maps/*.json`) or nnU-Net's `dataset.json` lists, else the labels present.
+- `patient`: shared by the cases of a patient; without it each case is a patient.
+- `split`: a case that is `left_out` is never trained on, only scored at last.
+- `slices`: a `stack` has single slices that do not touch: nothing in it is whole in 3D.
+- `window_hu`: the range outside which HU were lost, as in 8-bit images.
+- `label_quality`: labels are sampled half as often where it does not begin with "expert".
 """
 
 import hashlib
@@ -35,65 +33,41 @@ from inference.files import case_name, find_cases
 from inference.labels import LABEL_NAMES
 from training import TrainingError
 from training.label_mapping import CHALLENGE, NUM_LABELS, LabelMapping
+from training.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """A labelled volume on disk.
+    """A labelled volume on disk; of a packed case, `image` and `label` are the first files."""
 
-    Attributes:
-        data_set: name of its folder.
-        name: NAME of `NAME_0000.nii.gz`.
-        image, label: paths of the files; of a packed case the first of each.
-        patient: its name, shared by the patient's cases.
-        mapping: of its label numbers.
-        annotated: our labels that its annotator marked, without 0; None: the labels present.
-        left_out: whether it is only scored.
-        stack: whether its slices do not touch: single slices of a patient in one file.
-        window_hu: the range outside which its HU are lost, or None.
-        expert: whether people, not a model, made its labels.
-        packed: what `cases.json` has of a packed case, or None.
-    """
-
-    data_set: str
-    name: str
+    data_set: str  # name of its folder
+    name: str  # NAME of `NAME_0000.nii.gz`
     image: Path
     label: Path
     patient: str
     mapping: LabelMapping = CHALLENGE
-    annotated: tuple[int, ...] | None = None
+    annotated: tuple[int, ...] | None = None  # our labels without 0; None: the labels present
     left_out: bool = False
     stack: bool = False
     window_hu: tuple[float, float] | None = None
-    expert: bool = True
-    packed: dict[str, Any] | None = None
+    expert: bool = True  # whether people, not a model, made its labels
+    packed: dict[str, Any] | None = None  # what `cases.json` has of a packed case
 
 
 @dataclass(frozen=True)
 class CachedVolume:
-    """A volume and its label map, mapped from the cache or, of a packed case, in memory.
+    """A volume and its label map, mapped from .npy files of the cache or, if packed, in memory."""
 
-    Attributes:
-        image: HU, int16, (slices, rows, columns), SPL, or the path of its .npy file.
-        labels: label map in our numbers, uint8, of the same shape, or the path of its .npy file.
-        shape: of both.
-        spacing: (slice, row, column), mm.
-        window: 1st and 99th percentile, HU, of the file's own values.
-        count, total, total_of_squares: of the voxels clipped to the window, HU.
-        slice_labels: per slice a bit mask of the labels in it.
-        remark: where the headers of image and label map disagree, or "".
-    """
-
-    image: Path | np.ndarray
-    labels: Path | np.ndarray
+    image: Path | np.ndarray  # HU, int16, (slices, rows, columns), SPL
+    labels: Path | np.ndarray  # in our numbers, uint8
     shape: tuple[int, int, int]
-    spacing: tuple[float, float, float]
-    window: tuple[float, float]
-    count: int
+    spacing: tuple[float, float, float]  # (slice, row, column), mm
+    window: tuple[float, float]  # 1st and 99th percentile of the file's own values, HU
+    count: int  # of voxels, and their sums when they are clipped to the window, HU
     total: float
     total_of_squares: float
-    slice_labels: tuple[int, ...]
-    remark: str = ""
+    slice_labels: tuple[int, ...]  # per slice a bit mask of the labels in it
+    remark: str = ""  # where the headers of image and label map disagree
 
     @classmethod
     def of(
@@ -128,16 +102,10 @@ class CachedVolume:
 
 @dataclass(frozen=True)
 class Case:
-    """A labelled volume that was read.
-
-    Attributes:
-        files: what is on disk.
-        annotated: our labels that its annotator marked, without 0; all others count as unknown.
-        cached: its arrays.
-    """
+    """A labelled volume that was read."""
 
     files: CaseFiles
-    annotated: tuple[int, ...]
+    annotated: tuple[int, ...]  # labels that its annotator marked, without 0; others are unknown
     cached: CachedVolume
 
     @property
@@ -225,11 +193,7 @@ def _window(about: dict[str, Any]) -> tuple[float, float] | None:
 def find_training_cases(
     folder: Path, mapping: LabelMapping = CHALLENGE
 ) -> tuple[list[CaseFiles], dict[str, list[str]]]:
-    """Find the labelled cases of a data set; none of their volumes is read.
-
-    Args:
-        folder: in one of the layouts of this module's head.
-        mapping: of its label numbers.
+    """Find the labelled cases of a data set in one of the layouts above; no volume is read.
 
     Returns:
         Cases that have a label map and are not described as unlabelled, sorted by name; and the
@@ -277,47 +241,36 @@ def find_training_cases(
 
 
 def split_patients(
-    cases: list[Case],
-    fraction: float,
-    seed: int,
-    held_out: list[str] | None = None,
-    fold: tuple[int, int] | None = None,
+    cases: list[Case], recipe: Recipe, held_out: list[str] | None = None
 ) -> tuple[list[Case], list[Case]]:
     """Divide cases into those trained on and those held out, all of a patient on one side.
 
-    Patients are ranked by a hash of the seed and their name, so that a new case does not move the
-    others to the other side of a fraction. Folds take every so-many-th of that rank: together they
-    hold each patient out once, and their sizes differ by one at most.
-
-    Args:
-        cases: of all data sets.
-        fraction: of the patients to hold out; at least one unless it is 0.
-        seed: of the choice.
-        held_out: names of cases or patients to hold out instead.
-        fold: (number, count): the fold to hold out instead.
+    Held out are the cases or patients named, else a fold or a fraction (at least one patient unless
+    it is 0). Patients are ranked by a hash of the seed and their name, so that a new case does not
+    move the others to the other side of a fraction. Folds take every so-many-th of that rank:
+    together they hold each patient out once, and their sizes differ by one at most.
 
     Raises:
         TrainingError: a name is unknown, there are fewer patients than folds, or nothing is left to
             train on.
     """
-    patients = sorted({case.patient for case in cases})
 
     def rank(patient: str) -> bytes:
-        return hashlib.sha256(f"{seed}:{patient}".encode(errors="surrogateescape")).digest()
+        return hashlib.sha256(f"{recipe.seed}:{patient}".encode(errors="surrogateescape")).digest()
 
-    ranked = sorted(patients, key=rank)
+    patients = sorted({case.patient for case in cases}, key=rank)
     if held_out is not None:
         unknown = set(held_out) - {case.name for case in cases} - set(patients)
         if unknown:
             raise TrainingError(f"held-out cases that are not in the data: {', '.join(unknown)}")
         chosen = {case.patient for case in cases if {case.name, case.patient} & set(held_out)}
-    elif fold is not None:
-        number, count = fold
-        if count > len(patients):
-            raise TrainingError(f"{count} folds of {len(patients)} patients: give fewer folds")
-        chosen = set(ranked[number::count])
+    elif recipe.folds > len(patients):
+        raise TrainingError(f"{recipe.folds} folds of {len(patients)} patients: give fewer folds")
+    elif recipe.folds:
+        chosen = set(patients[recipe.fold :: recipe.folds])
     else:
-        chosen = set(ranked[: max(1, round(fraction * len(patients)))] if fraction else ())
+        fraction = recipe.held_out_fraction
+        chosen = set(patients[: max(1, round(fraction * len(patients)))] if fraction else ())
     training = [case for case in cases if case.patient not in chosen]
     if not training:
         raise TrainingError(

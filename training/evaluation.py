@@ -54,16 +54,9 @@ def score_cases(
 ) -> Iterator[tuple[Case, np.ndarray, list[Score]]]:
     """Predict and score cases with the weights as an export would hold them.
 
-    Only annotated labels are scored; the largest components are taken but in stacks, which are
-    scored as this module's head describes.
-
-    Args:
-        cases: to score.
-        state_dict: of `AttentionUNet`, in training form.
-        metadata: for the predictor.
-        device: to predict on.
-        step: for the result.
-        batch_size: slices at once; None is the predictor's own choice.
+    Only annotated labels are scored, for `step`; the largest components are taken but in stacks,
+    which are scored as this module's head describes. The state is that of `AttentionUNet` in
+    training form; the batch size is slices predicted at once, None the predictor's own choice.
 
     Returns:
         Each case with its label map (slices, rows, columns) and its scores, as they come.

@@ -13,9 +13,8 @@ from inference.labels import LABEL_NAMES
 from inference.network.model import AttentionUNet
 from inference.network.weights import WeightsMetadata, save_weights
 from training import TrainingError
-from training.checkpoint import ADVICE, all_finite, read_checkpoint
 from training.recipe import Recipe, to_toml
-from training.run_folder import read_run, weights_metadata
+from training.run_folder import ADVICE, all_finite, read_checkpoint, read_run, weights_metadata
 from training.tables import Score, mean_by_label, mean_organ_dsc, read_scores
 
 WEAK_DSC = 0.7
@@ -24,17 +23,7 @@ WEAK_DSC = 0.7
 USELESS_DSC = 0.1
 """Weights whose organs score below this on average carry a warning wherever they are used."""
 
-_USES = (
-    "## Intended use",
-    "",
-    "Research: label maps of 13 abdominal organs and tumors in CT of the abdomen in HU, each "
-    "checked by a person before anything rests on it.",
-    "",
-    "## Out of scope",
-    "",
-    "Diagnosis, treatment and every other clinical use: not a medical device. MR, cone-beam "
-    "CT, CT without calibrated HU, other parts of the body, and children.",
-)
+_CARD = Path(__file__).parent / "model_card.md"
 
 _FEWEST_SLICES = 2000  # seen in training, below which no network of ours has learned anything
 
@@ -48,15 +37,15 @@ def export(
     left_out: Path | None = None,
     **texts: str,
 ) -> str:
-    """Write a run's weights as safetensors, and `NAME.md` beside them.
+    """Write a run's weights as `output`, NAME.safetensors, and a model card NAME.md beside them.
 
     Args:
         run: folder of the run.
-        output: path of the weights, NAME.safetensors.
+        output: path of the weights.
         checkpoint: "best" or "last".
         notes: limitations besides those that the scores show.
-        scores_of: folder of another run whose held-out scores the card gives: the run before this
-            one, if this one was trained on everything.
+        scores_of: folder of the run before, if this one was trained on everything: the card gives
+            its held-out scores.
         left_out: table of `python -m training score` with the scores of these very weights.
         texts: `trained_on` and `licence` of the weights' metadata.
 
@@ -136,60 +125,25 @@ def _model_card(
     *,
     of_these: bool,
 ) -> str:
-    """Return the model card, Markdown.
+    """Return the model card: `model_card.md`, filled in.
 
-    Args:
-        name: of the weights file.
-        metadata: of the weights.
-        about: content of `run.json`.
-        recipe: of the run.
-        done: steps of the checkpoint.
-        scores: of the held-out cases, none if they were not scored there.
-        unseen: of left-out cases, which nobody trained or tuned on.
-        notes: limitations besides those that the scores show.
-        of_these: whether the held-out scores are of these weights, not of the run's before them.
+    Held-out `scores` are of these very weights or, where `of_these` is false, of an earlier run's.
     """
     training, held_out = about["training"], about["held_out"]
-    clip = " and to {:g} to {:g} HU".format(*metadata.clip_hu) if metadata.clip_hu else ""
-    lines = [
-        f"# {name}",
-        "",
-        *([f"**Warning: {metadata.warning}.**", ""] if metadata.warning else []),
-        f"- network: `AttentionUNet({_arguments(metadata)})`, matrix reduction "
-        f"{metadata.matrix_reduction}",
-        f"- intensities: clipped to the volume's percentiles 1 and 99{clip}, then z-scored with "
-        f"mean {metadata.intensity_mean:.2f} HU and standard deviation "
-        f"{metadata.intensity_std:.2f} HU",
-        f"- exported: {metadata.date}, code revision {metadata.revision}, step {done} of "
-        f"{recipe.steps}, {done * recipe.batch_size:,} slices",
-        *(["- first weights: " + about["start_from"]] if about["start_from"] else []),
-        "",
-        *_USES,
-        "",
-        "## Training data",
-        "",
-        f"{metadata.trained_on[:1].upper()}{metadata.trained_on[1:]}.",
-        "",
-        f"{len(training)} cases of {len({case['patient'] for case in training})} patients, "
-        f"{sum(case['slices'] for case in training):,} slices; held out: "
-        f"{', '.join(case['name'] for case in held_out) or 'none'}.",
-    ]
+    labels, cases = range(1, len(LABEL_NAMES)), sorted({score.case for score in scores})
+    sources, synthetic, rows = list(about["anatomies"]), "", []
+    if recipe.synthetic_phantoms:
+        sources.append(f"{recipe.synthetic_phantoms} patients of synthetic/phantom.py")
     if recipe.synthetic_fraction:
-        sources = list(about["anatomies"])
-        if recipe.synthetic_phantoms:
-            sources.append(f"{recipe.synthetic_phantoms} patients of synthetic/phantom.py")
-        lines.append(
+        synthetic = (
             f"{recipe.synthetic_fraction:.0%} of the slices were drawn by training/synthesis.py, "
-            f"all labels known, from {' and '.join(sources)}."
+            f"all labels known, from {' and '.join(sources)}.\n"
         )
-    rows = []
-    for label in range(1, len(LABEL_NAMES)):
+    for label in labels:
         annotated = [case for case in training if label in case["annotated_labels"]]
         present = sum(label in case["present_labels"] for case in annotated)
         rows.append([LABEL_NAMES[label], len(annotated), present])
-    lines += ["", table(["label", "training cases annotated", "of these present"], "lll", rows)]
-    lines += ["", "## Evaluation", "", "### Held-out cases", ""]
-    cases = sorted({score.case for score in scores})
+    held_out_scores = f"None at step {done}." if held_out else "No case was held out."
     if scores:
         weights = (
             "these weights. The checkpoint may have been chosen by these cases' mean DSC"
@@ -198,44 +152,55 @@ def _model_card(
             "here**, which were then trained on these cases as well and cannot be scored honestly "
             "on them"
         )
-        lines += [
+        held_out_scores = (
             f"Cases ({', '.join(cases)}), never trained on, through the container's own prediction "
             f"with {weights}. DSC and NSD as FLARE 2023 scores them, only annotated labels; one "
-            "absent from reference and prediction counts 1.",
-            "",
-            _table({"DSC / NSD (cases)": scores}),
-        ]
-    else:
-        lines.append(f"None at step {done}." if held_out else "No case was held out.")
-    if unseen:
-        lines += [
-            "",
-            "### Left-out cases",
-            "",
-            "These very weights, once, on patients that nobody trained on, tuned on or chose by. "
-            "DSC / NSD (cases); in stacks of single slices without largest components and NSD, and "
-            "only where the label is in the reference. Only annotated labels.",
-            "",
-            _table(_by_data_set(unseen)),
-        ]
-    lines += ["", "## Limitations", ""]
+            "absent from reference and prediction counts 1.\n\n"
+            + _table({"DSC / NSD (cases)": scores})
+        )
+    left_out_scores = (
+        "\n### Left-out cases\n\nThese very weights, once, on patients that nobody trained on, "
+        "tuned on or chose by. DSC / NSD (cases); in stacks of single slices without largest "
+        "components and NSD, and only where the label is in the reference. Only annotated labels."
+        f"\n\n{_table(_by_data_set(unseen))}\n"
+    )
+    limitations = []
     shown = {label for case in training for label in case["present_labels"]}
-    never = [] if recipe.synthetic_fraction else [*{*range(1, len(LABEL_NAMES))} - shown]
-    weak = {label: dsc for label, (dsc, _, _) in mean_by_label(scores).items() if dsc < WEAK_DSC}
-    if never:
-        names = ", ".join(LABEL_NAMES[label] for label in never)
-        lines.append(f"- Never shown in training, so never predicted rightly: {names}.")
-    if weak:
-        names = ", ".join(f"{LABEL_NAMES[label]} ({dsc:.2f})" for label, dsc in weak.items())
-        lines.append(f"- Held-out DSC below {WEAK_DSC}: {names}.")
+    if not recipe.synthetic_fraction and (never := set(labels) - shown):
+        names = ", ".join(LABEL_NAMES[label] for label in sorted(never))
+        limitations.append(f"Never shown in training, so never predicted rightly: {names}.")
+    means = {LABEL_NAMES[label]: dsc for label, (dsc, _, _) in mean_by_label(scores).items()}
+    if weak := [f"{name} ({dsc:.2f})" for name, dsc in means.items() if dsc < WEAK_DSC]:
+        limitations.append(f"Held-out DSC below {WEAK_DSC}: {', '.join(weak)}.")
     if 0 < len(cases) < 10:
-        lines.append(
-            f"- Scores of {len(cases)} held-out cases do not carry over to other scanners, phases "
+        limitations.append(
+            f"Scores of {len(cases)} held-out cases do not carry over to other scanners, phases "
             "and diseases."
         )
-    lines += [f"- {note}" for note in notes]
-    lines += ["", "## Licence", "", f"{metadata.licence[:1].upper()}{metadata.licence[1:]}."]
-    return "\n".join([*lines, "", "## Recipe", "", "```toml", to_toml(recipe) + "```", ""])
+    clip = " and to {:g} to {:g} HU".format(*metadata.clip_hu) if metadata.clip_hu else ""
+    return _CARD.read_text(encoding="utf-8").format(
+        name=name,
+        metadata=metadata,
+        recipe=recipe,
+        done=done,
+        warning=f"**Warning: {metadata.warning}.**\n\n" if metadata.warning else "",
+        arguments=_arguments(metadata),
+        clip=clip,
+        slices_seen=done * recipe.batch_size,
+        start_from=f"- first weights: {about['start_from']}\n" if about["start_from"] else "",
+        trained_on=metadata.trained_on[:1].upper() + metadata.trained_on[1:],
+        cases=len(training),
+        patients=len({case["patient"] for case in training}),
+        slices=sum(case["slices"] for case in training),
+        held_out=", ".join(case["name"] for case in held_out) or "none",
+        synthetic=synthetic,
+        annotated=table(["label", "training cases annotated", "of these present"], "lll", rows),
+        held_out_scores=held_out_scores,
+        left_out_scores=left_out_scores if unseen else "",
+        limitations="".join(f"- {line}\n" for line in (*limitations, *notes)),
+        licence=metadata.licence[:1].upper() + metadata.licence[1:],
+        toml=to_toml(recipe),
+    )
 
 
 def _table(columns: dict[str, list[Score]]) -> str:

@@ -1,8 +1,4 @@
-"""The training loop.
-
-A run's folder holds `recipe.toml` (its numbers, all of them), `run.json` (its cases and
-intensities), `metrics.csv`, `held_out.csv`, `curves.png`, `last.pt` and `best.pt` (checkpoints),
-and `overlays/` (of the first held-out cases).
+"""The training loop, in a run's folder.
 
 Whatever is random at a step depends on the seed and the step alone, so a run that was stopped
 continues as if it had not been: the same command resumes at `last.pt`.
@@ -12,7 +8,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from inference.device import choose_dtype
@@ -31,15 +27,14 @@ from inference.prediction import trained_network
 from training import TrainingError
 from training.augmentation import Intensities, prepare, to_device
 from training.cases import Case
-from training.checkpoint import ADVICE, State
 from training.evaluation import score_cases
 from training.loss import deep_supervision_loss
 from training.pictures import draw_curves, draw_overlay, or_warn
 from training.processes import Processes, StopRequest
 from training.recipe import Recipe, learning_rate_at
-from training.run_folder import weights_metadata
+from training.run_folder import ADVICE, Metrics, State, weights_metadata
 from training.slices import Batch, Slices, collate, fit_on
-from training.tables import Metrics, Score, mean_organ_dsc, read_scores, summary, write_table
+from training.tables import Score, mean_organ_dsc, read_scores, summary, write_table
 from training.widening import widen
 
 OVERLAYS = 8
@@ -55,13 +50,10 @@ _SCORING_PART, _SCORING_S = 0.1, 60.0  # of a run by the clock, for its last sco
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """Return the type of convolutions for a recipe's `precision`."""
-    if name != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
-    if device.type == "cuda":
+    if name == "auto" and device.type == "cuda":
         # `torch.cuda.is_bf16_supported` is True on Turing as well, which emulates it slowly.
-        major, _ = torch.cuda.get_device_capability(device)
-        return torch.bfloat16 if major >= 8 else torch.float32
-    return choose_dtype(device)
+        name = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}.get(name) or choose_dtype(device)
 
 
 @torch.no_grad()
@@ -75,76 +67,6 @@ def update_average(average: nn.Module, network: nn.Module, decay: float, step: i
     torch._foreach_lerp_(averages, values, 1 - min(decay, (1 + step) / (10 + step)))
     for count, value in (pair for pair in pairs if not pair[0].is_floating_point()):
         count.copy_(value)
-
-
-@torch.no_grad()
-def estimate_statistics(
-    network: nn.Module, batches: Iterable[Batch], recipe: Recipe, intensities: Intensities
-) -> None:
-    """Set batch normalisation's statistics to those of slices as inference shows them, in place.
-
-    The running ones are of augmented slices sampled by label.
-
-    Args:
-        network: in training form.
-        batches: of slices sampled uniformly.
-        recipe: for cropping, clipping and the matrix reduction.
-        intensities: for the z-score.
-    """
-    device = next(network.parameters()).device
-    plain = dataclasses.replace(
-        recipe, spatial_probability=0.0, window_probability=0.0, intensity_probability=0.0
-    )
-    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # a plain mean over the batches
-    mode = network.training
-    network.train()
-    for number, batch in enumerate(batches):
-        rngs = [np.random.default_rng((number, row)) for row in range(len(batch.labels))]
-        images, _ = prepare(batch, device, plain, intensities, rngs, torch.Generator(device))
-        network(images)
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
-    network.train(mode)
-
-
-def _network(
-    recipe: Recipe, start: tuple[dict[str, Tensor], WeightsMetadata] | None
-) -> AttentionUNet:
-    """Return a network with random weights, or those to start from; raises as `Run`."""
-    torch.manual_seed(recipe.seed)
-    network = AttentionUNet(
-        base_channels=recipe.base_channels,
-        attention=recipe.attention,
-        supervised_channels=recipe.supervised_channels,
-    )
-    if start:
-        try:
-            widen(trained_network(*start), network)
-        except ValueError as error:
-            raise TrainingError(
-                f"the weights to start from are of another network ({error}): give its numbers, or "
-                "a multiple of its base_channels and no fewer supervised_channels"
-            ) from error
-    return network
-
-
-def _optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
-    """Return AdamW that decays convolutions alone; without decay, as in the paper, it is Adam."""
-    weights = list(model.parameters())
-    groups: list[dict[str, Any]] = [
-        {"params": [weight for weight in weights if weight.ndim > 1]},
-        {"params": [weight for weight in weights if weight.ndim == 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        groups,
-        lr=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        fused=device.type == "cuda",
-    )
 
 
 class Run:
@@ -163,14 +85,7 @@ class Run:
     ) -> None:
         """Make the network, or resume at `last.pt` if it is there.
 
-        Args:
-            training, synthetic, held_out: cases; synthetic ones as `Slices` takes them.
-            recipe: all numbers.
-            intensities: of the training set.
-            output: the run's folder.
-            processes: of which this is one.
-            start: the network's first weights, or a narrower network's, and their metadata; None
-                starts with random ones.
+        It starts with random weights, or with those of `start`, which may be a narrower network's.
 
         Raises:
             TrainingError: the batch cannot be divided, the weights to start from are of another
@@ -187,8 +102,17 @@ class Run:
         self.metadata = weights_metadata(recipe, intensities.mean, intensities.std)
         self.precision = choose_precision(recipe.precision, device)
         torch.backends.cudnn.benchmark = recipe.slice_size > 0  # where all batches are of one size
-        network = _network(recipe, start).to(device)
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        torch.manual_seed(recipe.seed)
+        network = AttentionUNet(**self.metadata.network)
+        if start:
+            try:
+                widen(trained_network(*start), network)
+            except ValueError as error:
+                raise TrainingError(
+                    f"the weights to start from are of another network ({error}): give its "
+                    "numbers, or a multiple of its base_channels and no fewer supervised_channels"
+                ) from error
+        network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         average = copy.deepcopy(network) if recipe.ema_decay else None
         self.model: nn.Module = network
         if processes.count > 1:
@@ -198,7 +122,16 @@ class Run:
             self.model = DistributedDataParallel(
                 shared, device_ids=[device] if on_cuda else None, broadcast_buffers=False
             )
-        optimizer = _optimizer(self.model, recipe, device)
+        # Only convolutions decay; where none does, as in the paper, AdamW is Adam.
+        groups: list[dict[str, Any]] = [{"params": []}, {"params": [], "weight_decay": 0.0}]
+        for weight in self.model.parameters():
+            groups[weight.ndim == 1]["params"].append(weight)
+        optimizer = torch.optim.AdamW(
+            groups,
+            lr=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            fused=device.type == "cuda",
+        )
         self.state = State(network, average, optimizer, torch.zeros((), device=device))
         if (output / "last.pt").is_file():
             self.state.load(output / "last.pt", device)
@@ -207,14 +140,7 @@ class Run:
             known = read_scores(output / "held_out.csv")
             self.scores = [score for score in known if score.step <= self.state.step]
         resident = fit_on([*training, *synthetic], device)
-        self.slices = Slices(
-            training,
-            synthetic,
-            seed=recipe.seed,
-            label_balanced_fraction=recipe.label_balanced_fraction,
-            synthetic_fraction=recipe.synthetic_fraction,
-            device=device if resident else None,
-        )
+        self.slices = Slices(training, synthetic, recipe, device if resident else None)
         self.generator = torch.Generator(device)
         self.reported = self.state.step, self.state.seconds
         processes.report(
@@ -227,6 +153,23 @@ class Run:
         """Return the slices at some positions of the sequence, sampled as `Slices.locate` does."""
         slices = [self.slices.slice_at(position, plain=plain) for position in positions]
         return collate(slices, DOWNSAMPLING * self.recipe.matrix_reduction)
+
+    def plain_images(self, until: float) -> Iterator[Tensor]:
+        """Return batches sampled uniformly, as inference shows them, until a time is reached.
+
+        Batch normalisation's statistics, which at first are of augmented slices sampled by label,
+        are set to those of these.
+        """
+        plain = dataclasses.replace(
+            self.recipe, spatial_probability=0.0, window_probability=0.0, intensity_probability=0.0
+        )
+        for number in range(_STATISTICS_BATCHES):
+            if number and time.monotonic() >= until:
+                return
+            batch = self.batch(range(8 * number, 8 * number + 8), plain=True)
+            rngs = [np.random.default_rng((number, row)) for row in range(8)]
+            generator = torch.Generator(self.device)
+            yield prepare(batch, self.device, plain, self.intensities, rngs, generator)[0]
 
     def step(self, rate: float) -> None:
         """Change the weights by one batch: position p is in batch p // batch_size."""
@@ -272,21 +215,12 @@ class Run:
         """Save a checkpoint and score the held-out cases; every process must call it.
 
         Writes `held_out.csv`, `overlays/`, `curves.png` and, where the mean is the best yet,
-        `best.pt`.
-
-        Args:
-            stop: ends the scoring at once; all steps are saved before.
-            deadline: of `time.monotonic`: no case is started that is likely to end after it, and
-                statistics take half of the time until then at most.
+        `best.pt`. A stop ends the scoring at once. No case is started that is likely to end after
+        the deadline (of `time.monotonic`), and statistics take half of the time until then at most.
         """
         state, processes = self.state, self.processes
         until = (time.monotonic() + deadline) / 2
-        plain = (
-            self.batch(range(n, n + 8), plain=True)
-            for n in range(0, 8 * _STATISTICS_BATCHES, 8)
-            if n == 0 or time.monotonic() < until
-        )
-        estimate_statistics(state.trained, plain, self.recipe, self.intensities)
+        update_bn(self.plain_images(until), state.trained)
         deadline -= self.save()
         if not self.held_out or any(score.step == state.step for score in self.scores):
             return
@@ -315,8 +249,8 @@ class Run:
             found = [entry for part in parts for entry in part]
         of_step = [score for _, scores in found for score in scores]
         whole = len(found) == len(self.held_out)
-        before = {score.step for score in self.scores}
-        best = [mean_organ_dsc([s for s in self.scores if s.step == step]) for step in before]
+        steps = {score.step for score in self.scores}
+        best = [mean_organ_dsc([s for s in self.scores if s.step == step]) for step in steps]
         self.scores += of_step
         if processes.first:
             if whole and mean_organ_dsc(of_step) > max(best, default=-1):
@@ -355,12 +289,10 @@ class Run:
             self.reported = state.step, state.seconds
 
     def train(self, stop: StopRequest, deadline: float | None = None) -> int:
-        """Train until the recipe's last step or a time; returns the steps done.
+        """Train until the recipe's last step, a stop or a deadline; returns the steps done.
 
-        Args:
-            stop: asks to save and end after a step.
-            deadline: of `time.monotonic`, at which the last scores end, whatever the recipe's
-                steps: the learning rate's schedule follows the measured rate of steps.
+        At a deadline (of `time.monotonic`) the last scores end, whatever the recipe's steps: the
+        learning rate's schedule follows the measured rate of steps.
 
         Raises:
             TrainingError: the loss or the weights are no longer finite.

@@ -18,23 +18,15 @@ LABEL_MAPS = Path(__file__).parent / "label_maps"
 
 @dataclass(frozen=True)
 class LabelMapping:
-    """How a data set's own label numbers become the challenge's.
+    """How a data set's own label numbers become the challenge's."""
 
-    Attributes:
-        name: of the file.
-        description: of the data set.
-        labels: the data set's numbers to ours, 0 for structures that we do not segment; a label map
-            that holds another number is refused.
-        annotated_labels: our labels that its annotators marked wherever they are, unless
-            `cases.json` lists others; None: those present in each case.
-        ignored: the data set's names of structures that become background.
-    """
-
-    name: str
-    description: str
-    labels: dict[int, int]
+    name: str  # of the file
+    description: str  # of the data set
+    labels: dict[int, int]  # its numbers to ours, 0 for what we do not segment; others are refused
+    # Ours that its annotators marked wherever they are, unless `cases.json` lists others; None:
+    # those present in each case.
     annotated_labels: tuple[int, ...] | None
-    ignored: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()  # its names of structures that become background
 
     def __post_init__(self) -> None:
         """Check the numbers; raises TrainingError."""
@@ -99,10 +91,8 @@ _LABEL_OF_NAME = {_same_name(name): label for label, name in enumerate(LABEL_NAM
 def nnunet_label_mapping(folder: Path) -> LabelMapping | None:
     """Return the label numbers of an nnU-Net raw folder, by the names in its `dataset.json`.
 
-    Both forms of the file are read: `"labels": {"liver": 1}` and the older `{"1": "liver"}`.
-
-    Returns:
-        The mapping, or None if the folder has no `dataset.json`.
+    Both forms of the file are read: `"labels": {"liver": 1}` and the older `{"1": "liver"}`. None
+    if there is no such file.
 
     Raises:
         TrainingError: the file is damaged, its images are not NIfTI, it has regions of several
@@ -112,37 +102,32 @@ def nnunet_label_mapping(folder: Path) -> LabelMapping | None:
     path = folder / "dataset.json"
     if not path.is_file():
         return None
-    names: dict[int, str] = {}  # several numbers may share a name
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        for name, number in content["labels"].items():
-            if isinstance(number, list):
-                raise TrainingError(
-                    f"{path}: {name}: regions of several numbers are not read: describe each "
-                    "number in a label map file, DIR=MAP.json"
-                )
-            if name.isdigit():
-                name, number = number, name  # the older form
-            names[int(number)] = str(name)
+        regions = [name for name, number in content["labels"].items() if isinstance(number, list)]
+        names = {  # several numbers may share a name
+            int(name if name.isdigit() else number): str(number if name.isdigit() else name)
+            for name, number in content["labels"].items()  # {"1": "liver"} is the older form
+            if name not in regions
+        }
         ending = content.get("file_ending", ".nii.gz")
-    except TrainingError:
-        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TrainingError(f"{path}: not nnU-Net's ({error!r})") from error
-    if ending not in (".nii", ".nii.gz"):
-        raise TrainingError(f"{path}: files end in {ending}: convert them to .nii.gz")
-    if "ignore" in names.values():
-        raise TrainingError(
-            f"{path}: voxels labelled ignore are not read, and as 0 they would be taught as "
-            "background: remove those cases"
-        )
     background = names.pop(0, "background")
-    if background.strip().lower() not in _BACKGROUND_NAMES:
-        raise TrainingError(f"{path}: 0 must be the background, not {background}")
     labels = {number: _LABEL_OF_NAME.get(_same_name(name), 0) for number, name in names.items()}
     annotated = tuple(sorted(set(labels.values()) - {0}))
-    if not annotated:
-        raise TrainingError(f"{path}: none of {', '.join(names.values())} is one of our labels")
+    for wrong, reason in (
+        (regions, f"{', '.join(regions)}: regions of several numbers are not read: describe each "
+         "number in a label map file, DIR=MAP.json"),
+        (ending not in (".nii", ".nii.gz"), f"files end in {ending}: convert them to .nii.gz"),
+        ("ignore" in names.values(), "voxels labelled ignore are not read, and as 0 they would be "
+         "taught as background: remove those cases"),
+        (background.strip().lower() not in _BACKGROUND_NAMES,
+         f"0 must be the background, not {background}"),
+        (not annotated, f"none of {', '.join(names.values())} is one of our labels"),
+    ):  # fmt: skip
+        if wrong:
+            raise TrainingError(f"{path}: {reason}")
     return LabelMapping(
         name="dataset.json",
         description=str(content.get("name", folder.name)),

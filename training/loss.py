@@ -67,11 +67,8 @@ def soft_dice_loss(probabilities: Tensor, labels: Tensor, annotated: Tensor) -> 
 def _sum_by_label(values: Tensor, labels: Tensor, classes: int, parts: int) -> Tensor:
     """Return the sum of the values (N, H, W) of each label, (classes,).
 
-    Args:
-        values, labels: of the same shape.
-        classes: number of labels.
-        parts: added up by themselves and then together, a row of pixels each: into one bin a label,
-            all of a CUDA device's threads would wait for one another.
+    Parts are added up by themselves and then together, a row of pixels each: into one bin a label,
+    all of a CUDA device's threads would wait for one another.
     """
     bins = labels.reshape(parts, -1)
     if parts > 1:

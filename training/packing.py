@@ -9,12 +9,14 @@ Volumes are clipped to the recipe's `clip_hu` and cropped to the body in plane. 
 """
 
 import json
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from inference.files import write_atomically
 from inference.volume import VolumeError
@@ -29,12 +31,12 @@ _AIR_BELOW_HU, _MARGIN = -300, 4
 def body_box(hu: np.ndarray, labels: np.ndarray) -> tuple[slice, slice]:
     """Return the rows and columns that show tissue or labels, and some air, which edges repeat."""
     shown = np.any((hu > _AIR_BELOW_HU) | (labels > 0), axis=0)
-    box = []
-    for axis in (1, 0):
-        filled = np.flatnonzero(shown.any(axis=axis))
-        first, last = (filled[0], filled[-1]) if filled.size else (0, shown.shape[1 - axis] - 1)
-        box.append(slice(max(first - _MARGIN, 0), last + 1 + _MARGIN))
-    return box[0], box[1]
+    found = ndimage.find_objects(shown.astype(np.uint8))
+    rows, columns = found[0] if found else (slice(0, size) for size in shown.shape)
+    rows, columns = (
+        slice(max(part.start - _MARGIN, 0), part.stop + _MARGIN) for part in (rows, columns)
+    )
+    return rows, columns
 
 
 def _encoded(array: np.ndarray) -> list[bytes]:
@@ -47,34 +49,6 @@ def _encoded(array: np.ndarray) -> list[bytes]:
             return [content.getvalue()]
     half = len(array) // 2
     return _encoded(array[:half]) + _encoded(array[half:])
-
-
-def pack_case(
-    hu: np.ndarray, labels: np.ndarray, clip_hu: tuple[float, float], step: float = 0.0
-) -> tuple[list[bytes], list[bytes], dict]:
-    """Pack a case as `read_case` reads it.
-
-    Args:
-        hu: (slices, rows, columns), int16.
-        labels: of the same shape, uint8.
-        clip_hu: range of the HU.
-        step: least distance of two levels, HU; 0 takes all that 8 bits hold.
-
-    Returns:
-        PNG files of the HU and of the labels, and what `read_packed` needs to know of them.
-    """
-    rows, columns = body_box(hu, labels)
-    low, high = clip_hu
-    hu = np.clip(hu[:, rows, columns], low, high)
-    levels = np.unique(hu)
-    if step or len(levels) > 256:
-        step = max(step, (high - low) / 255)
-        hu = np.rint(np.rint((hu - low) / step) * step + low).clip(low, high)
-        levels = np.unique(hu)
-    codes = np.searchsorted(levels, hu).astype(np.uint8)
-    labels = np.ascontiguousarray(labels[:, rows, columns])
-    about = {"shape": hu.shape, "levels": levels.astype(int).tolist(), "clip_hu": clip_hu}
-    return _encoded(codes), _encoded(labels), about
 
 
 def read_packed(packed: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
@@ -103,23 +77,42 @@ def read_packed(packed: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, dict[st
 
 def check_clip(cases: list[CaseFiles], clip_hu: tuple[float, float] | None) -> None:
     """Raise TrainingError where HU that a recipe or weights would see were lost in packing."""
+    low, high = clip_hu or (-np.inf, np.inf)
     for case in cases:
-        low, high = case.packed["clip_hu"] if case.packed else (-np.inf, np.inf)
-        needed = clip_hu or (-np.inf, np.inf)
-        if needed[0] < low or needed[1] > high:
+        least, most = case.packed["clip_hu"] if case.packed else (-np.inf, np.inf)
+        if low < least or high > most:
             raise TrainingError(
-                f"{case.name} is packed within {low:g} to {high:g} HU, and clip_hu is "
+                f"{case.name} is packed within {least:g} to {most:g} HU, and clip_hu is "
                 f"{clip_hu or 'none'}: pack it again"
             )
 
 
+@dataclass
 class Packer:
     """Writes packed cases into parts of `LARGEST_PART`; a larger case has a part of its own."""
 
-    def __init__(self, output: Path, clip_hu: tuple[float, float], step: float) -> None:
-        """Take what `pack_case` needs; `parts` are bytes and `cases.json` of each part."""
-        self.output, self.clip_hu, self.step = output, clip_hu, step
-        self.parts: list[tuple[int, dict[str, dict[str, Any]]]] = []
+    output: Path
+    clip_hu: tuple[float, float]
+    step: float = 0.0  # least distance of two levels, HU; 0 takes all that 8 bits hold
+    # Of each part its bytes and its `cases.json`.
+    parts: list[tuple[int, dict[str, dict[str, Any]]]] = field(default_factory=list)
+
+    def _pack(
+        self, hu: np.ndarray, labels: np.ndarray
+    ) -> tuple[list[bytes], list[bytes], dict[str, Any]]:
+        """Return PNG files of the HU and of the labels, and what `read_packed` needs besides."""
+        rows, columns = body_box(hu, labels)
+        low, high = self.clip_hu
+        hu = np.clip(hu[:, rows, columns], low, high)
+        levels = np.unique(hu)
+        if self.step or len(levels) > 256:
+            step = max(self.step, (high - low) / 255)
+            hu = np.rint(np.rint((hu - low) / step) * step + low).clip(low, high)
+            levels = np.unique(hu)
+        codes = np.searchsorted(levels, hu).astype(np.uint8)
+        labels = np.ascontiguousarray(labels[:, rows, columns])
+        about = {"shape": hu.shape, "levels": levels.astype(int).tolist(), "clip_hu": self.clip_hu}
+        return _encoded(codes), _encoded(labels), about
 
     def add(self, case: CaseFiles) -> None:
         """Pack a case into the first part that has space for it.
@@ -134,7 +127,7 @@ class Packer:
         annotated = case.annotated or CachedVolume.of(hu, labels, known).present
         if not annotated:
             raise VolumeError("nothing is labelled")
-        *files, more = pack_case(hu, labels, self.clip_hu, self.step)
+        *files, more = self._pack(hu, labels)
         names = [
             [f"{case.name}{suffix}-{index}.png" for index, _ in enumerate(kind, 1)]
             for suffix, kind in zip(("", "-labels"), files, strict=True)

@@ -16,7 +16,8 @@ from inference.labels import LABEL_NAMES
 from inference.records.colours import LEGEND_COLOURS, overlay
 from training.cases import Case, annotated_only
 from training.packing import body_box
-from training.tables import Metrics, Score, mean_by_label, mean_organ_dsc
+from training.run_folder import Metrics
+from training.tables import Score, mean_by_label, mean_organ_dsc
 
 _OVERLAY_SLICES = 6
 
@@ -42,24 +43,19 @@ def draw_curves(path: Path, rows: list[Metrics], scores: list[Score]) -> None:
         OSError: the picture cannot be written.
     """
     figure = Figure(figsize=(15, 4.2), dpi=110, layout="constrained")
-    axes = figure.subplots(1, 3)
-    for part, name in zip(axes, ("loss", "learning_rate"), strict=False):
-        few = {"marker": "o"} if len(rows) < 3 else {}  # a line of one point shows nothing
-        part.plot([row.step for row in rows], [getattr(row, name) for row in rows], **few)
+    *axes, accuracy = figure.subplots(1, 3)
+    for part, name in zip(axes, ("loss", "learning_rate"), strict=True):
+        marker = "o" if len(rows) < 3 else None  # a line of one point shows nothing
+        part.plot([row.step for row in rows], [getattr(row, name) for row in rows], marker=marker)
         part.set(xlabel="step", title=name.replace("_", " "))
-    accuracy = axes[2]
     accuracy.set(xlabel="step", title="held-out DSC", ylim=(0, 1))
     steps = sorted({score.step for score in scores})
     at_step = [[score for score in scores if score.step == step] for step in steps]
     means = [mean_by_label(part) for part in at_step]
     for label in sorted({score.label for score in scores}):
-        accuracy.plot(
-            steps,
-            [mean[label][0] if label in mean else np.nan for mean in means],
-            color=LEGEND_COLOURS[label] / 255,
-            label=LABEL_NAMES[label],
-            marker="o" if len(steps) < 3 else None,
-        )
+        dsc = [mean[label][0] if label in mean else np.nan for mean in means]
+        style = {"color": LEGEND_COLOURS[label] / 255, "marker": "o" if len(steps) < 3 else None}
+        accuracy.plot(steps, dsc, label=LABEL_NAMES[label], **style)
     if scores:
         of_organs = [mean_organ_dsc(part) for part in at_step]
         accuracy.plot(steps, of_organs, "k.-", lw=2, label="mean of organs")
@@ -70,10 +66,10 @@ def draw_curves(path: Path, rows: list[Metrics], scores: list[Score]) -> None:
 
 
 def draw_overlay(path: Path, case: Case, prediction: np.ndarray, title: str) -> None:
-    """Draw slices of a case with its reference above and a prediction below.
+    """Draw slices of a case, its reference above and a prediction (uint8, SPL) below.
 
-    The prediction is a label map, (slices, rows, columns), uint8; raises OSError if the picture
-    cannot be written.
+    Raises:
+        OSError: the picture cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     hu = case.cached.hu
@@ -99,14 +95,10 @@ def draw_overlay(path: Path, case: Case, prediction: np.ndarray, title: str) -> 
             for x, side in ((0.01, "R"), (0.94, "L")):
                 axes.text(x, 0.5, side, color="w", fontsize=9, transform=axes.transAxes)
     present = np.union1d(np.unique(reference[shown]), np.unique(prediction[shown]))
-    figure.legend(
-        handles=[
-            Patch(color=LEGEND_COLOURS[label] / 255, label=LABEL_NAMES[label])
-            for label in present[present > 0]
-        ],
-        loc="outside lower center",
-        ncols=7,
-        fontsize=8,
-    )
+    handles = [
+        Patch(color=LEGEND_COLOURS[label] / 255, label=LABEL_NAMES[label])
+        for label in present[present > 0]
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=7, fontsize=8)
     figure.suptitle(printable(title))
     _save(figure, path)

@@ -73,15 +73,11 @@ def first_then_others(processes: Processes, work: Callable[[], Result]) -> Resul
 
 @dataclass
 class StopRequest:
-    """A signal that asks a run to end.
+    """A signal that asks a run to end."""
 
-    Attributes:
-        signal: its number, or 0 before it comes.
-        after_step: whether the first signal is only noted, for the loop to save and end after its
-            step; a second one, or any before the loop, raises KeyboardInterrupt at once.
-    """
-
-    signal: int = 0
+    signal: int = 0  # its number, or 0 before it comes
+    # Whether the first signal is only noted, for the loop to save and end after its step; a second
+    # one, or any before the loop, raises KeyboardInterrupt at once.
     after_step: bool = False
 
     def note(self, number: int, _frame: object) -> None:

@@ -144,13 +144,10 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def load_recipe(name: str, settings: Iterable[str] = (), **numbers: Any) -> Recipe:  # noqa: ANN401
-    """Read a recipe and replace some of its numbers.
+    """Read a shipped recipe (`paper`) or a TOML file, and replace some of its numbers.
 
-    Args:
-        name: of a shipped recipe (`paper`, `best`) or the path of a TOML file. Its sections are for
-            the reader; numbers left out have the defaults of `Recipe`.
-        settings: `name=value`, as in `--set`.
-        numbers: by name; None leaves the recipe's own.
+    The file's sections are for the reader; numbers left out have the defaults of `Recipe`. Settings
+    are `name=value`, as in `--set`; of `numbers`, None leaves the recipe's own.
 
     Raises:
         TrainingError: no such recipe, not TOML, or a number that is unknown or of the wrong kind.
@@ -175,14 +172,8 @@ def recipe_of(numbers: dict[str, Any]) -> Recipe:
     Raises:
         TrainingError: a number is of the wrong kind.
     """
-    known = {entry.name for entry in dataclasses.fields(Recipe)}
-    return Recipe(
-        **{
-            name: _checked(name, value, "run.json")
-            for name, value in numbers.items()
-            if name in known
-        }
-    )
+    known = {entry.name for entry in dataclasses.fields(Recipe)} & numbers.keys()
+    return Recipe(**{name: _checked(name, numbers[name], "run.json") for name in known})
 
 
 def to_toml(recipe: Recipe) -> str:

@@ -10,6 +10,7 @@ from torch.nn import functional
 from training.cases import Case, annotated_mask, annotated_only
 from training.label_mapping import NUM_LABELS
 from training.loss import IGNORED
+from training.recipe import Recipe
 
 _MODEL_LABELS_WEIGHT = 0.5
 
@@ -18,39 +19,23 @@ _LARGEST_PART = 0.3  # of a device's free memory, the rest is for the network
 
 
 class Slice(NamedTuple):
-    """One slice to train on.
+    """One slice to train on: labels are 0 where no annotated label is, window in HU."""
 
-    Attributes:
-        hu: (rows, columns), int16.
-        labels: (rows, columns), uint8; 0 where no annotated label is.
-        annotated: (15,), bool: the labels annotated, and 0.
-        window: to which the HU are clipped.
-        pixel_mm: size of a pixel.
-    """
-
-    hu: Tensor
-    labels: Tensor
-    annotated: np.ndarray
-    window: tuple[float, float]
+    hu: Tensor  # (rows, columns), int16
+    labels: Tensor  # (rows, columns), uint8
+    annotated: np.ndarray  # (15,), bool: the labels annotated, and 0
+    window: tuple[float, float]  # to which the HU are clipped
     pixel_mm: float
 
 
 class Batch(NamedTuple):
-    """Slices stacked.
+    """Slices stacked."""
 
-    Attributes:
-        hu: (N, 1, H, W), int16.
-        labels: (N, H, W), uint8, `IGNORED` in the padding.
-        annotated: (N, 15), bool.
-        window: (N, 2), float32, HU.
-        pixel_mm: (N,), float32.
-    """
-
-    hu: Tensor
-    labels: Tensor
-    annotated: Tensor
-    window: Tensor
-    pixel_mm: Tensor
+    hu: Tensor  # (N, 1, H, W), int16
+    labels: Tensor  # (N, H, W), uint8, `IGNORED` in the padding
+    annotated: Tensor  # (N, 15), bool
+    window: Tensor  # (N, 2), float32
+    pixel_mm: Tensor  # (N,), float32
 
 
 def fit_on(cases: list[Case], device: torch.device) -> bool:
@@ -71,27 +56,17 @@ class Slices:
         self,
         cases: list[Case],
         synthetic: list[Case],
-        *,
-        seed: int,
-        label_balanced_fraction: float,
-        synthetic_fraction: float,
+        recipe: Recipe,
         device: torch.device | None = None,
     ) -> None:
-        """Take the cases.
+        """Take the cases; synthetic ones are of one slice each.
 
-        Args:
-            cases: read.
-            synthetic: of one slice each.
-            seed: of the sequence.
-            label_balanced_fraction: of the slices of `cases`, those sampled by label: a label
-                uniformly, then a patient that shows it (`_MODEL_LABELS_WEIGHT` for labels by a
-                model), then one of the patient's slices; the others are sampled uniformly.
-            synthetic_fraction: of the slices, the synthetic ones.
-            device: that holds all slices; None: they are read when they are needed.
+        Of the slices of `cases`, the recipe's `label_balanced_fraction` are sampled by label: a
+        label uniformly, then a patient that shows it (`_MODEL_LABELS_WEIGHT` for labels by a
+        model), then one of the patient's slices; the others are sampled uniformly. A device holds
+        all slices; without one they are read when they are needed.
         """
-        self.cases, self.real, self.seed = [*cases, *synthetic], len(cases), seed
-        self.label_balanced_fraction = label_balanced_fraction
-        self.synthetic_fraction = synthetic_fraction
+        self.cases, self.real, self.recipe = [*cases, *synthetic], len(cases), recipe
         self._resident: list[tuple[Tensor, Tensor]] = []
         for case in self.cases if device else ():
             labels = annotated_only(case.cached.label_map, case.annotated)
@@ -118,16 +93,15 @@ class Slices:
     def locate(self, position: int, *, plain: bool = False) -> tuple[int, int]:
         """Return the numbers of the case and the slice at a position.
 
-        Args:
-            position: 0 or more.
-            plain: sample uniformly, and from synthetic slices only where there are no others.
+        Plain ones are sampled uniformly, and synthetic only where there are no others.
         """
-        rng, synthetic = np.random.default_rng((self.seed, position)).spawn(2)
-        is_synthetic = rng.random() < self.synthetic_fraction and not plain
+        rng, synthetic = np.random.default_rng((self.recipe.seed, position)).spawn(2)
+        is_synthetic = rng.random() < self.recipe.synthetic_fraction and not plain
         if is_synthetic or not self.real:
             return int(synthetic.integers(self.real, len(self.cases))), 0
         rows = self._all
-        if rng.random() < self.label_balanced_fraction and self._showing and not plain:
+        balanced = rng.random() < self.recipe.label_balanced_fraction
+        if balanced and self._showing and not plain:
             patients, share = self._showing[rng.integers(len(self._showing))]
             rows = patients[rng.choice(len(patients), p=share)]
         number, index = rows[rng.integers(len(rows))]
@@ -149,11 +123,8 @@ class Slices:
 def collate(slices: list[Slice], multiple: int) -> Batch:
     """Stack slices, padded on all sides to the largest of them: their middles are in one place.
 
-    The image's padding repeats its edge, as in inference; the labels' is `IGNORED`.
-
-    Args:
-        slices: of any sizes, on one device.
-        multiple: of which rows and columns are to be.
+    The image's padding repeats its edge, as in inference; the labels' is `IGNORED`. Rows and
+    columns become a multiple of `multiple`.
     """
     rows, columns = (
         -(-max(part.hu.shape[axis] for part in slices) // multiple) * multiple for axis in (0, 1)

@@ -5,10 +5,6 @@ map of many structures is deformed at random, every structure gets a random atte
 scanner's own marks are added. Nothing is learned from real grey values, so that a network trained
 on it depends on shapes and neighbourhoods and not on one contrast phase or one kernel.
 
-An anatomy is a label map in the numbers of `synthetic.structures.STRUCTURES` and `anatomies.py`. It
-comes from the phantom (many patients, each a cartoon) or from a file of structures (one patient, in
-detail).
-
 Axes are (slices, rows, columns), toward (superior, posterior, left); lengths are in mm.
 """
 
@@ -44,6 +40,7 @@ from training.anatomies import (
     phantom_anatomy,
     read_anatomy,
 )
+from training.augmentation import log_uniform
 from training.cache import describe, file_identity, save_array
 from training.cases import CachedVolume, Case, CaseFiles, annotated_only
 
@@ -84,14 +81,10 @@ def _blurred(image: np.ndarray, sigma: float) -> np.ndarray:
     return ndimage.gaussian_filter(image, sigma, truncate=2.5) if sigma > 0.2 else image
 
 
-def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
-
-
 def _scanner(image: np.ndarray, rng: np.random.Generator, pixel_mm: float) -> np.ndarray:
     """Add noise with a kernel's correlation, cupping and streaks to a slice, HU."""
     size = len(image)
-    deviation = _log_uniform(rng, 3, 40)
+    deviation = log_uniform(rng, 3, 40)
     noise = rng.standard_normal((size, size), dtype=np.float32)
     soft = _blurred(noise, rng.uniform(0.3, 1.3) / pixel_mm)
     if rng.random() < 0.3:  # a sharp kernel strengthens what is fine
@@ -117,21 +110,13 @@ def _choose_level(anatomy: Anatomy, rng: np.random.Generator) -> float:
 def _deformed_slab(
     anatomy: Anatomy, rng: np.random.Generator, size: int, pixel_mm: float
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Cut a deformed slab of the anatomy: nearest structures, and distances from the hull.
+    """Cut a deformed slab of the anatomy, (k, size, size): k planes through the slice's thickness.
 
-    Args:
-        anatomy: to cut from.
-        rng: source of everything random.
-        size: rows and columns.
-        pixel_mm: size of a pixel.
-
-    Returns:
-        (k, size, size): the structures in k planes through the thickness of the slice, and
-        `hull_mm` in the same places, or None.
+    Returns the nearest structures, and `hull_mm` in the same places, or None.
     """
     spacing = np.array(anatomy.spacing, np.float32)
     planes = int(rng.integers(1, 4))
-    thickness = _log_uniform(rng, 1.0, 8.0)
+    thickness = log_uniform(rng, 1.0, 8.0)
     depth = ((np.arange(planes) + 0.5) / planes - 0.5) * thickness
     across = (np.arange(size, dtype=np.float32) - (size - 1) / 2) * pixel_mm
 
@@ -163,16 +148,14 @@ def _deformed_slab(
         for axis in range(3):
             points[axis] += weight * away[axis]
 
-    index, outside = np.zeros(points.shape[1:], np.int64), np.zeros(points.shape[1:], bool)
-    for axis in range(3):
-        place = np.rint(points[axis] / spacing[axis] + np.float32(centre[axis])).astype(np.int32)
-        if axis > 0:  # the first and last slice are repeated outwards
-            outside |= (place < 0) | (place >= shape[axis])
-        index = index * shape[axis] + np.clip(place, 0, shape[axis] - 1)
-    structures = np.where(outside, 0, anatomy.structures.reshape(-1)[index])
-    if anatomy.hull_mm is None:
-        return structures, None
-    return structures, np.where(outside, 255, anatomy.hull_mm.reshape(-1)[index])
+    places = points / spacing[:, None, None, None] + centre.astype(np.float32)[:, None, None, None]
+    places[0] = places[0].clip(0, shape[0] - 1)  # the first and last slice are repeated outwards
+
+    def nearest(volume: np.ndarray, outside: int) -> np.ndarray:
+        return ndimage.map_coordinates(volume, places, order=0, mode="grid-constant", cval=outside)
+
+    hull_mm = anatomy.hull_mm
+    return nearest(anatomy.structures, 0), None if hull_mm is None else nearest(hull_mm, 255)
 
 
 def _add_wall(
@@ -183,7 +166,7 @@ def _add_wall(
     uneven = smooth_noise(rng, size, 60 / pixel_mm)
     distance = hull_mm + 2.0 * uneven
     muscle = rng.uniform(2, 14)
-    fat = muscle + _log_uniform(rng, 3, 45)
+    fat = muscle + log_uniform(rng, 3, 45)
     empty = structures == 0
     for name, upto in (
         ("skin", fat + 2.5),
@@ -221,21 +204,15 @@ def _add_lesions(
         host = int(rng.choice(_HOSTS, p=weights / weights.sum()))
         rows, columns = np.nonzero(plane == host)
         chosen = rng.integers(len(rows))
-        radius = _log_uniform(rng, 3, 35) / pixel_mm
-        reach = int(radius * 1.6) + 2
+        radius = log_uniform(rng, 3, 35) / pixel_mm
         row, column = int(rows[chosen]), int(columns[chosen])
-        window = (
-            slice(max(row - reach, 0), min(row + reach, size)),
-            slice(max(column - reach, 0), min(column + reach, size)),
-        )
         stretch = np.exp(rng.normal(0, 0.2))
-        ragged = smooth_noise(rng, size, max(radius * 0.8, 2))[window]
-        y = np.arange(window[0].start, window[0].stop)[:, None]
-        x = np.arange(window[1].start, window[1].stop)
+        ragged = smooth_noise(rng, size, max(radius * 0.8, 2))
+        y, x = np.ogrid[:size, :size]
         away = np.hypot((y - row) * stretch, (x - column) / stretch) / radius
         grown = away + 0.15 * ragged < 1
-        part = structures[:, window[0], window[1]]
-        part[grown & ((part == host) | (part == kidneys.get(host, host)))] = number
+        within = (structures == host) | (structures == kidneys.get(host, host))
+        structures[grown & within] = number
         hosts[number] = host
     return hosts
 
@@ -301,16 +278,10 @@ def draw_slice(
     The anatomy is sampled at twice the pixel, which is about its own resolution, and noise is added
     at the pixel itself.
 
-    Args:
-        anatomy: to draw from.
-        rng: source of everything random.
-        matrix: rows and columns; even.
-        pixel_mm: size of a pixel.
-
     Returns:
-        HU, int16, and the anatomy's annotated labels, uint8, both (matrix, matrix); and a window,
-        HU, such as the 1st and 99th percentile of a whole CT may be: air or the padding's value,
-        and bone or soft tissue.
+        HU, int16, and the anatomy's annotated labels, uint8, both (matrix, matrix), which is even;
+        and a window, HU, such as the 1st and 99th percentile of a whole CT may be: air or the
+        padding's value, and bone or soft tissue.
     """
     coarse_mm, size = 2 * pixel_mm, matrix // 2
     structures, hull_mm = _deformed_slab(anatomy, rng, size, coarse_mm)
@@ -335,7 +306,7 @@ def draw_slice(
     coarse = torch.from_numpy(plane)[None, None]
     finer = functional.interpolate(coarse, scale_factor=2, mode="bilinear")[0, 0].numpy()
     image = _scanner(finer, rng, pixel_mm)
-    low, high = rng.normal(-1010, 15), _log_uniform(rng, 160, 900)
+    low, high = rng.normal(-1010, 15), log_uniform(rng, 160, 900)
     if rng.random() < 0.4:  # what lies outside the circle that was measured
         padding = float(rng.choice((-1024, -2048, -3024), p=(0.6, 0.25, 0.15)))
         y = np.arange(matrix) - (matrix - 1) / 2
@@ -347,12 +318,9 @@ def draw_slice(
 
 
 def _draw_source(source: str, count: int, folder: Path) -> None:
-    """Draw slices of one source into `hu.npy`, `labels.npy` and, last, `slices.json`.
+    """Draw slices of one source (FILE[=MAP], or the number of a synthetic patient) into a folder.
 
-    Args:
-        source: FILE or FILE=MAP, or the number of a synthetic patient.
-        count: of slices.
-        folder: for the files.
+    Its files are `hu.npy`, `labels.npy` and, last, `slices.json`.
     """
     path, _, name = source.partition("=")
     try:
@@ -390,13 +358,9 @@ def _read_source(folder: Path) -> Iterator[Case]:
 
 
 def synthetic_cases(files: Sequence[str], phantoms: int, cache: Path, count: int) -> list[Case]:
-    """Return synthetic slices, drawn by all cores or found in the cache.
+    """Return about `count` synthetic slices, drawn by all cores or found in the cache.
 
-    Args:
-        files: FILE or FILE=MAP, a path and which map its numbers are of (`load_anatomy_map`).
-        phantoms: number of synthetic patients; of files there are as many slices as of these.
-        cache: folder.
-        count: of slices, about.
+    There are as many of files (FILE or FILE=MAP, as `load_anatomy_map` takes it) as of phantoms.
 
     Raises:
         TrainingError: a file is not an anatomy; its name is in the message.

@@ -14,6 +14,7 @@ import copy
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from inference.network.model import SKIP_LAYERS, Attention, AttentionUNet
 
@@ -36,17 +37,15 @@ _LESS = 0.25
 
 
 def widen(narrow: AttentionUNet, wide: AttentionUNet) -> None:
-    """Give a wide network the weights of a narrow one, in place.
+    """Give a wide network the weights of a narrow one, in place; both are fp32.
 
     Where `base_channels` is k times as much, each channel is there k times, and what reads it takes
     a part of each copy, the parts drawn at random, so that the copies learn different things. The
     supervised maps get new channels with random weights, which at first nothing reads.
 
-    Args:
-        narrow: network to start from, fp32.
-        wide: new network, fp32, with random weights. Afterwards it computes what the narrow one
-            does; networks of the same width have the same weights. If it has the attention and the
-            narrow one has not, k must be even, and it computes nearly that.
+    Afterwards the wide network computes what the narrow one does; networks of the same width have
+    the same weights. If it has the attention and the narrow one has not, k must be even, and it
+    computes nearly that.
 
     Raises:
         ValueError: one network is not the other made wider.
@@ -153,12 +152,9 @@ def _negate_half(network: AttentionUNet, times: int) -> None:
 
 
 def _read_halves(weights: Tensor, times: int, second: int) -> None:
-    """Let weights read the first half of each channel's copies alone, and `second` times the other.
+    """Let weights (out, in, rows, columns) read the first half of each channel's copies alone.
 
-    Args:
-        weights: (out, in, rows, columns), in place.
-        times: copies of each channel.
-        second: 0, or -1 where the second half is negative.
+    They read the other half `second` times: 0, or -1 where it is negative.
     """
     halves = weights.unflatten(1, (-1, 2, times // 2))
     halves[:, :, 0] += halves[:, :, 1]
@@ -206,8 +202,7 @@ def _reading_more(weights: Tensor, channels: int, levels: int) -> Tensor:
     more = channels // levels - by_level.shape[2]
     if more < 0:
         raise ValueError("the supervised maps have fewer channels")
-    zeros = by_level.new_zeros((*by_level.shape[:2], more, *by_level.shape[3:]))
-    return torch.cat([by_level, zeros], dim=2).flatten(1, 2)
+    return functional.pad(by_level, (0, 0, 0, 0, 0, more)).flatten(1, 2)
 
 
 def _making(weights: Tensor, new: Tensor, axis: int, layer: str) -> Tensor:

@@ -18,10 +18,10 @@ from collections import Counter
 from pathlib import Path
 
 from benchmark.challenge.team import DONE, FAILED, Challenge, Fate, run_team, team_name
-from benchmark.containers.efficiency import add_run_options
+from benchmark.containers.efficiency import add_run_options, conditions
 from benchmark.containers.engine import EngineError, engine_version
 from benchmark.containers.machine import open_gpu
-from benchmark.containers.measurement import Conditions, list_cases
+from benchmark.containers.measurement import list_cases
 from benchmark.containers.results import TOLERANCES
 from benchmark.files import read_json, write_json
 from benchmark.judging.rank import cautions, ranking_table, write_ranking
@@ -65,18 +65,11 @@ def run(arguments: argparse.Namespace) -> int:
     with open_gpu(arguments.gpu) as gpu:
         report.mkdir(parents=True, exist_ok=True)
         same = ("timeout", "memory_limit", "repeat", "warm_up", "protocol")
-        conditions = {name: getattr(arguments, name) for name in same}
-        _insist_on_conditions(report, conditions | {"gpu": gpu.note is None})
-        challenge = Challenge(
-            cases,
-            list(references.values()),
-            protocol,
-            arguments.check,
-            Conditions(gpu, arguments.timeout, TOLERANCES[protocol]),
-            arguments.memory_limit,
-            arguments.repeat,
-            arguments.warm_up,
-        )
+        wanted = {name: getattr(arguments, name) for name in same}
+        _insist_on_conditions(report, wanted | {"gpu": gpu.note is None})
+        how = conditions(arguments, gpu, TOLERANCES[protocol])
+        label_maps = list(references.values())
+        challenge = Challenge(cases, label_maps, protocol, arguments.check, how)
         fates: dict[str, Fate] = {}
         well = not refused
         for number, archive in enumerate(archives, start=1):

@@ -63,9 +63,6 @@ class Challenge:
     protocol: str  # the year's rules
     check: bool  # whether each image is checked before it is run
     how: Conditions
-    memory_limit: str
-    repeat: int
-    warm_up: bool
 
 
 class _EndedAs(Exception):
@@ -82,12 +79,7 @@ def team_name(archive: Path) -> str:
 
 
 def run_team(archive: Path, folder: Path, challenge: Challenge) -> Fate:
-    """Load, check, run and score a team, or do what is missing of that.
-
-    Args:
-        archive: the team's.
-        folder: its run folder, made if need be.
-        challenge: the rest.
+    """Load, check, run and score a team, or do what is missing of that, in its run folder.
 
     Returns:
         Its state, which is also written.
@@ -156,7 +148,6 @@ def _run(archive: Path, folder: Path, challenge: Challenge, fate: Fate) -> None:
         raise _EndedAs(NOT_RUN, f"{reason}remove it (docker image rm {here[0]}) and call again")
     fate.images = images
     write_json(folder / "fate.json", asdict(fate))
-    memory = challenge.memory_limit
     try:
         log(f"  loading {archive.name}")
         with _teams_fault("load"):
@@ -165,13 +156,12 @@ def _run(archive: Path, folder: Path, challenge: Challenge, fate: Fate) -> None:
             log("  checking")
             how = replace(challenge.how, timeout=600.0)
             try:
-                fate.check = headline(check_image(folder.name, image, [], folder, memory, how))
+                fate.check = headline(check_image(folder.name, image, [], folder, how))
             except (HarnessError, OSError) as error:  # the team is run all the same
                 fate.check = f"not made: {printable(error)}"
         log("  running")
-        target = Container(image, memory, challenge.how.gpu.device)
-        repeats = (challenge.repeat, challenge.warm_up)
-        settings = Settings(folder / "labels", folder, target, folder.name, challenge.how, *repeats)
+        target = Container(image, challenge.how.memory_limit, challenge.how.gpu.device)
+        settings = Settings(folder / "labels", folder, target, folder.name, challenge.how)
         with _teams_fault("run"):
             _measure(settings, challenge.cases)
     finally:
@@ -193,7 +183,7 @@ def _measure(settings: Settings, cases: list[Case]) -> None:
         raise _EndedAs(NOT_RUN, error) from error
     reasons = []
     for runs in measured.values():
-        reasons += ["see above"] * (settings.repeat - len(runs))
+        reasons += ["see above"] * (settings.how.repeat - len(runs))
         reasons += [run["reason"] for run in runs if run["status"] == results.NOT_MEASURED]
     if reasons:
         reason = f"{plural(len(reasons), 'run')} not measured: {reasons[-1]}; call again"

@@ -74,27 +74,26 @@ def run(arguments: argparse.Namespace) -> int:
         team = team_of(image)
     report = arguments.report or Path(f"check-{team}")
     with open_gpu(arguments.gpu) as gpu:
-        how = Conditions(gpu, arguments.timeout)
+        how = Conditions(gpu, arguments.timeout, memory_limit=arguments.memory_limit)
         sources = (arguments.inputs, arguments.large_slices)
-        check = check_image(team, image, findings, report, arguments.memory_limit, how, *sources)
+        check = check_image(team, image, findings, report, how, *sources)
     summary = f"{headline(check)}: {report / 'check.md'}"
     log(*terminal_list(check), summary, to=sys.stdout)
     return 1 if any(finding["level"] == FAILED for finding in check["findings"]) else 0
 
 
 def check_image(
-    team: str, image: str | None, findings: list[Finding], report: Path, memory: str,
-    how: Conditions, inputs: Path | None = None, large_slices: int = 0,
+    team: str, image: str | None, findings: list[Finding], report: Path, how: Conditions,
+    inputs: Path | None = None, large_slices: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """Make every run of a check and write the report folder.
 
     Args:
         team: its name.
         image: NAME:TAG; None if there is none to run.
-        findings: what was found of the archive or the image's name.
+        findings: of the archive or the image's name.
         report: the folder.
-        memory: the limit of a run, as "28g".
-        how: runs are made and measured.
+        how: conditions of the runs.
         inputs: a folder of CTs instead of phantoms.
         large_slices: of the very large phantom; 0 skips it.
 
@@ -112,7 +111,7 @@ def check_image(
         findings = [*findings, judge.not_run("there is no image to run")]
     else:
         findings = [*findings, *images.judge_image(image)]
-        findings += images.judge_weights(image, memory, logs / "weights.log")
+        findings += images.judge_weights(image, how.memory_limit, logs / "weights.log")
         how.gpu.read_idle()
         # Not below the system's own folder for such things, which may be of memory, or small.
         with tempfile.TemporaryDirectory(prefix=".work-check-", dir=report.resolve()) as folder:
@@ -126,13 +125,14 @@ def check_image(
 
             def trial(subject: Subject, mode: str = trials.ORGANISERS) -> Trial:
                 number = len(runs) + 1
-                done = trials.run_trial(subject, image, memory, mode, number, work, logs, how)
+                done = trials.run_trial(subject, image, mode, number, work, logs, how)
                 runs.append(done)
                 log(f"[{number}/{total}] {progress_line(f'{done.label}, {mode}', done.result)}")
                 return done
 
-            findings += _judge(trial, subjects, work, memory)
+            findings += _judge(trial, subjects, work, how.memory_limit)
     limits = {"seconds": FREE.seconds, "gpu_mb": FREE.mb, "timeout_s": how.timeout}
+    memory = how.memory_limit
     check = {
         "team": team,
         "image": image or "none",

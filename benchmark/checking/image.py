@@ -9,9 +9,8 @@ from benchmark.containers import engine
 from benchmark.containers.runner import Container, Folders, run_case
 from benchmark.containers.sampler import Sampler
 
+# GB (10**9 bytes), of an image unpacked, above which it is warned of; no rule of the challenge.
 _WARN_GB = {"archive's size": 10.0, "image's size": 20.0}
-"""GB (10**9 bytes) of an archive, and of an image unpacked, above which it is warned of. Not a rule
-of the challenge."""
 
 _QUESTION_SECONDS = 60.0
 _MOST_ANSWER_BYTES = 1 << 16
@@ -73,11 +72,7 @@ def find(image: str) -> tuple[str, list[Finding]]:
 
 
 def judge_image(image: str) -> list[Finding]:
-    """Judge size, processor and entry point of an image.
-
-    Raises:
-        EngineError: the engine does not answer.
-    """
+    """Judge size, processor and entry point of an image."""
     answer = engine.docker("image", "inspect", "--format", "{{json .}}", image)
     if answer.returncode != 0:
         raise engine.EngineError(f"the container engine does not answer: {answer.stderr.strip()}")
@@ -94,15 +89,9 @@ def judge_image(image: str) -> list[Finding]:
 
 
 def judge_weights(image: str, memory_limit: str, log: Path) -> list[Finding]:
-    """Report which weights an image of this project uses by default, asked of itself.
+    """Report which weights an image of this project uses by default; of another's nothing.
 
-    Args:
-        image: NAME:TAG.
-        memory_limit: for the container, which gets no folders, no network and no rights.
-        log: gets the answer.
-
-    Returns:
-        One finding; none for an image that is not of this project.
+    It is asked itself, without folders, network and rights; `log` gets the answer.
     """
     rights = ("--network", "none", "--read-only", "--cap-drop", "ALL", "--entrypoint", "python3")
     question = Container(image, memory_limit, extra=rights, command=("-c", _ASK_WEIGHTS))

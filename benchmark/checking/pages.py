@@ -17,11 +17,7 @@ def headline(check: dict) -> str:
 
 
 def terminal_list(check: dict) -> list[str]:
-    """Return a line for every finding, with cost and advice below what did not pass.
-
-    Args:
-        check: the content of `check.json`.
-    """
+    """Return a line for every finding, with cost and advice below what did not pass."""
     width = max(len(finding["check"]) for finding in check["findings"])
     lines = []
     for finding in check["findings"]:
@@ -33,11 +29,7 @@ def terminal_list(check: dict) -> list[str]:
 
 
 def markdown_page(check: dict) -> str:
-    """Return the page `check.md`.
-
-    Args:
-        check: the content of `check.json`.
-    """
+    """Return the page `check.md` of the content of `check.json`."""
     machine = check["environment"]
     findings = []
     for finding in check["findings"]:

@@ -67,26 +67,22 @@ class Trial:
 
 
 def run_trial(
-    subject: Subject, image: str, memory: str, mode: str, number: int, work: Path, logs: Path,
-    how: Conditions,
-) -> Trial:  # fmt: skip
-    """Run one volume in folders of its own.
+    subject: Subject, image: str, mode: str, number: int, work: Path, logs: Path, how: Conditions
+) -> Trial:
+    """Run one volume in folders of its own, one of `MODES`.
 
     Args:
-        subject: the volume.
-        image, memory: of the container.
-        mode: the way to run it.
+        subject, image, mode: what is run, and the way.
         number: of the run, for names.
         work: a folder for label maps.
         logs: a folder for what the containers print.
-        how: it is run and measured.
 
     Raises:
         EngineError: the engine did not start the container.
         OSError: the folders cannot be made or written.
     """
     case = subject.case
-    target = Container(image, memory, how.gpu.device, **MODES[mode])
+    target = Container(image, how.memory_limit, how.gpu.device, **MODES[mode])
     words = printable(f"{number:02d}-{subject.label}-{mode}")
     log = logs / ("".join(c if c.isalnum() else "-" for c in words) + ".log")
     with run_alone(case, target, work / f"run-{number}", log, how) as (result, folders, found):
@@ -113,9 +109,9 @@ def _extra_files(outputs: Path, label_map: str) -> Iterator[str]:
             if (found := found + 1) > _MOST_FILES:
                 yield "and more"
                 return
-            kind = " (neither file nor folder)"
+            kind = " (a folder)" if path.is_dir() else ""
             if path.is_symlink():
                 kind = " (a link)"
-            elif path.is_dir() or path.is_file():
-                kind = " (a folder)" * path.is_dir()
+            elif not (path.is_dir() or path.is_file()):
+                kind = " (neither file nor folder)"
             yield printable(shown) + kind

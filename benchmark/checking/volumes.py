@@ -39,12 +39,8 @@ _PHANTOMS = {
 def make_subjects(folder: Path, large_slices: int) -> list[Subject]:
     """Generate the phantoms.
 
-    Args:
-        folder: that gets the files, `FLARE23Ts_0001_0000.nii.gz` and so on.
-        large_slices: of the very large one; 0 leaves it out.
-
     Returns:
-        The typical one first, the very large one last.
+        The typical one first; the very large one last, unless `large_slices` is 0.
     """
     wanted = dict(_PHANTOMS)
     if large_slices:
@@ -57,7 +53,7 @@ def make_subjects(folder: Path, large_slices: int) -> list[Subject]:
         name = f"FLARE23Ts_{number:04d}"
         path = folder / f"{name}_0000.nii.gz"
         # The very large one, the last, is the typical one many times over, which saves a minute.
-        volume = _draw(shape, spacing) if label in _PHANTOMS else _lengthened(typical, shape[0])
+        volume = _draw(shape, spacing) if label in _PHANTOMS else lengthened(typical, shape[0])
         typical = volume if label == "typical" else typical
         write_nifti(path, volume, spacing)
         if label == "turned":
@@ -99,9 +95,9 @@ def _draw(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> n
     return coarse.volume.repeat(_COARSER, axis=1).repeat(_COARSER, axis=2)
 
 
-def _lengthened(volume: np.ndarray, slices: int) -> np.ndarray:
-    """Return so many slices of a volume that goes up and down again."""
-    there_and_back = np.concatenate([np.arange(len(volume)), np.arange(len(volume))[::-1]])
+def lengthened(volume: np.ndarray, slices: int) -> np.ndarray:
+    """Return so many slices of a volume that goes up and down again, so that no step shows."""
+    there_and_back = [*range(len(volume)), *reversed(range(len(volume)))]
     return volume[np.resize(there_and_back, slices)]
 
 

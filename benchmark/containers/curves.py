@@ -19,12 +19,9 @@ _PHASES = {
 
 
 def draw_curves(result: Result, gpu_note: str | None, runs: int = 1) -> Any:  # noqa: ANN401
-    """Return a figure of one case: GPU memory, RAM and CPU over one time axis, phases shaded.
+    """Return a figure of one of a case's runs: GPU memory, RAM and CPU over time, phases shaded.
 
-    Args:
-        result: the content of its `CASE.json`.
-        gpu_note: why there is no curve of GPU memory, if there is none.
-        runs: how many the case has.
+    `gpu_note` is why there is no curve of GPU memory, if there is none.
     """
     from matplotlib.figure import Figure  # here: the harness runs where it cannot be imported
 

@@ -22,9 +22,9 @@ from typing import Any
 
 from benchmark.containers import engine, results
 from benchmark.containers.curves import draw_curves
-from benchmark.containers.machine import INTERVAL, describe_machine, open_gpu
+from benchmark.containers.machine import INTERVAL, Gpu, describe_machine, open_gpu
 from benchmark.containers.measurement import Case, Conditions, list_cases, run_alone
-from benchmark.containers.results import EFFICIENCY_SUFFIX, NOT_MEASURED, Result
+from benchmark.containers.results import EFFICIENCY_SUFFIX, NOT_MEASURED, Result, Tolerances
 from benchmark.containers.runner import Command, Container
 from benchmark.containers.tables import efficiency_table, markdown_page
 from benchmark.files import read_json, write_json, write_plot
@@ -33,14 +33,14 @@ from benchmark.text import log, show
 from inference.files import whole_file, write_atomically
 from inference.startup import use_for_temporary_files
 
+# Without which a file is no result of a case.
 _RESULT_KEYS = {"case", "status", "seconds", "repeat", "interval_s", "image_size", "output"}
-"""Without which a file is no result of a case."""
 
+# The entries of `environment.json` in which a run that is resumed must agree.
 _SAME = (
     *("team", "image_digest", "command", "gpu", "gpu_note", "interval_s", "memory_limit"),
     *("timeout_s", "repeat", "warm_up", "tolerances"),
 )
-"""The entries of `environment.json` in which a run that is resumed must agree."""
 
 
 class ResumeError(HarnessError):
@@ -56,8 +56,6 @@ class Settings:
     target: Container | Command
     team: str
     how: Conditions
-    repeat: int = 1
-    warm_up: bool = False
     resume: bool = False
 
 
@@ -96,6 +94,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--warm-up", action="store_true", help=text)
 
 
+def conditions(arguments: argparse.Namespace, gpu: Gpu, tolerances: Tolerances) -> Conditions:
+    """Return the conditions that `add_run_options` asks for."""
+    repeats = (arguments.repeat, arguments.warm_up)
+    return Conditions(gpu, arguments.timeout, tolerances, arguments.memory_limit, *repeats)
+
+
 def add_container_options(parser: argparse.ArgumentParser, seconds: float) -> None:
     """Add the options of one container start, which `check` has as well."""
     add = parser.add_argument
@@ -113,23 +117,23 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.inputs.resolve() == arguments.outputs.resolve():
         raise HarnessError("--outputs must be another folder than --inputs")
     with open_gpu(arguments.gpu) as gpu:
+        how = conditions(arguments, gpu, results.TOLERANCES["flare23"])
         target: Container | Command
         if command := arguments.shell_command:
             if missing := [name for name in ("{inputs}", "{outputs}") if name not in command]:
                 names = " and ".join(missing)
                 raise HarnessError(f"--command needs {names} in place of the folder")
-            target = Command(command, arguments.memory_limit, gpu.device, arguments.phases)
+            target = Command(command, how.memory_limit, gpu.device, arguments.phases)
         else:
             engine.remove_abandoned()
             archive = arguments.archive
             image = engine.load_archive(archive) if archive else engine.find_image(arguments.image)
-            target = Container(image, arguments.memory_limit, gpu.device, arguments.phases)
+            target = Container(image, how.memory_limit, gpu.device, arguments.phases)
         team = arguments.team or (engine.team_of(target.image) if target.image else "command")
         if re.search(r"[/\0]", team) or team.startswith("."):
             raise HarnessError(f"--team {team}: a name that can start a file's name is needed")
-        how = Conditions(gpu, arguments.timeout)
-        repeats = (arguments.repeat, arguments.warm_up, arguments.resume)
-        settings = Settings(arguments.outputs, arguments.report, target, team, how, *repeats)
+        places = (arguments.outputs, arguments.report)
+        settings = Settings(*places, target, team, how, arguments.resume)
         measured = measure(settings, cases, refused)
     show(efficiency_table(measured))
     runs = [run for runs in measured.values() for run in runs]
@@ -141,11 +145,6 @@ def measure(
     settings: Settings, cases: list[Case], refused: dict[str, str]
 ) -> dict[str, list[Result]]:
     """Measure every case and write the run folder.
-
-    Args:
-        settings: what and how.
-        cases: the volumes.
-        refused: names of files in the inputs folder that are no volumes, and why, for the report.
 
     Returns:
         Of each case its results; a case that could not be run, for a full disk, has fewer.
@@ -167,8 +166,8 @@ def measure(
         "memory_limit": target.memory_limit,
         "timeout_s": how.timeout,
         "phases": target.phases,
-        "repeat": settings.repeat,
-        "warm_up": settings.warm_up,
+        "repeat": how.repeat,
+        "warm_up": how.warm_up,
         "tolerances": how.tolerances._asdict(),
         "idle_gpu_mb": how.gpu.idle_mb,
         "idle_gpu_processes": list(how.gpu.idle_processes),
@@ -186,7 +185,7 @@ def measure(
         log_path = folder / f"{stem}.log"
         with run_alone(case, target, report / f".work-{case.name}", log_path, how) as run:
             result, _, label_map = run
-            if _counts(result) and stem == case.name and label_map.exists() and not discard:
+            if _has_label_map(result) and stem == case.name and label_map.exists() and not discard:
                 copy = whole_file(outputs / label_map.name)
                 with label_map.open("rb") as source, copy as target_file:
                     shutil.copyfileobj(source, target_file)
@@ -194,13 +193,13 @@ def measure(
 
     measured: dict[str, list[Result]] = {case.name: [] for case in cases}
     first = True
-    rounds = [(repeat, case) for repeat in range(settings.repeat) for case in cases]
+    rounds = [(repeat, case) for repeat in range(how.repeat) for case in cases]
     for number, (repeat, case) in enumerate(rounds, start=1):
         stem = _stem(case.name, repeat)
         result = done.get(stem)
         try:
             if result is None:
-                if first and settings.warm_up:
+                if first and how.warm_up:
                     log("warming up: a run that is discarded")
                     run_once(case, stem, discard=True)
                     first = False
@@ -228,12 +227,10 @@ def measure(
 
 
 def _stem(case: str, repeat: int) -> str:
-    """Return what the names of a run's files start with."""
     return f"{case}.repeat{repeat}" if repeat else case
 
 
-def _counts(result: Result) -> bool:
-    """Return whether the run's label map is one to score."""
+def _has_label_map(result: Result) -> bool:
     return result["status"] in ("ok", "invalid output")
 
 
@@ -259,11 +256,11 @@ def _earlier_results(
     usable, stale = {}, []
     for case in cases:
         label_map = settings.outputs / f"{case.name}.nii.gz"
-        for stem in (_stem(case.name, repeat) for repeat in range(settings.repeat)):
+        for stem in (_stem(case.name, repeat) for repeat in range(settings.how.repeat)):
             result = earlier.get(stem, {})
             whole = set(result) >= _RESULT_KEYS and isinstance(result.get("samples"), dict)
             whole = whole and result["status"] != NOT_MEASURED
-            if whole and (label_map.is_file() or stem != case.name or not _counts(result)):
+            if whole and (label_map.is_file() or stem != case.name or not _has_label_map(result)):
                 usable[stem] = result
         if case.name not in usable and os.path.lexists(label_map):
             if case.name not in earlier:

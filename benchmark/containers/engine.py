@@ -56,17 +56,13 @@ def container_name(image: str, case: str) -> str:
 
 
 def owner_label(process: psutil.Process | None = None) -> str:
-    """Return the label of a process's containers, for `docker run --label`; this one's if None."""
+    """Return the label of a process's containers; this one's if None."""
     process = process or psutil.Process()
     return f"{_LABEL}={platform.node()}/{process.pid}/{process.create_time():.2f}"
 
 
 def remove_abandoned() -> None:
-    """Remove the containers of a harness on this machine that was killed before it could.
-
-    Raises:
-        EngineError: there is no `docker` command, or no answer.
-    """
+    """Remove the containers of a harness on this machine that was killed before it could."""
     shape = f'{{{{.Names}}}}\t{_LABEL}={{{{.Label "{_LABEL}"}}}}'
     listed = docker("container", "ls", "-a", "--filter", f"label={_LABEL}", "--format", shape)
     for line in listed.stdout.splitlines():
@@ -113,11 +109,7 @@ def image_id(image: str) -> str | None:
 
 
 def find_image(name: str) -> str:
-    """Return NAME:TAG of an image that is here.
-
-    Raises:
-        HarnessError: there is none; the engine does not answer.
-    """
+    """Return NAME:TAG of an image that is here; HarnessError if there is none."""
     image = name if ":" in name.rpartition("/")[2] else f"{name}:latest"
     if image_id(image) is None:
         raise HarnessError(f"there is no image {image} here: `docker pull` it, or use --archive")
@@ -130,11 +122,7 @@ def archive_image(archive: Path) -> str:
 
 
 def load_images(archive: Path) -> list[str]:
-    """Load a `docker save` file and return the names of its images, or ids where they have none.
-
-    Raises:
-        HarnessError: there is no such file; it does not load.
-    """
+    """Load a `docker save` file; return its images' names, or ids where they have none."""
     if not archive.is_file():
         raise HarnessError(f"--archive {archive} is not a file")
     answer = docker("load", "-i", str(archive), seconds=None)
@@ -147,7 +135,7 @@ def load_archive(archive: Path) -> str:
     """Load a `docker save` file and return the image that the organisers run.
 
     Raises:
-        HarnessError: as `load_images`; it has no image of that name.
+        HarnessError: there is no such file, it does not load, or has no image of that name.
     """
     loaded, image = load_images(archive), archive_image(archive)
     if image not in loaded:  # an image of that name may be here from before
@@ -167,11 +155,7 @@ def remove_image(image: str) -> str | None:
 
 
 def free_image_bytes() -> int | None:
-    """Return the free space where the engine stores images; None where it cannot be seen.
-
-    Raises:
-        EngineError: the engine does not answer.
-    """
+    """Return the free space where the engine stores images; None where it cannot be seen."""
     root = docker("info", "--format", "{{.DockerRootDir}}").stdout.strip()
     try:
         return shutil.disk_usage(root).free if root else None

@@ -186,9 +186,6 @@ def open_gpu(wanted: int | None) -> Iterator[Gpu]:
 def describe_machine(gpu: Gpu | None = None) -> dict[str, Any]:
     """Return the hardware and software of this machine.
 
-    Args:
-        gpu: the GPU that containers get, if anything uses one.
-
     Returns:
         `gpu`, `gpu_memory_mb` and `driver` (None without one), `gpu_note` (why its memory is not
         read), `cpu`, `cores` (logical), `memory_gb` (2**30 bytes), `system`, `versions` and `date`

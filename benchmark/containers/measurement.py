@@ -73,6 +73,9 @@ class Conditions:
     gpu: Gpu = NO_GPU
     timeout: float = PENALTY["seconds"]  # after which a run is ended
     tolerances: Tolerances = TOLERANCES["flare23"]
+    memory_limit: str = "28g"  # of each container
+    repeat: int = 1  # runs of each case, an odd number
+    warm_up: bool = False  # whether a first run is discarded
 
 
 @contextlib.contextmanager

@@ -40,11 +40,7 @@ class ProcessTree:
     source = "process tree"
 
     def __init__(self, pid: int) -> None:
-        """Take the process `pid` as the root.
-
-        Raises:
-            psutil.NoSuchProcess: there is none.
-        """
+        """Take the process `pid` as the root; psutil.NoSuchProcess if there is none."""
         self._members = {pid: psutil.Process(pid)}
         self._shared_before = self._shared_bytes()
 
@@ -81,15 +77,10 @@ class ProcessTree:
 
 @dataclass(frozen=True)
 class Cgroup:
-    """CPU time and memory of a container: anonymous memory, mapped files and shared memory.
+    """CPU time and memory of a container: anonymous memory, mapped files and shared memory."""
 
-    Attributes:
-        version: of the cgroup interface, 1 or 2.
-        cpu, memory: its folders under the two controllers, the same in version 2.
-    """
-
-    version: int
-    cpu: Path
+    version: int  # of the interface, 1 or 2
+    cpu: Path  # its folders under the two controllers, the same in version 2
     memory: Path
 
     @property
@@ -123,12 +114,7 @@ def _statistics(path: Path) -> dict[str, int]:
 
 
 def find_cgroup(pid: int, proc: Path = Path("/proc")) -> Cgroup | None:
-    """Return the cgroup that accounts for a process; None where its files are not to be seen.
-
-    Args:
-        pid: the container's first process, as the host numbers it.
-        proc: where the proc file system is mounted.
-    """
+    """Return the cgroup of a process of the host; None where its files are not to be seen."""
     try:
         memberships = (proc / str(pid) / "cgroup").read_text(encoding="utf-8").splitlines()
         mounts = (proc / "mounts").read_text(encoding="utf-8").splitlines()

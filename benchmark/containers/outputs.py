@@ -64,12 +64,7 @@ def _unusable(problem: str, aspect: str = "file", *, found: bool = True) -> Outp
 
 
 def open_left_file(folder: Path, name: str, most_bytes: int) -> BinaryIO:
-    """Open a regular file of a folder itself.
-
-    Args:
-        folder: that the container wrote into.
-        name: of the file, without any folder.
-        most_bytes: that it may have.
+    """Open a regular file of a folder itself that a container wrote into.
 
     Raises:
         RefusedError: it is a link, not a regular file, or too large.
@@ -108,8 +103,7 @@ def take_output(outputs: Path, collected: Path, image: Path, size: tuple[int, ..
     Args:
         outputs: the folder that the container wrote into.
         collected: path of the copy, under the name that the label map must have.
-        image: the input volume.
-        size: its shape.
+        image, size: the input volume and its shape.
     """
     voxels = math.prod(max(1, length) for length in size)
     left = 9 * voxels + _HEADER_BYTES  # as float64 and hardly compressed it would be smaller
@@ -176,15 +170,7 @@ def check_output(path: Path, image: Path) -> OutputCheck:
 
 
 class LogWriter(threading.Thread):
-    """Writes what a process prints to a file, up to a size, and reads the rest away.
-
-    Args:
-        path: of the log.
-        most_bytes: stored; a last line then marks where the rest was cut.
-
-    Attributes:
-        sink: file descriptor to print to; `start` closes it here.
-    """
+    """Writes what a process prints into `sink` to a file, up to a size, and reads the rest away."""
 
     def __init__(self, path: Path, most_bytes: int = LOG_BYTES) -> None:
         super().__init__(daemon=True)

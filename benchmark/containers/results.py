@@ -101,12 +101,7 @@ def flare_area(
 
 
 def true_area(times: Sequence[float], samples: Sequence[float], tolerance: float = 0.0) -> float:
-    """Return the area under a curve, MB·s, by the trapezoidal rule over the readings' own times.
-
-    Args:
-        times: seconds, one for each sample.
-        samples, tolerance: as in `flare_area`.
-    """
+    """Return the area under a curve, MB·s, by the trapezoidal rule over the samples' times, s."""
     return float(np.trapezoid(np.maximum(np.asarray(samples) - tolerance, 0), times))
 
 
@@ -130,15 +125,10 @@ def peaks_and_areas(samples: Samples, seconds: float, tolerances: Tolerances) ->
 
 
 def figure(result: Result, key: str) -> float | None:
-    """Return a figure of one run as it counts in tables.
+    """Return a figure of one run, such as "max_ram_mb", as it counts in tables.
 
-    Args:
-        result: of the run.
-        key: such as "seconds" or "max_ram_mb".
-
-    Returns:
-        The figure; of a failed run the penalty, or None where there is none. None also where it
-        was not measured; without a GPU there is no penalty for its memory either.
+    Of a failed run it is the penalty, or None where there is none. None also where it was not
+    measured; without a GPU there is no penalty for its memory either.
     """
     if result.get("status") == NOT_MEASURED:
         return None
@@ -174,8 +164,7 @@ def ram_measures(runs: Iterable[Result]) -> list[str]:
 def efficiency_csv(results: Mapping[str, Sequence[Result]]) -> str:
     """Return the organisers' `TEAM_Efficiency.csv`, rounded as they round; empty if not measured.
 
-    Args:
-        results: of each case its runs; cases without any have no row.
+    Cases without any run have no row.
     """
     rows = []
     for result in (median_run(runs) for runs in results.values() if runs):

@@ -37,9 +37,7 @@ PHASE_LOG = ".abdoseg_phases.jsonl"
 ORGANISERS_COMMAND = ("/bin/bash", "-c", "sh predict.sh")
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
-_LOG_SECONDS = (
-    2.0  # for the last of what it printed; an escaped process may still have the pipe open
-)
+_LOG_SECONDS = 2.0  # for the last of what is printed; what escaped may have the pipe open
 _ENGINE_FAILED = 125  # `docker run`'s exit code when the engine, not the container, is at fault
 
 _OUT_OF_MEMORY_WORDS = re.compile(
@@ -72,11 +70,9 @@ class Container:
 
     def command_line(self, name: str, folders: Folders, *labels: str) -> list[str]:
         """Return the organisers' `docker container run`, for a container called `name`."""
+        inputs = f"{folders.inputs}/:/workspace/inputs/{':ro' * self.read_only_inputs}"
         outputs = "/workspace/outputs/"
-        mounts = (
-            *("-v", f"{folders.inputs}/:/workspace/inputs/{':ro' * self.read_only_inputs}"),
-            *("-v", f"{folders.outputs}/:{outputs}"),
-        )
+        mounts = ("-v", inputs, "-v", f"{folders.outputs}/:{outputs}")
         return [
             *("docker", "container", "run", *self.extra),
             *((f"--shm-size={self.memory_limit}b",) if self.shared_memory else ()),
@@ -95,8 +91,9 @@ class Container:
     @property
     def shown_command(self) -> str:
         """The command line for a report, with names for what differs from case to case."""
-        folders = Folders(Path("INPUTS"), Path("OUTPUTS"), Path())
-        return shlex.join(self.command_line("NAME", folders))
+        return shlex.join(
+            self.command_line("NAME", Folders(Path("INPUTS"), Path("OUTPUTS"), Path()))
+        )
 
     def find_meter(self, name: str) -> Cgroup | ProcessTree | None:
         """Return the cgroup of the container `name`, else its process tree; None before it runs."""
@@ -161,14 +158,7 @@ class Outcome:
 def run_case(
     target: Container | Command, case: str, folders: Folders, timeout: float, sampler: Sampler
 ) -> tuple[Outcome, Samples, SamplerCost]:
-    """Run one case and measure it.
-
-    Args:
-        target: what to run.
-        case: the case's name, for the container's.
-        folders: the case's own.
-        timeout: seconds after which the run is ended.
-        sampler: a fresh one; runs as long as the case does.
+    """Run one case and measure it by a fresh sampler; end it after `timeout` seconds.
 
     Raises:
         EngineError: the engine did not start the container.
@@ -260,22 +250,17 @@ def _wait(process: subprocess.Popen, deadline: float, over_limit: Callable[[], b
 
 
 def _end(process: subprocess.Popen, container: str | None) -> None:
-    """End what still runs of a case: its container, or its process group."""
-    if container is None:
-        _end_group(process, signal.SIGTERM, signal.SIGKILL)
-    elif process.poll() is None:
-        # The client first: it must not start what is about to be removed.
-        _end_group(process, signal.SIGKILL)
-        engine.remove_container(container)
-
-
-def _end_group(process: subprocess.Popen, *signals: signal.Signals) -> None:
-    """Send signals to a process's group, each with time to obey."""
-    for number in signals:
+    """End what still runs of a case: its process group, and its container."""
+    if container and process.poll() is not None:
+        return
+    # Of a container the client: it must not start what is about to be removed.
+    for number in (signal.SIGKILL,) if container else (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_GRACE_SECONDS)
+    if container:
+        engine.remove_container(container)
 
 
 @contextlib.contextmanager

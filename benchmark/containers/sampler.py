@@ -15,7 +15,7 @@ import statistics
 import threading
 import time
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import pynvml
 
@@ -49,24 +49,13 @@ class SamplerCost:
     gpu_error: str | None  # why reading the GPU stopped, if it did
 
 
-class _Reading(NamedTuple):
-    time: float
-    cpu_percent: float
-    ram_mb: float
-    gpu_mb: tuple[float, float | None, float | None] | None  # used, reserved, of the processes
-
-
 def next_tick(tick: int, elapsed: float, interval: float) -> int:
     """Return the first tick after `tick` that is not yet past `elapsed` seconds from the start."""
     return max(tick + 1, math.ceil(elapsed / interval))
 
 
 class Sampler:
-    """A thread that reads a GPU and a meter at every tick from `start` to `stop`.
-
-    Args:
-        gpu: the GPU; processes that it had when it was idle are not the case's own.
-        interval: seconds between ticks.
+    """A thread that reads a GPU and a meter at every tick, each `interval` s, until `stop`.
 
     Attributes:
         meter: whose CPU and RAM to read; may be set while sampling, as a container is known only
@@ -81,7 +70,7 @@ class Sampler:
         self.ram_mb = 0.0
         self._gpu = gpu
         self._interval = interval
-        self._readings: list[_Reading] = []
+        self._readings: list[tuple] = []  # in the order of `Samples`
         self._gpu_error: str | None = None
         self._cpu_seconds = 0.0
         self._missed = 0
@@ -107,18 +96,12 @@ class Sampler:
         self._thread.join()
         if self._failure:
             raise self._failure
-        readings = self._readings
+        columns = map(list, zip(*self._readings, strict=True))
         # A curve with a hole has no peak and no area to be trusted.
-        gpu = [reading.gpu_mb or (None, None, None) for reading in readings]
-        used, reserved, own = (
-            None if None in column else [mb for mb in column if mb is not None]
-            for column in zip(*gpu, strict=True)
-        )
-        cpu, ram = [r.cpu_percent for r in readings], [r.ram_mb for r in readings]
-        samples = Samples([r.time for r in readings], used, reserved, own, cpu, ram)
-        return samples, SamplerCost(
+        curves: list[Any] = [None if None in column else column for column in columns]
+        return Samples(*curves), SamplerCost(
             source=self.meter.source if self.meter else None,
-            samples=len(readings),
+            samples=len(self._readings),
             missed_ticks=self._missed,
             cpu_seconds=round(self._thread_cpu, 4),
             mean_reading_ms=round(1000 * statistics.fmean(self._seconds), 3),
@@ -146,26 +129,29 @@ class Sampler:
         except Exception as error:
             self._failure = error
 
-    def _read(self, elapsed: float) -> _Reading:
-        gpu = None if self._gpu.note or self._gpu_error else self._read_gpu()
+    def _read(self, elapsed: float) -> tuple:
+        gpu = self._read_gpu()
         cpu_seconds, self.ram_mb = self._cpu_seconds, 0.0
         if self.meter is not None:
             with contextlib.suppress(OSError):  # the container has ended
                 cpu_seconds, self.ram_mb = self.meter.read()
-        since = elapsed - self._readings[-1].time if self._readings else elapsed
+        since = elapsed - self._readings[-1][0] if self._readings else elapsed
         used = cpu_seconds - self._cpu_seconds
         self._cpu_seconds = max(self._cpu_seconds, cpu_seconds)
         # The first reading of a container also has what it used since it started: at most 100 %.
         percent = 100 * used / (since * (os.cpu_count() or 1)) if since > 0 else 0.0
         percent = round(min(max(percent, 0.0), 100.0), 2)
-        return _Reading(round(elapsed, 6), percent, round(self.ram_mb, 3), gpu)
+        return (round(elapsed, 6), *gpu, percent, round(self.ram_mb, 3))
 
-    def _read_gpu(self) -> tuple[float, float | None, float | None] | None:
+    def _read_gpu(self) -> tuple[float | None, float | None, float | None]:
+        """Return MB used, reserved and of the case's processes."""
+        if self._gpu.note or self._gpu_error:
+            return None, None, None
         try:
             used, reserved = self._gpu.memory_mb()
         except pynvml.NVMLError as error:
             self._gpu_error = str(error)
-            return None
+            return None, None, None
         processes = self._gpu.processes_mb()
         if processes is None:
             return used, reserved, None

@@ -91,12 +91,7 @@ def _status(run: Result) -> str:
 
 
 def markdown_page(results: Mapping[str, Sequence[Result]], environment: dict[str, Any]) -> str:
-    """Return the page `efficiency.md`.
-
-    Args:
-        results: every case's runs.
-        environment: the content of `environment.json`.
-    """
+    """Return the page `efficiency.md`; `environment` is the content of `environment.json`."""
     of = environment.__getitem__
     runs = [run for case in results.values() for run in case]
     tolerances, measures = of("tolerances"), rules.ram_measures(runs)

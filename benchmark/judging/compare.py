@@ -35,12 +35,7 @@ class Spread(NamedTuple):
 
 
 def spread(pairs: np.ndarray, *, ratios: bool) -> Spread:
-    """Compare pairs.
-
-    Args:
-        pairs: (cases, 2), A and B; positive where ratios are asked for.
-        ratios: A / B and geometric means, or else A - B and means.
-    """
+    """Compare pairs (cases, 2) of A and B by ratios A / B, if all are positive, or by A - B."""
     ours, theirs = pairs.T
     values = np.log(ours / theirs) if ratios else ours - theirs
     back = np.exp if ratios else np.asarray
@@ -66,8 +61,7 @@ def compare(
     """Compare the cases in which both runs have a value; None where there is none.
 
     Args:
-        cases: their names.
-        runs: A and B.
+        cases, runs: names of cases; A and B.
         value, key: `Run.measured` and a column, or `Run.score` and a metric.
         ratios: as in `spread`; pairs with a value of 0, of which there is no ratio, are skipped.
     """
@@ -142,13 +136,11 @@ def _unlike(first: Run, second: Run) -> list[str]:
     for run, other in ((first, second), (second, first)):
         if alone := [case for case in run.cases if case not in other.cases]:
             found.append(f"only in {run.team}: {', '.join(alone)}")
-        for what, has, command in (
-            ("scores", run.scores, "accuracy"),
-            ("times", run.results, "efficiency"),
-        ):
-            if not has:
-                made = f"python -m benchmark {command} --report {run.folder} …"
-                found.append(f"{run.team} has no {what}, so none are compared: {made} makes them")
+        lacks = [("scores", "accuracy")] * (not run.scores)
+        lacks += [("times", "efficiency")] * (not run.results)
+        for what, command in lacks:
+            made = f"python -m benchmark {command} --report {run.folder} …"
+            found.append(f"{run.team} has no {what}, so none are compared: {made} makes them")
     for key in ("gpu", "cpu", "cores"):
         machines = first.environment.get(key), second.environment.get(key)
         if machines[0] != machines[1] and first.environment and second.environment:

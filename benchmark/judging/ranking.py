@@ -111,29 +111,20 @@ def rank_runs(runs: list[Run], rules: Rules) -> Ranking:
     return rank_teams([run.team for run in runs], cases, values, rules, notes)
 
 
-def metric_values(run: Run, metric: str, cases: list[str], tolerances: Tolerances) -> np.ndarray:
-    """Return one team's values of a metric, (cases,); NaN where it has none.
-
-    A container that failed has the failure's values.
-    """
+def metric_value(run: Run, metric: str, case: str, tolerances: Tolerances) -> float | None:
+    """Return a team's value of a metric, of a container that failed the failure's."""
     column = METRICS[metric].column
-    values = []
-    for case in cases:
-        if column is None:
-            value = run.score(case, metric)
-        elif metric == "gpu" and not run.has_gpu:
-            value = None
-        else:
-            value = run.measured(case, column)
-        if value is not None and not run.failed(case):
-            if metric == "time":
-                value = max(0.0, value - tolerances.seconds)
-            elif metric == "gpu" and tolerances.mb:
-                shown = run.shown[case]
-                used, interval = shown["samples"]["gpu_used_mb"], shown["interval_s"]
-                value = flare_area(used, tolerances.mb, interval)
-        values.append(np.nan if value is None else value)
-    return np.array(values, float)
+    if column is None:
+        return run.score(case, metric)
+    value = None if metric == "gpu" and not run.has_gpu else run.measured(case, column)
+    if value is None or run.failed(case):
+        return value
+    if metric == "time":
+        return max(0.0, value - tolerances.seconds)
+    if metric == "gpu" and tolerances.mb:
+        shown = run.shown[case]
+        return flare_area(shown["samples"]["gpu_used_mb"], tolerances.mb, shown["interval_s"])
+    return value
 
 
 def gather(runs: list[Run], rules: Rules) -> tuple[list[str], dict[str, np.ndarray], list[str]]:
@@ -162,7 +153,8 @@ def gather(runs: list[Run], rules: Rules) -> tuple[list[str], dict[str, np.ndarr
     for key, metric in METRICS.items():
         if not rules.weights[key]:
             continue
-        table = np.stack([metric_values(run, key, cases, rules.tolerances) for run in runs])
+        found = [[metric_value(run, key, case, rules.tolerances) for case in cases] for run in runs]
+        table = np.array(found, float)  # None is NaN
         absent = np.isnan(table)
         if absent.all():
             notes.append(f"{metric.title}: no team has it, so it is skipped")
@@ -194,11 +186,7 @@ def rank_teams(
 ) -> Ranking:
     """Rank per case and metric, then average.
 
-    Args:
-        teams, cases: names.
-        values: metric to (teams, cases); a case that is NaN for all does not count.
-        rules: with a weight of each metric.
-        notes: for the ranking.
+    `values` are of each metric (teams, cases); a case that is NaN for all does not count.
     """
     ranks = {}
     total = np.zeros((len(teams), len(cases)))  # of each case's weighted ranks
@@ -228,15 +216,14 @@ def rank_intervals(totals: np.ndarray, random: np.random.Generator) -> np.ndarra
     three, it is ahead in every resampling, and yet of two equal teams one is ahead in all of three
     once in four times. So each pair of teams is compared by a sign-flip test over the cases, and a
     team's rank runs from one below all that are surely better to one above all that are surely
-    worse.
+    worse. The level of 95 % is divided among a team's comparisons (Bonferroni).
 
     Args:
         totals: (teams, cases) weighted sum of a team's ranks in each case.
         random: for sign flips, where there are too many to go through.
 
     Returns:
-        (teams, 2) integers, the best and the worst rank. The level of 95 % is divided among a
-        team's comparisons (Bonferroni).
+        (teams, 2) integers, the best and the worst rank.
     """
     teams, cases = totals.shape
     intervals = np.tile([1, teams], (teams, 1))

@@ -45,15 +45,7 @@ _FIGURES = {
 
 
 def thin(times: list[float], values: list[float]) -> list[list[float]]:
-    """Shorten a curve for plotting; its ends, peaks and dips stay.
-
-    Args:
-        times: seconds, ascending.
-        values: one for each.
-
-    Returns:
-        The times and the values that stay.
-    """
+    """Return the times, s, and values of a curve that stay for plotting: ends, peaks and dips."""
     x, y = np.asarray(times), np.asarray(values)
     if len(x) > 2 * CURVE_BUCKETS:
         chosen = {0, len(x) - 1}
@@ -153,13 +145,10 @@ def page_data(runs: list[Run], challenge: dict | None = None) -> dict[str, Any]:
 
 
 def render(runs: list[Run], title: str, challenge: dict | None = None) -> str:
-    """Return the whole page.
+    """Return the whole page; names and titles are escaped.
 
-    Args:
-        runs: at least one.
-        title: its heading; names and titles are escaped.
-        challenge: the state of every team, and the ranking: `notes` (list of text), `ranking`
-            and `fates` (each `columns`, titles, and `rows`, lists of text).
+    `challenge` has the state of every team, and the ranking: `notes` (list of text), `ranking` and
+    `fates` (each `columns`, titles, and `rows`, lists of text).
     """
     scripts: dict[str, Any] = {"data": page_data(runs, challenge)}
     # The curves of a team are in an element of their own, which is read when they are asked for.

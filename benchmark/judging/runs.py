@@ -149,12 +149,10 @@ def remarks(runs: Sequence[Run]) -> list[str]:
 
 
 def case_of(name: str, *, is_input: bool) -> str:
-    """Return the case's name of a file's name as the tables have it.
+    """Return the case's name of a file's name as tables have it, with its ending or bare.
 
-    Args:
-        name: NAME_0000.nii.gz of an input, NAME.nii.gz of a label map; either with `.nii`, or bare.
-        is_input: an efficiency table names inputs, whose `_0000` is no part of the case's name; a
-            label map's may be.
+    An efficiency table names inputs, whose `_0000` is no part of the case's name; a label map's
+    may be.
     """
     for suffix in SUFFIXES:
         name = name.removesuffix(suffix)

@@ -97,8 +97,7 @@ def score_folder(
 
     Args:
         references: label maps; what is no regular file is not scored.
-        prediction: folder of label maps under the same names.
-        report: folder that gets the report.
+        prediction, report: folders, of label maps under the same names and for the report.
         protocol: the rules.
         annotated: which labels count; None is the official rule, all of them.
         workers: processes at once; None is as many as there are cores for this one.

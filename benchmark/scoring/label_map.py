@@ -17,19 +17,12 @@ class LabelMapError(ValueError):
 
 @dataclass(frozen=True)
 class LabelMap:
-    """A label map as stored on disk.
+    """A label map as stored on disk."""
 
-    Attributes:
-        labels: 3D uint8 in the file's own axis order, 0 to 14.
-        affine: 4x4, voxel indices to millimetres.
-        spacing: millimetres along each array axis.
-        warnings: what had to be done to the file's values.
-    """
-
-    labels: np.ndarray
-    affine: np.ndarray
-    spacing: tuple[float, float, float]
-    warnings: list[str]
+    labels: np.ndarray  # 3D uint8 in the file's own axis order, 0 to 14
+    affine: np.ndarray  # 4x4, voxel indices to mm
+    spacing: tuple[float, float, float]  # mm along each array axis
+    warnings: list[str]  # what had to be done to the file's values
 
 
 def read_label_map(path: Path) -> LabelMap:

@@ -25,18 +25,11 @@ SLICE_LIMITED = (5, 6, 10)
 
 @dataclass(frozen=True)
 class Protocol:
-    """The scoring rules of one year.
+    """The scoring rules of one year."""
 
-    Attributes:
-        name: as on the command line.
-        tolerances_mm: label to the distance within which two surfaces agree; its keys are the
-            labels scored.
-        nsd_floor: NSD is set to 0 where DSC is below this.
-    """
-
-    name: str
-    tolerances_mm: dict[int, float]
-    nsd_floor: float
+    name: str  # as on the command line
+    tolerances_mm: dict[int, float]  # of each label scored: within it two surfaces agree
+    nsd_floor: float  # NSD is set to 0 where DSC is below this
 
 
 _ORGAN_TOLERANCES_MM = dict(
@@ -53,17 +46,11 @@ results were out, and 0.2 since. FLARE 2022: the same organs, numbers and tolera
 
 @dataclass(frozen=True)
 class Annotated:
-    """What was annotated.
+    """What was annotated."""
 
-    Attributes:
-        labels: in every case (`--labels`), or None where `cases` has them.
-        cases: case to its labels (`--cases`); a case that is not in it is not scored.
-        stacks: the cases that are stacks of slices which do not touch.
-    """
-
-    labels: tuple[int, ...] | None
-    cases: dict[str, tuple[int, ...]]
-    stacks: frozenset[str] = frozenset()
+    labels: tuple[int, ...] | None  # in every case (`--labels`), or None where `cases` has them
+    cases: dict[str, tuple[int, ...]]  # (`--cases`); a case that is not in it is not scored
+    stacks: frozenset[str] = frozenset()  # cases of slices which do not touch
 
     def rules(self, reference: Path, protocol: Protocol) -> Protocol:
         """Return the protocol with those labels that were annotated in a reference.

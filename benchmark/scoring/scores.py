@@ -51,8 +51,6 @@ def score_label_maps(
             (slices, rows, columns) is passed as `array.T`, with its spacing reversed.
         prediction: the same shape.
         spacing: millimetres along the three axes, in the array's order.
-        protocol: tolerances and rules.
-        name: for the result.
 
     Returns:
         The scores of the protocol's labels. Both masks empty: 1; one empty: 0. Aorta, inferior vena
@@ -65,9 +63,10 @@ def score_label_maps(
     if reference.shape != prediction.shape:
         raise ValueError(f"shapes differ: {reference.shape} and {prediction.shape}")
     highest = max(protocol.tolerances_mm)
-    reference_boxes = _bounding_boxes(reference, highest)
+    reference_boxes, prediction_boxes = (
+        _bounding_boxes(labels, highest) for labels in (reference, prediction)
+    )
     scores = CaseScores(name, {}, {}, _labels_in(reference_boxes, protocol))
-    prediction_boxes = _bounding_boxes(prediction, highest)
     for label, tolerance_mm in protocol.tolerances_mm.items():
         reference_box, prediction_box = reference_boxes[label - 1], prediction_boxes[label - 1]
         if not reference_box or not prediction_box:
@@ -157,14 +156,10 @@ def failed_case(
 def score_case(
     reference_path: Path, prediction_path: Path, protocol: Protocol = PROTOCOLS["flare23"]
 ) -> CaseScores:
-    """Score one prediction file.
+    """Score one prediction file; the result's name is the reference's.
 
     A prediction that is missing, unreadable or of another shape scores 0 throughout, and `failure`
     has the reason.
-
-    Args:
-        reference_path, prediction_path: label maps; the name is the reference's.
-        protocol: its tolerances name the labels that are scored.
 
     Raises:
         LabelMapError: the reference itself cannot be used.
@@ -175,17 +170,17 @@ def score_case(
         raise LabelMapError(f"its voxel spacing is {joined(reference.spacing)} mm")
     boxes = _bounding_boxes(reference.labels, max(protocol.tolerances_mm))
     present = _labels_in(boxes, protocol)
+    name = reference_path.name
     try:
         prediction = read_label_map(prediction_path)
     except LabelMapError as error:
-        return failed_case(reference_path.name, protocol, f"prediction: {error}", present)
+        return failed_case(name, protocol, f"prediction: {error}", present)
     if prediction.labels.shape != reference.labels.shape:
         shapes = [joined(label_map.labels.shape) for label_map in (prediction, reference)]
         failure = "prediction: its shape is {}, the reference {}".format(*shapes)
-        return failed_case(reference_path.name, protocol, failure, present)
-    scores = score_label_maps(
-        reference.labels, prediction.labels, reference.spacing, protocol, reference_path.name
-    )
+        return failed_case(name, protocol, failure, present)
+    both = (reference.labels, prediction.labels)
+    scores = score_label_maps(*both, reference.spacing, protocol, name)
     warnings = [f"reference: {warning}" for warning in reference.warnings]
     warnings += [f"prediction: {warning}" for warning in prediction.warnings]
     if shift := affine_difference(reference, prediction):

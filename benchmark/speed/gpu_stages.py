@@ -38,23 +38,18 @@ CHOICES = ("fused_kernels", "dense_borders")
 
 
 def widened(state_dict: dict[str, Tensor], wide: AttentionUNet) -> dict[str, Tensor]:
-    """Return weights with which a wide network is the same function as a narrow one.
+    """Return weights with which a wide network, of any weights, is the same function.
 
     Each channel is there several times, and what reads it takes an equal part of each copy.
-
-    Args:
-        state_dict: of the narrow network.
-        wide: of any weights, which are not read.
     """
     weights = {}
     for name, new in wide.state_dict().items():
         tensor = state_dict[name]
-        for axis, (old_length, length) in enumerate(zip(tensor.shape, new.shape, strict=True)):
-            copied = torch.arange(length) * old_length // length
+        for axis, length in enumerate(new.shape):
+            copied = torch.arange(length) * tensor.shape[axis] // length
             tensor = tensor.index_select(axis, copied)
             if tensor.ndim == 4 and axis == (0 if "upsample" in name else 1):  # what is read
-                copies = copied.bincount()[copied]
-                tensor = tensor / copies.view(-1, *[1] * (tensor.ndim - 1 - axis))
+                tensor = tensor / copied.bincount()[copied].view(-1, *[1] * (3 - axis))
         weights[name] = tensor
     return weights
 
@@ -109,20 +104,10 @@ class Stages:
         if self.on_cuda:
             torch.cuda.empty_cache()
 
-    def run(self, stage: str) -> dict[str, Any]:
-        """Run one stage and return its `seconds`."""
-        started = time.monotonic()
-        getattr(self, stage)()
-        return {"seconds": time.monotonic() - started}
-
     def predictor(self, weights: Path, choice: str = "") -> Predictor:
         """Return a predictor as the service makes it, without one of its `CHOICES`, if given."""
-        return Predictor(
-            [load_weights(weights)],
-            self.device,
-            fused_kernels=choice != "fused_kernels",
-            dense_borders=choice != "dense_borders",
-        )
+        changed: dict[str, Any] = {choice: False} if choice else {}
+        return Predictor([load_weights(weights)], self.device, **changed)
 
     def random(self, *shape: int) -> Tensor:
         """Return random numbers on the device, channels last: in fp16, or on a CPU in fp32."""
@@ -133,10 +118,8 @@ class Stages:
     def rates(self) -> None:
         """Measure the most that the device does of convolutions."""
         channels, side, batch = (256, 128, 16) if self.on_cuda else (64, 32, 1)
-        features, weight = (
-            self.random(batch, channels, side, side),
-            self.random(*[channels] * 2, 3, 3),
-        )
+        features = self.random(batch, channels, side, side)
+        weight = self.random(channels, channels, 3, 3)
 
         def rate() -> dict[str, Any]:
             torch.backends.cudnn.benchmark = True
@@ -205,11 +188,11 @@ class Stages:
     def choices(self) -> None:
         """Time predictions with a choice as it is and changed."""
         for choice in CHOICES:
-            weights = self.folder / (FULL_SIZE if choice == "dense_borders" else PAPER_SIZE)
-            self.emit("choices", choice, partial(self.time_choice, weights, choice))
+            self.emit("choices", choice, partial(self.time_choice, choice))
 
-    def time_choice(self, weights: Path, choice: str) -> dict[str, Any]:
+    def time_choice(self, choice: str) -> dict[str, Any]:
         """Time predictions as it is (A) and changed (B) in the order A B B A, after one of each."""
+        weights = self.folder / (FULL_SIZE if choice == "dense_borders" else PAPER_SIZE)
         voxels = read_volume(self.folder / "short.nii.gz").voxels
         sides = self.predictor(weights), self.predictor(weights, choice)
         seconds: tuple[list[float], list[float]] = ([], [])
@@ -226,8 +209,14 @@ def main() -> None:
     torch.manual_seed(0)
     write_weights(Path(folder))
     stages = Stages(Path(folder), device)
+
+    def run(stage: str) -> dict[str, float]:
+        started = time.monotonic()
+        getattr(stages, stage)()
+        return {"seconds": time.monotonic() - started}
+
     for stage in STAGES:
-        stages.emit("seconds", stage, partial(stages.run, stage))
+        stages.emit("seconds", stage, partial(run, stage))
 
 
 if __name__ == "__main__":

@@ -10,27 +10,28 @@ and every sample of the cold cases; and as they come gpu_stages.jsonl, what the 
 """
 
 import argparse
+import contextlib
 import json
 import re
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import nibabel
 import numpy as np
 
+from benchmark.checking.volumes import lengthened
 from benchmark.containers.machine import NO_GPU, Gpu, describe_machine, open_gpu
 from benchmark.containers.measurement import Case, Conditions, read_phases, run_alone
 from benchmark.containers.results import Result
 from benchmark.containers.runner import Command, Folders, run_case
 from benchmark.containers.sampler import Sampler
 from benchmark.options import not_negative
-from benchmark.speed.gpu_page import SECTIONS, markdown
-from benchmark.text import log, show
+from benchmark.text import bullets, log, show, table
 from inference.files import one_line, write_atomically
 from inference.network.weights import SLIM, WEIGHTS
 from synthetic.phantom import draw_phantom, write_nifti
@@ -43,17 +44,25 @@ STAGES = ("rates", "labels", "network", "choices")
 
 OUT_OF_TIME = "the time was over"
 
+LEAST_DSC = 0.995
+"""Of each organ: labels on the device against those of a CPU in fp32."""
+
+SECTIONS = {
+    "rates": "Measured, not from a data sheet; of half precision.",
+    "labels": f"Against those of a CPU in fp32. An organ's DSC is to be at least {LEAST_DSC}.",
+    "network": "Alone, in half precision; the memory is what its allocator has beside weights.",
+    "choices": "Whole predictions in one process, in the order A B B A.",
+    "cold cases": "A process each. Labels are compared with the first run of the same network.",
+    "warm folder": "In one process, from the first label map on.",
+    "not measured": "And why.",
+}
+"""Lists of the result, with a line for each."""
+
 _SPACING = (2.5, 0.78, 0.78)
 _VOLUMES = 8  # in the folder that one process segments
 _CASE_SECONDS = 75.0  # after which a cold case is ended
 _MEMORY = "1000g"  # no limit
 _SECONDS_TO_END = 6  # of the time: for ending a process and writing the page
-
-
-def tiled(volume: np.ndarray, slices: int) -> np.ndarray:
-    """Return a volume of more slices: forward, backward, forward, so that no step shows."""
-    pair = np.concatenate([volume, volume[::-1]])
-    return np.resize(pair, (slices, *volume.shape[1:]))
 
 
 def memory_of(run: Result) -> dict[str, float | None]:
@@ -81,11 +90,6 @@ class ColdCase(NamedTuple):
     network: str
     volume: str  # "short", "middle" or "long"
     command: str  # with {inputs} and {outputs}
-
-    @property
-    def name(self) -> str:
-        """Its name on the page."""
-        return f"{self.program}, {self.network}"
 
 
 class Sweep:
@@ -120,11 +124,11 @@ class Sweep:
         self.result["not measured"].append({"what": what, "why": why})
 
     def volumes(self) -> None:
-        """Write the volumes: an eighth of the slices is generated, and tiled."""
+        """Write the volumes: an eighth of the slices is generated, the rest repeats them."""
         slices, size = self.slices, self.size
         phantom = draw_phantom((max(2, slices // 8), size, size), _SPACING, seed=0).volume
         for name, length in (("short", slices // 2), ("middle", slices), ("long", slices * 5 // 2)):
-            write_nifti(self.folder / f"{name}.nii.gz", tiled(phantom, length), _SPACING)
+            write_nifti(self.folder / f"{name}.nii.gz", lengthened(phantom, length), _SPACING)
 
     def one_process(self) -> None:
         """Run `gpu_stages`."""
@@ -145,22 +149,23 @@ class Sweep:
         end = min(self.deadline, time.monotonic() + seconds)
         first: dict[tuple[str, str], np.ndarray] = {}
         for cold in cases:
+            what = f"{cold.program}, {cold.network}"
             timeout = min(_CASE_SECONDS, end - time.monotonic())
             if timeout <= 0:
-                self.missed(cold.name, OUT_OF_TIME)
+                self.missed(what, OUT_OF_TIME)
                 continue
             image = self.folder / f"{cold.volume}.nii.gz"
             case = Case(cold.volume, image, nibabel.Nifti1Image.from_filename(image).shape)
             target = Command(cold.command, _MEMORY, self.gpu.device)
             places = (self.folder / "case", self.folder / "log")
             with run_alone(case, target, *places, Conditions(self.gpu, timeout)) as (run, _, path):
-                self.result["runs"].append({"what": cold.name, **run})
+                self.result["runs"].append({"what": what, **run})
                 if run["status"] != "ok":
-                    self.missed(cold.name, f"{run['status']}: {run['reason']}")
+                    self.missed(what, f"{run['status']}: {run['reason']}")
                     continue
                 labels = np.asanyarray(nibabel.Nifti1Image.from_filename(path).dataobj)
             alike = first.setdefault((cold.volume, cold.network), labels)
-            line = {"what": cold.name, "slices": labels.shape[2], "time (s)": run["seconds"]}
+            line = {"what": what, "slices": labels.shape[2], "time (s)": run["seconds"]}
             line |= memory_of(run) | {"RAM (MB)": run["max_ram_mb"]}
             line["voxels unlike the first"] = int((labels != alike).sum())
             self.result["cold cases"].append(line)
@@ -191,8 +196,8 @@ class Sweep:
         command += " --input {inputs} --output {outputs}"
         return ColdCase(program, network.stem, volume, command)
 
-    def stages(self) -> dict[str, Callable[[], None]]:
-        """Return the stages by name, what is worth most first."""
+    def cold_cases(self) -> None:
+        """Measure the cold cases, what is worth most first."""
         paper, full, slim = self.folder / PAPER_SIZE, self.folder / FULL_SIZE, WEIGHTS / SLIM
         cases = [
             self.case("service", paper),
@@ -203,17 +208,12 @@ class Sweep:
             self.case("service", paper, "short"),
             self.case("service", paper, "long"),
         ]
-        return {
-            "volumes": self.volumes,
-            "one process": self.one_process,
-            "cold cases": lambda: self.cold(cases, 170),
-            "warm folder": self.warm_folder,
-        }
+        self.cold(cases, 170)
 
-    def run(self, stages: dict[str, Callable[[], None]], write: Callable[[], None]) -> None:
+    def run(self, stages: Iterable[Callable[[], None]], write: Callable[[], None]) -> None:
         """Run stages as long as there is time; `write` is called after each."""
-        for name, stage in stages.items():
-            started = time.monotonic()
+        for stage in stages:
+            name, started = stage.__name__.replace("_", " "), time.monotonic()
             try:
                 if started > self.deadline:
                     self.missed(name, OUT_OF_TIME)
@@ -225,6 +225,40 @@ class Sweep:
             self.result["seconds"].append({"what": name, "seconds": seconds})
             log(f"{name}: {seconds:.1f} s")
             write()
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, dict):  # DSC by organ
+        low = [f"{organ} {dsc:.4f}" for organ, dsc in value.items() if dsc < LEAST_DSC]
+        return f"**{', '.join(low)}**" if low else f"{len(value)} organs well"
+    if isinstance(value, list):
+        return ", ".join(map(str, map(_cell, value)))
+    if isinstance(value, float):
+        return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) else value
+
+
+def markdown(machine: dict[str, Any], result: dict[str, list[dict[str, Any]]]) -> str:
+    """Return the page of a machine and a `Sweep.result`: of each of its lines a row."""
+    seconds = ", ".join(f"{line['what']} {line['seconds']:.0f}" for line in result["seconds"])
+    about = [
+        f"{machine['gpu']}, {machine['gpu_memory_mb'] or 0:,.0f} MB, driver {machine['driver']}; "
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, Python "
+        f"{machine['versions']['python']}; {machine['date']}.",
+        "Made by `python -m benchmark gpu-sweep`. Volumes are synthetic; longer ones repeat their "
+        "first slices back and forth. `paper` is the paper's network (its labels mean little), "
+        "`full-size` has 64 channels at reduction 2. The plain pipeline is fp32 as torch computes "
+        "it by default, with TF32 where a device has it.",
+        f"Seconds: {seconds}.",
+    ]
+    parts = [f"# {machine['gpu'] or 'No GPU: a rehearsal'}", bullets(about)]
+    for name, line in SECTIONS.items():
+        if rows := result[name]:
+            head = list(dict.fromkeys(key for row in rows for key in row))
+            cells = [[_cell(row.get(key)) for key in head] for row in rows]
+            parts += [f"## {name.capitalize()}", line]
+            parts.append(table(head, "l" + "r" * (len(head) - 1), cells))
+    return "\n\n".join(parts) + "\n"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -244,16 +278,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run it.
-
-    Returns:
-        0 if everything was measured, 1 if something was not, 2 without a GPU.
-    """
+    """Run it; 0 if everything was measured, 1 if something was not, 2 without a GPU."""
     deadline = time.monotonic() + 60 * options.minutes - _SECONDS_TO_END
-    if options.rehearse:
-        return measure(NO_GPU, options, deadline)
-    with open_gpu(None) as gpu:
-        return measure(gpu, options, deadline) if gpu.device else 2
+    with contextlib.nullcontext(NO_GPU) if options.rehearse else open_gpu(None) as gpu:
+        return measure(gpu, options, deadline) if options.rehearse or gpu.device else 2
 
 
 def measure(gpu: Gpu, options: argparse.Namespace, deadline: float) -> int:
@@ -273,6 +301,7 @@ def measure(gpu: Gpu, options: argparse.Namespace, deadline: float) -> int:
         gpu.read_idle()
         if options.cts:
             shutil.copytree(options.cts, sweep.folder / "cts")
-        sweep.run(sweep.stages(), write)
+        stages = (sweep.volumes, sweep.one_process, sweep.cold_cases, sweep.warm_folder)
+        sweep.run(stages, write)
     show(page.read_text(encoding="utf-8"))
     return 1 if sweep.result["not measured"] else 0

@@ -32,13 +32,9 @@ def median_seconds(device: torch.device, repeats: int, step: Callable[[], object
 
 
 def tflop_a_slice(metadata: WeightsMetadata, size: tuple[int, int]) -> float:
-    """Return the 10**12 operations of the folded network for a slice, by torch's own counter.
+    """Return the 10**12 operations of the folded network for a slice of rows and columns.
 
-    A multiplication and an addition are two. No device is used.
-
-    Args:
-        metadata: of the network.
-        size: rows and columns that it sees.
+    By torch's own counter; a multiplication and an addition are two. No device is used.
     """
     with torch.device("meta"):
         network, slices = fold(AttentionUNet(**metadata.network)), torch.empty(1, 1, *size)
@@ -48,12 +44,7 @@ def tflop_a_slice(metadata: WeightsMetadata, size: tuple[int, int]) -> float:
 
 
 def measure_network(weights: Path, device: str, size: tuple[int, int]) -> dict:
-    """Time `measure_steps` on eight slices.
-
-    Args:
-        weights: safetensors file.
-        device: as `choose_device` takes it.
-        size: rows and columns of the volume.
+    """Time `measure_steps` on eight slices of a volume's rows and columns.
 
     Returns:
         `device`, its name; `matrix`, what the network sees of a slice; `steps`.
@@ -74,8 +65,7 @@ def measure_steps(
     """Time the network as each step is added to those before.
 
     Args:
-        weights: safetensors file.
-        device: where to run.
+        weights, device: of the network.
         slices: z-scored, (N, 1, H, W), fp32, on the host.
         repeats: passes over all slices, after one to warm up; the median counts.
 

@@ -53,15 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure both pipelines and print the tables.
-
-    Returns:
-        0.
-
-    Raises:
-        HarnessError: a file is not there.
-        HarnessError: a pipeline failed.
-    """
+    """Measure both pipelines and print the tables; HarnessError if one fails."""
     for option in ("input", "weights"):
         path = getattr(arguments, option)
         if path and not path.is_file():

@@ -1,10 +1,12 @@
 """What a run knows of each case: one record, as a line of a manifest and as rows of a table."""
 
+import argparse
 import contextlib
 import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,11 +37,7 @@ def content_info(content: bytes) -> dict:
 
 
 def grid_info(volume: Volume) -> dict:
-    """Return a record's fields of a volume's grid, in the order of the file's axes (i, j, k).
-
-    Returns:
-        `shape`; `spacing_mm`; `orientation`, the directions of the axes as nibabel's `aff2axcodes`.
-    """
+    """Return `shape`, `spacing_mm` and `orientation` (as RAS) of the file's axes (i, j, k)."""
     order = np.argsort(volume.disk_axes)
     return {
         "shape": [volume.voxels.shape[axis] for axis in order],
@@ -49,13 +47,7 @@ def grid_info(volume: Volume) -> dict:
 
 
 def case_record(case: "Case", provenance: Provenance, seconds: dict[str, float]) -> dict:
-    """Return the record of a case that has ended, of JSON's types.
-
-    Args:
-        case: with its input and statistics, as far as it was read.
-        provenance: what makes its label map.
-        seconds: per stage of the case.
-    """
+    """Return the record of a case that has ended, of JSON's types, with the seconds per stage."""
     flags = [
         {"flag": flag.name, "label": LABEL_NAMES[flag.label] if flag.label else None}
         | ({"detail": flag.detail} if flag.detail else {})
@@ -86,12 +78,9 @@ class Manifest:
     left torn when it died is removed before the next is written. Of several lines of a case the
     last one counts.
 
-    Args:
-        path: of the file, `.jsonl`.
-
     Raises:
         ValueError: the file is something else.
-        OSError: it cannot be written.
+        OSError: it cannot be written; as of all methods.
     """
 
     def __init__(self, path: Path) -> None:
@@ -100,11 +89,7 @@ class Manifest:
         self._append(b"")
 
     def add(self, record: dict) -> None:
-        """Append a record.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
+        """Append a record."""
         text = json.dumps(record, allow_nan=False)  # ASCII: a name of any bytes fits
         self._append(text.encode() + b"\n")
 
@@ -113,9 +98,6 @@ class Manifest:
 
         Lines of failures are skipped: they leave the label map, which may be of another input of
         the same name, as it is.
-
-        Raises:
-            OSError: the file cannot be read.
         """
         found: dict[str, bytes] = {}
         with self.path.open("rb") as file:
@@ -132,24 +114,17 @@ class Manifest:
         with self.path.open("a+b") as file:
             with contextlib.suppress(OSError):  # not every file system has locks
                 fcntl.flock(file, fcntl.LOCK_EX)
-            self._remove_torn_line(file.fileno())
+            file.seek(0)
+            if not _START.startswith(file.read(len(_START))):
+                raise ValueError("not a manifest: name another file")
+            size = file.seek(0, os.SEEK_END)
+            if size and os.pread(file.fileno(), 1, size - 1) != b"\n":  # a torn line
+                content = os.pread(file.fileno(), size, 0)  # of all lines, once after a crash
+                file.truncate(content.rfind(b"\n") + 1)
             file.write(data)
             file.flush()
             if data:
                 flush_to_disk(file.fileno())
-
-    def _remove_torn_line(self, descriptor: int) -> None:
-        """Remove a last line without its end.
-
-        Raises:
-            ValueError: the file is no manifest.
-        """
-        size = os.fstat(descriptor).st_size
-        if not _START.startswith(os.pread(descriptor, len(_START), 0)):
-            raise ValueError("not a manifest: name another file")
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            content = os.pread(descriptor, size, 0)  # of all lines, once after a crash
-            os.ftruncate(descriptor, content.rfind(b"\n") + 1)
 
 
 class Records:
@@ -159,9 +134,8 @@ class Records:
         incomplete: a line of the manifest could not be written.
 
     Args:
-        statistics: file of the table.
-        manifest: file of the manifest.
-        keep: whether a table that is there keeps its rows; a manifest always does.
+        options: of `parse_arguments`: their files, and whether a table that is there keeps its
+            rows; a manifest always does.
         timer: with each case's seconds.
         provenance: what makes the label maps.
 
@@ -171,28 +145,18 @@ class Records:
     """
 
     def __init__(
-        self,
-        statistics: Path | None,
-        manifest: Path | None,
-        *,
-        keep: bool,
-        timer: PhaseTimer,
-        provenance: Provenance,
+        self, options: argparse.Namespace, timer: PhaseTimer, provenance: Provenance
     ) -> None:
-        self.timer = timer
-        self.provenance = provenance
+        self.timer, self.provenance = timer, provenance
         self.table: StatisticsTable | None = None
         self.manifest: Manifest | None = None
         self.incomplete = False
-        try:
-            option = f"--statistics {statistics}"
-            if statistics:
-                self.table = StatisticsTable(statistics, keep=keep)
-            option = f"--manifest {manifest}"
-            if manifest:
-                self.manifest = Manifest(manifest)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{option}: {one_line(error)}") from error
+        if options.statistics:
+            with _naming(f"--statistics {options.statistics}"):
+                self.table = StatisticsTable(options.statistics, keep=options.keep_existing)
+        if options.manifest:
+            with _naming(f"--manifest {options.manifest}"):
+                self.manifest = Manifest(options.manifest)
 
     @cached_property
     def _lines(self) -> dict[str, bytes]:
@@ -201,9 +165,7 @@ class Records:
     def recorded(self, name: str) -> dict | None:
         """Return the record of a case whose label map by the run's signature is there.
 
-        Returns:
-            As the manifest has it; {} without a manifest; None if a record that was asked for is
-            missing.
+        It is {} without a manifest, and None if a record that was asked for is missing.
         """
         in_table = self.table is None or name in self.table
         if self.manifest is None:
@@ -241,7 +203,14 @@ class Records:
             ValueError: the table cannot be written; the message names its option.
         """
         if self.table:
-            try:
+            with _naming(f"--statistics {self.table.path}"):
                 self.table.write()
-            except (OSError, ValueError) as error:
-                raise ValueError(f"--statistics {self.table.path}: {one_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _naming(option: str) -> Iterator[None]:
+    """Name the option whose file cannot be written or is something else."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{option}: {one_line(error)}") from error

@@ -10,9 +10,7 @@ from pathlib import Path
 
 from .. import __version__
 
-SIGNATURE_BYTES = 79
-"""Bytes of a NIfTI header's `descrip`, without the 0 at its end."""
-
+_SIGNATURE_BYTES = 79  # of a NIfTI header's `descrip`, without the 0 at its end
 _DIGITS = 16  # of the SHA-256 in a label map's header
 
 # Packages whose version may change a label map.
@@ -34,7 +32,7 @@ def format_signature(weights: str = "", digest: str = "", labels: tuple[int, ...
     if labels:
         end += f" labels:{','.join(map(str, labels))}"
     shown = "".join(c if " " < c <= "~" else "?" for c in weights)
-    return f"{program} {shown[: SIGNATURE_BYTES - len(program) - 1 - len(end)]}{end}"
+    return f"{program} {shown[: _SIGNATURE_BYTES - len(program) - 1 - len(end)]}{end}"
 
 
 def same_signature(one: str, other: str) -> bool:
@@ -45,7 +43,7 @@ def same_signature(one: str, other: str) -> bool:
 
 @dataclass
 class Provenance:
-    """What makes the label maps of a run.
+    """What makes the label maps of a run; weights that cannot be read are an `OSError`.
 
     Attributes:
         find_weights: returns the weights' files; called once, when they are first asked for.
@@ -71,11 +69,7 @@ class Provenance:
 
     @cached_property
     def digests(self) -> str:
-        """SHA-256 of each of the weights' files, hexadecimal, joined by "+".
-
-        Raises:
-            OSError: a file cannot be read.
-        """
+        """SHA-256 of each of the weights' files, hexadecimal, joined by "+"."""
         found = []
         for path in self.weights:
             with path.open("rb") as file:
@@ -84,22 +78,14 @@ class Provenance:
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of the one weights' file, or that of `digests` where there are several.
-
-        Raises:
-            OSError: a file cannot be read.
-        """
+        """The SHA-256 of the one weights' file, or that of `digests` where there are several."""
         if len(self.weights) == 1:
             return self.digests
         return hashlib.sha256(self.digests.encode()).hexdigest()
 
     @cached_property
     def signature(self) -> str:
-        """The signature of each label map.
-
-        Raises:
-            OSError: the weights cannot be read.
-        """
+        """The signature of each label map."""
         stems = "+".join(path.stem for path in self.weights)
         return format_signature(stems, self.digest, self.labels)
 

@@ -105,8 +105,7 @@ class StatisticsTable:
             record: with `case`, `flags` and what `label_statistics` returns.
 
         Raises:
-            OSError: the file cannot be written.
-            ValueError: it has become something else than such a table.
+            OSError, ValueError: as `write`.
         """
         rows = _rows(record)
         self._texts[rows[0]["case"]] = self._text(rows)
@@ -120,7 +119,8 @@ class StatisticsTable:
             keep: the rows of other cases that are there.
 
         Raises:
-            OSError, ValueError: as `add`.
+            OSError: the file cannot be written.
+            ValueError: it has become something else than such a table.
         """
         start = time.monotonic()
         with locked(self.path):
@@ -137,12 +137,7 @@ class StatisticsTable:
         self._rest = max(self.SECONDS_BETWEEN, self._LEAST_REST * (self._written - start))
 
     def _others(self) -> dict[str, str]:
-        """Return the rows on disk, by case, as they stand there.
-
-        Raises:
-            ValueError: the file is no such table.
-            OSError: it cannot be read.
-        """
+        """Return the rows on disk, by case, as they stand there."""
         cases: dict[str, list[dict]] = {}
         try:
             with self.path.open(encoding="utf-8", newline="") as file:

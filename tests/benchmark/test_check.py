@@ -167,6 +167,11 @@ def test_each_way_changes_what_it_says_and_nothing_else():
     assert {"--read-only", "--cap-drop", "no-new-privileges"} <= set(lines[HARDENED])
 
 
+def test_longer_volumes_have_no_step():
+    ramp = np.arange(4)[:, None, None] * np.ones((4, 2, 3), int)
+    assert volumes.lengthened(ramp, 10)[:, 1, 2].tolist() == [0, 1, 2, 3, 3, 2, 1, 0, 0, 1]
+
+
 @pytest.mark.slow
 def test_the_phantoms_are_what_they_are_called(tmp_path, monkeypatch):
     small = {

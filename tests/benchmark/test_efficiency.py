@@ -318,18 +318,6 @@ def test_a_full_disk_ends_the_run_and_finished_cases_stay(tmp_path):
     assert (tmp_path / "out/a.nii.gz").exists()
 
 
-@pytest.mark.slow
-def test_a_lost_terminal_costs_no_case(tmp_path):
-    options = map(str, [*places(tmp_path, "a", "b"), "--command", COPY])
-    read_end, write_end = os.pipe()
-    os.close(read_end)
-    harness = [sys.executable, "-m", "benchmark", "efficiency", *options]
-    ended = subprocess.run(harness, cwd=ROOT, stdout=write_end, stderr=write_end)
-    os.close(write_end)
-    assert ended.returncode == 0
-    assert len(read_table(tmp_path)) == 2
-
-
 # ---------------------------------------------------------------- engines
 
 CONTAINER_SCRIPT = """set -e

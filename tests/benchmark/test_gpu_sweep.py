@@ -14,8 +14,7 @@ from test_sampler import nvml_stub  # noqa: F401  (a fixture)
 from benchmark.containers.machine import NO_GPU, open_gpu
 from benchmark.containers.results import flare_area, true_area
 from benchmark.speed import gpu_stages, gpu_sweep
-from benchmark.speed.gpu_page import markdown
-from benchmark.speed.gpu_sweep import ColdCase
+from benchmark.speed.gpu_sweep import ColdCase, markdown
 from inference.network.model import AttentionUNet
 from inference.network.weights import save_weights
 from synthetic.phantom import write_nifti
@@ -38,17 +37,20 @@ def test_what_the_time_did_not_allow_is_named(tmp_path):
 
 
 def test_a_stage_that_breaks_costs_itself_alone(tmp_path):
-    def fail():
+    sweep, written = make_sweep(tmp_path), []
+
+    def breaks():
         raise ZeroDivisionError
 
-    sweep, written = make_sweep(tmp_path), []
-    stages = {"a": fail, "b": lambda: sweep.result["rates"].append({"what": "r", "rate": 1.5})}
-    sweep.run(stages, lambda: written.append(missed(sweep)))
+    def works():
+        sweep.result["rates"].append({"what": "r", "rate": 1.5})
+
+    sweep.run((breaks, works), lambda: written.append(missed(sweep)))
     assert sweep.result["rates"] == [{"what": "r", "rate": 1.5}]
-    assert written == [["a"], ["a"]]
+    assert written == [["breaks"], ["breaks"]]
     sweep.deadline = 0
-    sweep.run({"c": fail}, written.clear)
-    assert missed(sweep) == ["a", "c"]
+    sweep.run([works], written.clear)
+    assert missed(sweep) == ["breaks", "works"]
 
 
 def test_what_one_process_measured_before_it_was_ended_counts(tmp_path, monkeypatch):
@@ -121,11 +123,6 @@ def test_page(tmp_path):
     assert rows["b"] == ["1 organs well"]
     assert rows["dense_borders"] == ["1.500, 12.2", "2.000"]
     assert rows["x"] == ["1,000", ""]
-
-
-def test_tiled_volumes_have_no_step():
-    ramp = np.arange(4)[:, None, None] * np.ones((4, 2, 3), int)
-    assert gpu_sweep.tiled(ramp, 10)[:, 1, 2].tolist() == [0, 1, 2, 3, 3, 2, 1, 0, 0, 1]
 
 
 def test_without_a_gpu(tmp_path):

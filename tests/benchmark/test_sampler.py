@@ -15,7 +15,7 @@ import pytest
 from benchmark.containers import meters
 from benchmark.containers.meters import Cgroup, ProcessTree, find_cgroup
 from benchmark.containers.results import PENALTY, flare_area, true_area
-from benchmark.containers.sampler import Sampler, next_tick
+from benchmark.containers.sampler import Sampler
 
 
 @pytest.fixture(scope="module")
@@ -42,19 +42,6 @@ def test_true_area_is_exact_for_lines_however_the_times_lie():
     times = np.array([0.0, 0.1, 0.23, 0.9, 1.0, 2.5])
     assert true_area(times, 40 + 300 * times) == pytest.approx(40 * 2.5 + 300 * 2.5**2 / 2)
     assert true_area(times, np.full(6, 5000.0), tolerance=4096) == pytest.approx(904 * 2.5)
-
-
-@pytest.mark.parametrize(
-    ("tick", "elapsed", "expected"),
-    [
-        (0, 0.001, 1),  # the reading was quick: the next tick
-        (4, 0.499, 5),
-        (4, 0.55, 6),  # tick 5 passed meanwhile and is missed, not caught up with
-        (4, 1.01, 11),
-    ],
-)
-def test_ticks_stay_on_the_grid(tick, elapsed, expected):
-    assert next_tick(tick, elapsed, 0.1) == expected
 
 
 class Meter:

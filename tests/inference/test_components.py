@@ -34,7 +34,7 @@ def test_equal_to_scikit_image(seed):
     assert (sizes.kept[14], sizes.next_largest[14]) == ((before == 14).sum(), 0)
 
 
-def test_components_of_many_slices():
+def many_slices():
     """Arms that meet only in the last slice, one that ends, and a helix through all slices."""
     label_map = np.zeros((75, 24, 24), np.uint8)
     label_map[:, 2:4, 2:4] = 1
@@ -47,44 +47,22 @@ def test_components_of_many_slices():
         label_map[index, row - 1 : row + 2, column - 1 : column + 2] = 7
     label_map[20:30, 13:15, 11:13] = 7
     label_map[::3, 22, 22] = 11  # 25 alike: the first stays
+    return label_map
+
+
+def small_ones():
+    """Two alike, of which the lower row stays; corners, which do not connect; tumors; a divider."""
+    label_map = np.zeros((5, 6, 12), np.uint8)
+    label_map[1, 4:6, 0:2] = label_map[1, 1:3, 4:6] = label_map[3, 0:2, 0:2] = 3
+    label_map[0, 0, :2] = label_map[0, 1, 2:5] = 1
+    label_map[0, 3, :6] = [2, 2, 5, 2, 2, 2]
+    label_map[4, 1, ::2] = 14
+    return label_map
+
+
+@pytest.mark.parametrize("make", [many_slices, small_ones, lambda: np.zeros((2, 3, 4), np.uint8)])
+def test_of_chosen_shapes(make):
+    label_map = make()
     expected = plain_largest_components(label_map)
     keep_largest_components(label_map)
     np.testing.assert_array_equal(label_map, expected)
-    assert (label_map == 1).any()
-
-
-def test_of_two_alike_the_first_stays():
-    label_map = np.zeros((5, 6, 7), np.uint8)
-    label_map[1, 4:6, 0:2] = 3
-    label_map[1, 1:3, 4:6] = 3  # same slice, lower row: first in C order
-    label_map[3, 0:2, 0:2] = 3
-    keep_largest_components(label_map)
-    assert np.argwhere(label_map == 3).tolist() == [[1, 1, 4], [1, 1, 5], [1, 2, 4], [1, 2, 5]]
-
-
-def test_corners_do_not_connect_and_other_labels_divide():
-    label_map = np.zeros((1, 4, 6), np.uint8)
-    label_map[0, 0, :2] = 1
-    label_map[0, 1, 2:5] = 1  # touches the first by a corner only
-    label_map[0, 3] = [2, 2, 5, 2, 2, 2]
-    keep_largest_components(label_map)
-    assert label_map[0].tolist() == [
-        [0, 0, 0, 0, 0, 0],
-        [0, 0, 1, 1, 1, 0],
-        [0, 0, 0, 0, 0, 0],
-        [0, 0, 5, 2, 2, 2],
-    ]
-
-
-def test_every_tumor_stays():
-    label_map = np.zeros((3, 3, 9), np.uint8)
-    label_map[1, 1, ::2] = 14
-    expected = label_map.copy()
-    keep_largest_components(label_map)
-    np.testing.assert_array_equal(label_map, expected)
-
-
-def test_nothing_labelled():
-    label_map = np.zeros((2, 3, 4), np.uint8)
-    keep_largest_components(label_map)
-    assert not label_map.any()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import errors_of, save_nifti
+from conftest import errors_of, names_in, save_nifti
 
 from inference import files
 from inference.files import locked, whole_file, write_atomically
@@ -23,7 +23,6 @@ from inference.startup import use_for_temporary_files
 from training.cache import save_array
 
 ROOT = Path(__file__).parents[2]
-ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
 @pytest.mark.parametrize(
@@ -62,17 +61,12 @@ def test_a_file_system_without_fsync_is_written_to(folders, run, ct, tmp_path, m
     monkeypatch.setattr(files.os, "fsync", refuses(number))
     records = ("--manifest", str(tmp_path / "m.jsonl"), "--statistics", str(tmp_path / "t.csv"))
     assert run("--quiet", *records) == 0
-    assert [path.name for path in folders[1].iterdir()] == ["a.nii.gz"]
+    assert names_in(folders[1]) == ["a.nii.gz"]
 
 
 @pytest.mark.parametrize(
     ("function", "number"),
-    [
-        ("rename", errno.ENOSYS),
-        ("rename", errno.EINVAL),
-        ("fsync", errno.EIO),
-        ("open", errno.EROFS),
-    ],
+    [("rename", errno.ENOSYS), ("fsync", errno.EIO), ("open", errno.EROFS)],
 )
 def test_a_folder_that_cannot_be_written_is_refused_before_the_first_case(
     folders, run, ct, monkeypatch, function, number
@@ -101,7 +95,7 @@ def test_a_name_that_the_file_system_refuses_fails_before_it_is_predicted(
     monkeypatch.setattr(Path, "replace", replace_without_colon)
     assert run("--quiet") == 1
     assert predicted == ["a:b", "c", "c"]
-    assert sorted(path.name for path in folders[1].iterdir()) == ["a:b.nii.gz", "c.nii.gz"]
+    assert names_in(folders[1]) == ["a:b.nii.gz", "c.nii.gz"]
 
 
 def test_access_is_not_asked_where_writing_works(run, cts, monkeypatch):
@@ -124,7 +118,7 @@ def test_a_file_system_that_renames_over_nothing(tmp_path, monkeypatch, number):
     (tmp_path / "folder").mkdir()
     with pytest.raises(OSError, match=re.escape(os.strerror(number))):
         write_atomically(tmp_path / "folder", b"three")
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.nii.gz", "folder"]
+    assert names_in(tmp_path) == ["a.nii.gz", "folder"]
 
 
 def test_the_file_that_is_there_stays_where_its_successor_cannot_be_renamed(tmp_path, monkeypatch):
@@ -144,16 +138,14 @@ def test_the_file_that_is_there_stays_where_its_successor_cannot_be_renamed(tmp_
     assert path.read_bytes() == b"one" and [*tmp_path.iterdir()] == [path]
 
 
-def test_an_error_of_writing_names_the_file(tmp_path, monkeypatch):
+def test_text_is_utf_8_and_an_error_of_writing_names_the_file(tmp_path, monkeypatch):
+    path = tmp_path / "t.csv"
+    write_atomically(path, "M\udcfcller,Müller\n")
+    assert path.read_bytes() == "M\\udcfcller,Müller\n".encode()
     monkeypatch.setattr(files.os, "fsync", refuses(errno.ENOSPC))
-    with pytest.raises(OSError, match=r"a\.npy") as raised:
-        write_atomically(tmp_path / "a.npy", b"content")
-    assert raised.value.filename == str(tmp_path / "a.npy")
-
-
-def test_text_is_utf_8_and_other_bytes_are_escapes(tmp_path):
-    write_atomically(tmp_path / "t.csv", "M\udcfcller,Müller\n")
-    assert (tmp_path / "t.csv").read_bytes() == "M\\udcfcller,Müller\n".encode()
+    with pytest.raises(OSError, match=r"t\.csv") as raised:
+        write_atomically(path, b"content")
+    assert raised.value.filename == str(path)
 
 
 def test_two_containers_write_one_cache_file(tmp_path):
@@ -213,25 +205,6 @@ def test_two_runs_share_a_table(tmp_path, ending):
     assert all(case in both for case in "abcdef")
     assert path.read_text().count("liver") == 6
     assert "a" not in StatisticsTable(path)  # a later run that keeps nothing
-
-
-@pytest.mark.slow
-def test_a_table_is_the_same_in_every_locale(tmp_path):
-    path = tmp_path / "t.csv"
-    StatisticsTable(path).add(record_of("Müller"))
-    table = StatisticsTable(path, keep=True)
-    table.add(record_of("Müller"))
-    table.write()
-    before = path.read_bytes()
-    again = (
-        "import sys; from pathlib import Path\n"
-        "from inference.records.statistics import StatisticsTable\n"
-        "StatisticsTable(Path(sys.argv[1]), keep=True)"
-    )
-    subprocess.run(
-        [sys.executable, "-c", again, str(path)], cwd=ROOT, env=os.environ | ASCII, check=True
-    )
-    assert path.read_bytes() == before
 
 
 def test_a_name_is_the_same_in_every_locale():

@@ -127,15 +127,12 @@ def test_memory_is_within_what_the_batch_size_is_chosen_by(monkeypatch, fused, s
     """Without what cuDNN adds, which only a GPU can tell."""
     monkeypatch.setattr(fusion, "_has_onednn_fusion", lambda device, dtype: False)
     if fused:  # with a result of its own, as cuDNN makes it
-        monkeypatch.setattr(
-            fusion.Convolution,
-            "_fused_on_cuda",
-            lambda layer, features, total: functional.relu_(
-                functional.conv2d(features, layer.weight, layer.bias, padding=1)
-                if total is None
-                else functional.conv2d(features, layer.weight, layer.bias, padding=1).add_(total)
-            ),
-        )
+
+        def fused_on_cuda(layer, features, total):
+            result = functional.conv2d(features, layer.weight, layer.bias, padding=1)
+            return (result if total is None else result.add_(total)).relu_()
+
+        monkeypatch.setattr(fusion.Convolution, "_fused_on_cuda", fused_on_cuda)
     plain = trained_looking_network(16, supervised_channels=supervised)
     most_values = metadata_of(plain, supervised_channels=supervised).live_values
     network = fold(plain).to(torch.bfloat16, memory_format=torch.channels_last)

@@ -7,13 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import (
-    errors_of,
-    metadata_of,
-    save_nifti,
-    trained_looking_network,
-    with_header,
-)
+from conftest import errors_of, metadata_of, save_nifti, trained_looking_network, with_header
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from inference import files
 from inference.files import find_cases, write_atomically
@@ -135,16 +131,8 @@ def test_nothing_called_like_a_volume_is_passed_over(folders, run, ct, capsys):
     os.mkfifo(inputs / "pipe_0000.nii.gz")
     assert run("--quiet") == 1
     lines = errors_of(capsys)
-    bad = (
-        "dangling_0000",
-        "loop",
-        "upper",
-        "folder_0000",
-        "pipe",
-        "good.nii:",
-        "good.nii.gz",
-        "/_0000",
-    )
+    bad = ["dangling_0000", "loop", "upper", "folder_0000", "pipe"]
+    bad += ["good.nii:", "good.nii.gz", "/_0000"]
     assert [sum(name in line for line in lines) for name in bad] == [1] * len(lines) == [1] * 8
     assert [path.name for path in outputs.iterdir()] == ["good.nii.gz"]
     assert [path.name for path in find_cases(inputs)] == ["good_0000.nii.gz"]
@@ -162,9 +150,6 @@ def test_what_is_no_volume_beside_volumes_is_one_line(folders, run, cts, capsys)
 def weights_with(path, stored=None, **fields):
     network = trained_looking_network()
     save_weights(path, network.state_dict(), metadata_of(network))
-    from safetensors import safe_open
-    from safetensors.numpy import save_file
-
     with safe_open(path, framework="numpy") as file:
         metadata = json.loads(file.metadata()["abdoseg"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -201,6 +186,7 @@ def weights_with(path, stored=None, **fields):
         {"label_names": 5},
         {"label_names": ["background", "spleen", *LABEL_NAMES[2:]]},
         {"percentiles": [0.5, 99.5]},
+        {"orientation": "RAS"},
     ],
 )
 def test_weights_with_damaged_metadata_are_refused(tmp_path, damage):

@@ -43,14 +43,8 @@ def test_z_scores_of_the_clipped_hu():
     slope, intercept = 2.0, -1024.0
     window = (50.0, 600.0)
     hu = slope * np.clip(voxels.astype(float), *window) + intercept
-    z = normalise(
-        torch.from_numpy(voxels),
-        window=window,
-        slope=slope,
-        intercept=intercept,
-        mean=70,
-        std=141,
-    )
+    of_file = {"window": window, "slope": slope, "intercept": intercept}
+    z = normalise(torch.from_numpy(voxels), **of_file, mean=70, std=141)
     np.testing.assert_allclose(z.numpy(), (hu - 70) / 141, rtol=1e-5)
 
 
@@ -73,19 +67,10 @@ def test_without_a_range_the_window_is_the_percentiles():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int16, torch.float64])
-def test_the_voxels_themselves_stay_as_they_are(dtype):
+def test_the_voxels_themselves_stay_as_they_are_and_nan_becomes_the_lower_end(dtype):
     voxels = torch.tensor([-5000, 3, 5000], dtype=dtype)
-    normalise(voxels, window=(-1.0, 5.0), slope=1, intercept=0, mean=0, std=1)
+    as_they_are = {"slope": 1, "intercept": 0, "mean": 0, "std": 1}
+    normalise(voxels, window=(-1.0, 5.0), **as_they_are)
     assert voxels.tolist() == [-5000, 3, 5000]
-
-
-def test_nan_becomes_the_lower_end():
-    z = normalise(
-        torch.tensor([float("nan"), float("inf")]),
-        window=(-1.0, 3.0),
-        slope=1,
-        intercept=0,
-        mean=0,
-        std=1,
-    )
+    z = normalise(torch.tensor([torch.nan, torch.inf]), window=(-1.0, 3.0), **as_they_are)
     assert z.tolist() == [-1, 3]

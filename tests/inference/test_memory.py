@@ -20,24 +20,30 @@ from inference.sources import NiftiFile
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_memory_limit_is_that_of_the_group(tmp_path):
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert memory_limit(tmp_path) == machine
-    (tmp_path / "proc/self").mkdir(parents=True)
-    unified = tmp_path / "sys/fs/cgroup/a/b"
-    unified.mkdir(parents=True)
-    (tmp_path / "proc/self/cgroup").write_text("0::/a/b\n")
-    (unified / "memory.max").write_text("max\n")
-    assert memory_limit(tmp_path) == machine
-    (unified.parent / "memory.max").write_text("3000000000\n")
-    assert memory_limit(tmp_path) == 3_000_000_000
-    (unified / "memory.max").write_text("2000000000\n")
-    assert memory_limit(tmp_path) == 2_000_000_000
+def with_groups(root, membership, files):
+    """A file system in which a process is a member of control groups with such files."""
+    for name, text in {"proc/self/cgroup": membership, **files}.items():
+        path = root / name if name.startswith("proc") else root / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    return root
 
-    (tmp_path / "proc/self/cgroup").write_text("5:cpu,cpuacct:/x\n4:memory:/docker/1\n")
-    (tmp_path / "sys/fs/cgroup/memory").mkdir()
-    (tmp_path / "sys/fs/cgroup/memory/memory.limit_in_bytes").write_text("1000000000\n")
-    assert memory_limit(tmp_path) == 1_000_000_000
+
+MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "limit"),
+    [
+        ("", {}, MACHINE),
+        ("0::/a/b", {"a/b/memory.max": "max"}, MACHINE),
+        ("0::/a/b", {"a/memory.max": "3000000000", "a/b/memory.max": "max"}, 3_000_000_000),
+        ("0::/a/b", {"a/memory.max": "3000000000", "a/b/memory.max": "2000000000"}, 2_000_000_000),
+        ("5:cpu:/x\n4:memory:/docker/1", {"memory/memory.limit_in_bytes": "1000000000"}, 10**9),
+    ],
+)
+def test_the_memory_limit_is_that_of_the_group(tmp_path, membership, files, limit):
+    assert memory_limit(with_groups(tmp_path, membership, files)) == limit
 
 
 @pytest.mark.parametrize("kind", ["AS", "DATA"])
@@ -68,14 +74,8 @@ def test_the_cpu_limit_is_that_of_affinity_and_quota(
     tmp_path, monkeypatch, membership, files, cpus
 ):
     monkeypatch.setattr("inference.memory.os.sched_getaffinity", lambda _: set(range(64)))
-    (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "proc/self/cgroup").write_text(membership)
-    for name, text in files.items():
-        path = tmp_path / "sys/fs/cgroup" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
-        (path.parent / "cpu.cfs_period_us").write_text("100000\n")
-    assert cpu_limit(tmp_path) == cpus
+    periods = {f"{name.rpartition('/')[0]}/cpu.cfs_period_us": "100000" for name in files}
+    assert cpu_limit(with_groups(tmp_path, membership, files | periods)) == cpus
 
 
 @pytest.mark.parametrize(("asked", "threads"), [("", 2), ("3", 4)])
@@ -129,13 +129,8 @@ def test_no_more_is_unpacked_than_the_header_says(tmp_path):
         "assert read_volume(Path(sys.argv[1])).voxels.shape == (5, 20, 20)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command = [sys.executable, "-c", script, str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 20 << 10  # kB; what the file unpacks to is 64 MB
 
 

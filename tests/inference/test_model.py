@@ -21,18 +21,9 @@ def parameters(module):
 def test_parameter_counts_are_the_papers(full_network):
     assert parameters(full_network) == 24_496_331
     assert parameters(full_network.encoder) == 9_410_880
-    assert [parameters(decoder) for decoder in full_network.decoders] == [
-        10_489_856,
-        3_410_176,
-        853_120,
-        139_456,
-    ]
-    assert [parameters(level) for level in full_network.supervision] == [
-        73_776,
-        36_912,
-        18_480,
-        9_264,
-    ]
+    decoders, supervision = full_network.decoders, full_network.supervision
+    assert [*map(parameters, decoders)] == [10_489_856, 3_410_176, 853_120, 139_456]
+    assert [*map(parameters, supervision)] == [73_776, 36_912, 18_480, 9_264]
     assert [parameters(classifier) for classifier in full_network.classifiers] == [2_175] * 4
     assert parameters(full_network.fusion) == 37_056
     assert parameters(full_network.head) == 8_655

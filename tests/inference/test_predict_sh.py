@@ -30,16 +30,22 @@ def in_a_new_process(*arguments, **environment):
     )
 
 
+def python_with(folder, option):
+    """A Python that is called with an option."""
+    path = folder / "python"
+    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" {option} "$@"\n')
+    path.chmod(0o755)
+    return str(path)
+
+
 @pytest.mark.slow
 def test_predict_sh_and_what_it_imports(folders, weights_file, ct, tmp_path):
     inputs, outputs = folders
     save_nifti(inputs / "a_0000.nii.gz", ct)
-    spy = tmp_path / "python"
-    spy.write_text(f'#!/bin/sh\nexec "{sys.executable}" -v "$@"\n')
-    spy.chmod(0o755)
+    spy = python_with(tmp_path, "-v")
     ended = in_a_new_process(
         "sh", "predict.sh", "--input", str(inputs), "--output", str(outputs),
-        "--weights", str(weights_file), PYTHON=str(spy),
+        "--weights", str(weights_file), PYTHON=spy,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert stored(outputs / "a.nii.gz").shape == ct.shape
@@ -99,13 +105,6 @@ def test_a_terminal_sees_a_bar(folders, weights_file, ct):
 
 
 @pytest.mark.slow
-def test_predict_sh_is_posix_and_hands_on_the_exit_code():
-    assert in_a_new_process("dash", "-n", "predict.sh").returncode == 0
-    ended = in_a_new_process("sh", str(ROOT / "predict.sh"), "--input", "nowhere")
-    assert ended.returncode == 2
-
-
-@pytest.mark.slow
 def test_relative_paths_count_from_the_callers_folder(folders, weights_file, ct, tmp_path):
     save_nifti(folders[0] / "a_0000.nii.gz", ct)
     (tmp_path / "inference").mkdir()  # what the caller's folder holds is not imported
@@ -120,15 +119,13 @@ def test_relative_paths_count_from_the_callers_folder(folders, weights_file, ct,
 
 
 def test_help_needs_no_package_and_a_missing_one_is_one_line(tmp_path):
-    bare = tmp_path / "python"
-    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')  # without site-packages
-    bare.chmod(0o755)
-    ended = in_a_new_process("sh", str(ROOT / "predict.sh"), "--help", PYTHON=str(bare))
+    bare = python_with(tmp_path, "-S")  # without site-packages
+    ended = in_a_new_process("sh", "predict.sh", "--help", PYTHON=bare)
     assert ended.returncode == 0, ended.stderr
     assert "--keep-existing" in ended.stdout
-    ended = in_a_new_process("sh", str(ROOT / "predict.sh"), "--version", PYTHON=str(bare))
+    ended = in_a_new_process("sh", "predict.sh", "--version", PYTHON=bare)
     assert (ended.returncode, ended.stdout) == (0, f"abdoseg {__version__}\n")
-    ended = in_a_new_process("sh", str(ROOT / "predict.sh"), PYTHON=str(bare))
+    ended = in_a_new_process("sh", "predict.sh", PYTHON=bare)
     assert ended.returncode == CANNOT_START
     (line,) = ended.stderr.splitlines()
     assert "package" in line and "make setup" in line
@@ -193,9 +190,10 @@ def test_a_terminal_that_lacks_letters_ends_nothing(package):
 
 
 @pytest.mark.slow
-def test_help_and_wrong_usage_do_not_wait_for_torch():
+def test_help_and_wrong_usage_do_not_wait_for_torch(tmp_path):
+    spy = python_with(tmp_path, "-X importtime")
     for arguments, code in ((["--help"], 0), (["--input", "nowhere"], 2)):
-        ended = in_a_new_process(sys.executable, "-X", "importtime", "-m", "inference", *arguments)
+        ended = in_a_new_process("dash", "predict.sh", *arguments, PYTHON=spy)
         assert ended.returncode == code
         assert "inference.volume" in ended.stderr
         assert " torch" not in ended.stderr

@@ -112,14 +112,3 @@ def test_coarse_pixels_are_not_reduced(network, hu):
     labels = reduced.predict(hu, window=window, reduction=1)
     assert (labels == plain.predict(hu, window=window)).all()
     assert (labels != reduced.predict(hu, window=window)).any()
-
-
-def test_one_slice_too_many_is_an_error(network, hu):
-    predictor = predictor_of(network, batch_size=4, lanes=1)
-
-    def refuse(module, inputs):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    predictor.network.register_forward_pre_hook(refuse)
-    with pytest.raises(torch.OutOfMemoryError):
-        predictor.predict(hu, window=(-400, 500))

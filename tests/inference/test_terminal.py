@@ -2,6 +2,7 @@
 
 import io
 import sys
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def test_a_long_case_reports_within_it(monkeypatch, capfd):
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     for quiet, lines in ((False, 2), (True, 0)):
-        records = Records(None, None, keep=False, timer=PhaseTimer(), provenance=None)
+        records = Records(Namespace(statistics=None, manifest=None), PhaseTimer(), None)
         report = progress.Progress(2, records, quiet=quiet)
         for case in (case_of("a", 100), case_of("b", 100)):
             for _ in range(100):

@@ -174,10 +174,9 @@ def test_grid_and_codes_are_the_inputs_own(tmp_path, ct):
             gzip.decompress((tmp_path / "out.nii.gz").read_bytes()),
         )
     )
-    geometry = ["dim", "pixdim", "xyzt_units", "sform_code", "srow_x", "srow_y", "srow_z"]
-    geometry += ["qform_code", "quatern_b", "quatern_c", "quatern_d"]
-    geometry += ["qoffset_x", "qoffset_y", "qoffset_z"]
-    for field in geometry:
+    geometry = "dim pixdim xyzt_units sform_code srow_x srow_y srow_z qform_code"
+    geometry += " quatern_b quatern_c quatern_d qoffset_x qoffset_y qoffset_z"
+    for field in geometry.split():
         np.testing.assert_array_equal(before[field], after[field], err_msg=field)
     assert after.get_data_dtype() == np.uint8
     assert (after["scl_slope"], after["scl_inter"]) == (1, 0)
@@ -187,24 +186,15 @@ def test_grid_and_codes_are_the_inputs_own(tmp_path, ct):
 @pytest.mark.parametrize(
     "dtype", ["uint8", "int16", ">i2", "uint16", "int32", "float32", "float64"]
 )
-@pytest.mark.parametrize("name", ["a_0000.nii.gz", "a.nii"])
-def test_types_and_endings(tmp_path, ct, dtype, name):
+@pytest.mark.parametrize(("name", "scaling"), [("a_0000.nii.gz", (1, 0)), ("a.nii", (0.5, -100))])
+def test_types_endings_and_scaling(tmp_path, ct, dtype, name, scaling):
     array = np.abs(ct).clip(0, 255).astype(dtype)
-    path = save_nifti(tmp_path / name, array)
-    volume = read_volume(path)
+    image = nibabel.Nifti1Image(array, RAS_AFFINE)
+    image.header.set_slope_inter(*scaling)
+    nibabel.save(image, tmp_path / name)
+    volume = read_volume(tmp_path / name)
     np.testing.assert_array_equal(volume.voxels, spl(array, RAS_AFFINE))
-    assert (volume.slope, volume.intercept) == (1, 0)
-
-
-def test_scaling(tmp_path, ct):
-    image = nibabel.Nifti1Image(ct, RAS_AFFINE)
-    image.header.set_slope_inter(0.5, -100)
-    nibabel.save(image, tmp_path / "a.nii.gz")
-    volume = read_volume(tmp_path / "a.nii.gz")
-    hu = nibabel.load(tmp_path / "a.nii.gz").get_fdata()
-    np.testing.assert_allclose(
-        volume.slope * volume.voxels + volume.intercept, spl(hu, RAS_AFFINE), atol=1e-9
-    )
+    assert (volume.slope, volume.intercept) == scaling
 
 
 def test_nifti2_and_axes_of_length_one(tmp_path, ct):
@@ -218,28 +208,18 @@ def test_nifti2_and_axes_of_length_one(tmp_path, ct):
     written = nibabel.load(tmp_path / "out.nii.gz")
     assert isinstance(written, nibabel.Nifti2Image)
     assert written.shape == (*ct.shape, 1)
-
-
-def test_one_slice_without_a_third_axis(tmp_path, ct):
-    path = save_nifti(tmp_path / "a.nii.gz", ct[:, :, 3])
-    volume = read_volume(path)
-    assert volume.voxels.shape == (1, 33, 40)
-    write_label_map(tmp_path / "out.nii.gz", np.zeros((1, 33, 40), np.uint8), volume)
+    flat = read_volume(save_nifti(tmp_path / "c.nii.gz", ct[:, :, 3]))
+    assert flat.voxels.shape == (1, 33, 40)
+    write_label_map(tmp_path / "out.nii.gz", np.zeros((1, 33, 40), np.uint8), flat)
     assert nibabel.load(tmp_path / "out.nii.gz").shape == (40, 33)
 
 
-def test_gzip_of_several_members_and_plain_data_under_a_gz_name(tmp_path, ct):
-    path = save_nifti(tmp_path / "a.nii", ct)
-    content = path.read_bytes()
-    (tmp_path / "b.nii.gz").write_bytes(
-        gzip.compress(content[:9000]) + gzip.compress(content[9000:])
-    )
-    (tmp_path / "c.nii.gz").write_bytes(content)
-    for name in ("b.nii.gz", "c.nii.gz"):
-        np.testing.assert_array_equal(read_volume(tmp_path / name).voxels, read_volume(path).voxels)
+def test_plain_data_under_a_gz_name(tmp_path, ct):
+    path = save_nifti(tmp_path / "a.nii", ct).rename(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(read_volume(path).voxels, spl(ct, RAS_AFFINE))
 
 
-@pytest.mark.parametrize("block", [1000, 5000, 65280])
+@pytest.mark.parametrize("block", [1000, 65280])
 def test_many_gzip_members_are_unpacked_in_linear_time(tmp_path, ct, monkeypatch, block):
     """Each byte is handed to the decompressor about once."""
     content = save_nifti(tmp_path / "a.nii", np.tile(ct, (2, 2, 3))).read_bytes()
@@ -281,23 +261,22 @@ def test_header_and_voxels_are_of_one_file(tmp_path, ct):
             read_volume(path, change)
 
 
-def damaged_files(folder, ct):
-    whole = save_nifti(folder / "whole.nii.gz", ct).read_bytes()
-    plain = gzip.decompress(whole)
-    yield "cut.nii.gz", whole[: len(whole) // 2], "gzip"
-    yield "flipped.nii.gz", whole[:400] + bytes(64) + whole[464:], "gzip|cut short|NIfTI"
-    yield "short.nii", plain[:-1000], "cut short"
-    yield "header.nii", plain[:200], "NIfTI"
-    yield "text.nii.gz", b"this is no volume\n" * 40, "NIfTI"
-    yield "empty.nii.gz", b"", "empty"
-
-
 def test_damaged_files_are_refused_in_one_line(tmp_path, ct):
-    for name, content, reason in damaged_files(tmp_path, ct):
-        (tmp_path / name).write_bytes(content)
+    path = save_nifti(tmp_path / "a.nii.gz", ct)
+    whole = path.read_bytes()
+    plain = gzip.decompress(whole)
+    for content, reason in [
+        (whole[: len(whole) // 2], "gzip"),
+        (whole[:400] + bytes(64) + whole[464:], "gzip|cut short|NIfTI"),
+        (plain[:-1000], "cut short"),
+        (plain[:200], "NIfTI"),
+        (b"this is no volume\n" * 40, "NIfTI"),
+        (b"", "empty"),
+    ]:
+        path.write_bytes(content)
         with pytest.raises(VolumeError, match=reason) as caught:
-            read_volume(tmp_path / name)
-        assert "\n" not in str(caught.value), name
+            read_volume(path)
+        assert "\n" not in str(caught.value)
 
 
 def test_volumes_of_the_wrong_kind_are_refused(tmp_path, ct):

@@ -22,28 +22,25 @@ from inference.network.weights import (
 )
 
 
-def test_round_trip(tmp_path):
-    network = trained_looking_network()
-    metadata = metadata_of(network, intensity_mean=-12.5, matrix_reduction=2)
-    path = tmp_path / "w.safetensors"
-    save_weights(path, network.state_dict(), metadata)
+@pytest.mark.parametrize("supervised_channels", [0, 6])
+def test_round_trip(tmp_path, supervised_channels):
+    network = trained_looking_network(supervised_channels=supervised_channels)
+    changes = {"intensity_mean": -12.5, "matrix_reduction": 2}
+    metadata = metadata_of(network, supervised_channels=supervised_channels, **changes)
+    path, saved = tmp_path / "w.safetensors", network.state_dict()
+    saved["decoders.0.refine.1.running_var"].fill_(1e6)  # fp16 ends at 65,504
+    save_weights(path, saved, metadata)
     state, loaded = load_weights(path)
     assert loaded == metadata
-    for name, tensor in network.state_dict().items():
+    for name, tensor in saved.items():
         is_fp16 = tensor.is_floating_point() and "running_" not in name
         expected = tensor.half() if is_fp16 else tensor
         assert torch.equal(state[name], expected), name
-    assert [file.name for file in tmp_path.iterdir()] == ["w.safetensors"]
-
-
-def test_a_variance_may_be_more_than_fp16_holds(tmp_path):
-    network = trained_looking_network()
-    state = network.state_dict()
-    name = "decoders.0.refine.1.running_var"
-    state[name] = torch.full_like(state[name], 1e6)  # fp16 ends at 65,504
-    save_weights(tmp_path / "w.safetensors", state, metadata_of(network))
-    loaded, _ = load_weights(tmp_path / "w.safetensors")
-    assert torch.equal(loaded[name], state[name])
+    AttentionUNet(**loaded.network).load_state_dict(state)
+    with safe_open(path, framework="numpy") as file:
+        fields = json.loads(file.metadata()["abdoseg"])
+    # Versions that know no others read files of the paper's.
+    assert ("supervised_channels" in fields) == bool(supervised_channels)
 
 
 def test_pickle_is_never_loaded(tmp_path):
@@ -52,12 +49,10 @@ def test_pickle_is_never_loaded(tmp_path):
             return (pytest.fail, ("a pickle was loaded",))
 
     path = tmp_path / "w.safetensors"
-    path.write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(WeightsError, match="not a safetensors file"):
-        load_weights(path)
-    torch.save({"weight": torch.ones(2)}, path)
-    with pytest.raises(WeightsError, match="not a safetensors file"):
-        load_weights(path)
+    for save in (lambda: path.write_bytes(pickle.dumps(Trap())), lambda: torch.save({}, path)):
+        save()
+        with pytest.raises(WeightsError, match="not a safetensors file"):
+            load_weights(path)
 
 
 def test_other_safetensors_are_refused(tmp_path, weights_file):
@@ -65,11 +60,6 @@ def test_other_safetensors_are_refused(tmp_path, weights_file):
         read_metadata(tmp_path / "none.safetensors")
     save_file({"weight": torch.ones(2)}, tmp_path / "w.safetensors")
     with pytest.raises(WeightsError, match="no abdoseg metadata"):
-        read_metadata(tmp_path / "w.safetensors")
-    network = trained_looking_network()
-    turned = metadata_of(network, orientation="RAS")
-    save_weights(tmp_path / "w.safetensors", network.state_dict(), turned)
-    with pytest.raises(WeightsError, match="RAS"):
         read_metadata(tmp_path / "w.safetensors")
 
 
@@ -118,17 +108,3 @@ def test_attention_is_known_before_the_first_step(tmp_path, attention):
         save_weights(path, network.state_dict(), metadata_of(network, attention="none"))
         with pytest.raises(WeightsError, match="attention"):
             load_weights(path)
-
-
-@pytest.mark.parametrize("supervised_channels", [0, 6])
-def test_supervised_channels_are_kept_and_the_papers_are_not_named(tmp_path, supervised_channels):
-    """Versions that know no others read files of the paper's."""
-    network = trained_looking_network(supervised_channels=supervised_channels)
-    path = tmp_path / "w.safetensors"
-    metadata = metadata_of(network, supervised_channels=supervised_channels)
-    save_weights(path, network.state_dict(), metadata)
-    with safe_open(path, framework="numpy") as file:
-        fields = json.loads(file.metadata()["abdoseg"])
-    assert ("supervised_channels" in fields) == bool(supervised_channels)
-    state_dict, found = load_weights(path)
-    AttentionUNet(**found.network).load_state_dict(state_dict)

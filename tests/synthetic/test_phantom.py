@@ -15,21 +15,11 @@ SEEDS = (0, 1, 2, 3)
 
 # mL, adults: what radiology reports as normal, widened for the part that the field of view holds.
 VOLUMES = {
-    "liver": (900, 2200),
-    "right kidney": (80, 250),
-    "spleen": (80, 400),
-    "pancreas": (38, 140),
-    "aorta": (40, 160),
-    "inferior vena cava": (40, 160),
-    "right adrenal gland": (2, 10),
-    "left adrenal gland": (2, 10),
-    "gallbladder": (10, 80),
-    "esophagus": (8, 45),
-    "stomach": (150, 800),
-    "duodenum": (35, 130),
-    "left kidney": (80, 250),
-    "tumor": (0.2, 300),
-}
+    "liver": (900, 2200), "right kidney": (80, 250), "spleen": (80, 400), "pancreas": (38, 140),
+    "aorta": (40, 160), "inferior vena cava": (40, 160), "right adrenal gland": (2, 10),
+    "left adrenal gland": (2, 10), "gallbladder": (10, 80), "esophagus": (8, 45),
+    "stomach": (150, 800), "duodenum": (35, 130), "left kidney": (80, 250), "tumor": (0.2, 300),
+}  # fmt: skip
 
 
 def anatomy_of(seed, shape=SHAPE, spacing=SPACING):
@@ -129,18 +119,11 @@ def test_same_seed_same_phantom_and_other_seed_another():
 
 
 @pytest.mark.slow
-def test_every_other_voxel_of_a_finer_grid_is_the_coarser_one():
-    # An odd number of voxels keeps the middle one in the middle at half the spacing.
-    coarse = anatomy_of(2, (41, 81, 81), (6.0, 5.0, 5.0))
-    fine = anatomy_of(2, (81, 161, 161), (3.0, 2.5, 2.5))[::2, ::2, ::2]
+def test_one_seed_on_two_grids_is_one_patient():
+    """A finer grid of the middle half: an odd number of voxels has its middle one there."""
+    coarse = anatomy_of(2, (41, 81, 81), (6.0, 5.0, 5.0))[10:31, 20:61, 20:61]
+    fine = anatomy_of(2, (41, 81, 81), (3.0, 2.5, 2.5))[::2, ::2, ::2]
     assert (coarse == fine).mean() > 0.9995  # crumbs apart, which each grid drops for itself
-
-
-@pytest.mark.slow
-def test_shorter_volume_is_a_crop_around_the_centre(anatomies):
-    crop = anatomy_of(1, (30, 120, 120))
-    whole = anatomies[1][27:57, 40:160, 40:160]
-    assert (crop == whole).mean() > 0.9999
 
 
 @pytest.mark.slow
@@ -190,19 +173,6 @@ def test_noise_has_short_range_correlation():
     assert 5**2 < variance < 18**2
     assert 0.3 < (noise[:, :, 1:] * noise[:, :, :-1]).mean() / variance < 0.9
     assert abs((noise[1:] * noise[:-1]).mean()) / variance < 0.3
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"shape": (0, 8, 8)}, "shape"),
-        ({"spacing": (1.0, -1.0, 1.0)}, "spacing"),
-        ({"phase": "venous"}, "portal-venous"),
-    ],
-)
-def test_wrong_arguments_are_named(arguments, words):
-    with pytest.raises(ValueError, match=words):
-        draw_phantom(**{"shape": (2, 8, 8), "spacing": (5.0, 40.0, 40.0)} | arguments)
 
 
 @pytest.mark.slow

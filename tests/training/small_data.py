@@ -10,7 +10,7 @@ from synthetic.phantom import draw_phantom, write_nifti
 from training import fit as fit_module
 from training.__main__ import main
 from training.cases import Case, find_training_cases
-from training.data_set import DataSet, read_data_set
+from training.data_set import DataSet
 from training.label_mapping import CHALLENGE
 
 fit_module._STATISTICS_BATCHES = 1  # 512 slices at the end of a run take long
@@ -47,7 +47,7 @@ def read(folder: Path, cache: Path | None = None, mapping=CHALLENGE, left_out=Fa
     """Read a data set as fit does."""
     files, unused = find_training_cases(folder, mapping)
     files = [case for case in files if case.left_out == left_out]
-    return read_data_set(folder, files, unused, cache)
+    return DataSet(folder, files, unused).read(cache)
 
 
 def cached(folder: Path, cache: Path) -> list[Case]:

@@ -1,6 +1,5 @@
 """What happens to a batch before the network, against independent computations."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -209,14 +208,6 @@ def test_contrast_turns_around_the_mean_of_the_body():
     assert values[body].std() == pytest.approx(1.4 * part.hu[body].std(), rel=1e-3)
 
 
-def test_one_number_of_the_augmentation_leaves_the_other_draws():
-    slices = [blocks(seed=seed) for seed in range(2)]
-    recipe = Recipe(matrix_reduction=2, slice_size=64, intensity_probability=1, contrast=(0.5, 2))
-    plain, _ = prepared(slices, recipe)
-    again, _ = prepared(slices, dataclasses.replace(recipe, window_probability=1e-9, scale=(1, 1)))
-    assert torch.equal(plain, again)
-
-
 def test_a_soft_tissue_window_looks_like_a_data_set_that_lost_the_rest():
     """Against a real slice, to whose own window nothing is left to clip."""
     folder = Path(__file__).parents[3] / "shared" / "volumes" / "btcv"
@@ -226,24 +217,3 @@ def test_a_soft_tissue_window_looks_like_a_data_set_that_lost_the_rest():
     hu = torch.from_numpy(volume.voxels[::6].astype(np.float32))[:, None]
     window = torch.tensor([[-130.0, 275.0]]).expand(len(hu), 2)
     assert torch.equal(_clip_tissue(hu, window), hu)
-
-
-def test_what_is_drawn_goes_to_the_device_in_one_piece(monkeypatch):
-    """Each small tensor made of host numbers would stop a device's queue; one a batch may be."""
-    recipe = load_recipe("slim")
-    slices = [blocks(256, seed) for seed in range(3)]
-    batch = batch_of(slices, multiple=32)
-    rngs = [np.random.default_rng(seed) for seed in range(3)]
-    made = []
-    for name in ("from_numpy", "tensor", "as_tensor"):
-        original = getattr(torch, name)
-
-        def counted(*arguments, original=original, **named):
-            made.append(original(*arguments, **named))
-            return made[-1]
-
-        monkeypatch.setattr(torch, name, counted)
-    prepare(batch, CPU, recipe, HU_SCALE, rngs, torch.Generator())
-    (sent,) = made
-    assert sent.shape[0] == 3
-    assert sent.dtype == torch.float32

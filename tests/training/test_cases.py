@@ -9,7 +9,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from conftest import ORIENTATIONS, RAS_AFFINE, SHARED, reoriented, save_nifti
+from conftest import ORIENTATIONS, RAS_AFFINE, reoriented, save_nifti
 from small_data import cached, describe, labelled, read, write_case
 
 from training import TrainingError
@@ -23,6 +23,7 @@ from training.cases import (
 )
 from training.cases import split_patients as split
 from training.label_mapping import CHALLENGE, load_label_mapping, nnunet_label_mapping
+from training.recipe import Recipe
 from training.tables import Score, read_scores, write_table
 
 
@@ -97,15 +98,6 @@ def test_scaled_floats_are_rounded_to_hu(tmp_path):
     assert np.array_equal(case.cached.hu, expected[:, ::-1, ::-1])
 
 
-def test_the_cache_follows_the_files(tmp_path):
-    write_case(tmp_path, "a")
-    (first,) = cached(tmp_path, tmp_path / "cache")
-    written = first.cached.image.stat().st_mtime_ns
-    (again,) = cached(tmp_path, tmp_path / "cache")
-    assert again.cached == first.cached
-    assert again.cached.image.stat().st_mtime_ns == written
-
-
 def test_names_that_the_locale_cannot_decode_are_read(tmp_path):
     folder = tmp_path / "M\udcc3\udcbcller"  # as Python reads UTF-8 names in an ASCII locale
     write_case(folder, "a\udcfc")
@@ -113,7 +105,7 @@ def test_names_that_the_locale_cannot_decode_are_read(tmp_path):
     score = Score(0, case.files.data_set, "a", 1, 0.5, 0.5)
     write_table(tmp_path / "scores.csv", Score, [score])
     assert read_scores(tmp_path / "scores.csv")[0].data_set == "Müller"
-    assert split([case, replace(case, files=replace(case.files, patient="b"))], 0.1, 0)
+    assert split([case, replace(case, files=replace(case.files, patient="b"))], Recipe())
 
 
 @pytest.mark.parametrize("kind", ["labels", "images"])
@@ -264,22 +256,24 @@ def test_cases_of_a_patient_are_never_on_both_sides():
         Case(CaseFiles("d", f"c{n}", Path(), Path(), patient=f"p{n // 3}"), (1,), volume())
         for n in range(60)
     ]
-    training, held_out = split(cases, 0.1, seed=0)
+    tenth = Recipe(held_out_fraction=0.1)
+    training, held_out = split(cases, tenth)
     assert len(held_out) == 6
     assert not {case.patient for case in training} & {case.patient for case in held_out}
-    assert split(cases[::-1], 0.1, seed=0)[1] == held_out[::-1]
-    assert split(cases, 0.1, seed=1)[1] != held_out
+    assert split(cases[::-1], tenth)[1] == held_out[::-1]
+    assert split(cases, replace(tenth, seed=1))[1] != held_out
     # More patients leave those held out where they are, or move them out of the tenth.
-    assert len(split(cases[:30], 0.1, seed=0)[1]) == 3
-    _, named = split(cases, 0.1, seed=0, held_out=["c4", "p7"])
+    assert len(split(cases[:30], tenth)[1]) == 3
+    _, named = split(cases, tenth, ["c4", "p7"])
     assert {case.name for case in named} == {"c3", "c4", "c5", "c21", "c22", "c23"}
-    folds = [split(cases, 0.1, 7, fold=(number, 6))[1] for number in range(6)]
+    folds = [split(cases, Recipe(seed=7, folds=6, fold=number))[1] for number in range(6)]
     names = Counter(case.name for part in folds for case in part)
     assert names == Counter(case.name for case in cases)
     assert sorted(len(part) for part in folds) == [9, 9, 9, 9, 12, 12]  # 3 or 4 patients
-    for held_out, fold in ((["nobody"], None), (None, (0, 30)), ([c.name for c in cases], None)):
+    every = [case.name for case in cases]
+    for recipe, named in ((tenth, ["nobody"]), (Recipe(folds=30), None), (tenth, every)):
         with pytest.raises(TrainingError):
-            split(cases, 0.1, 0, held_out, fold)
+            split(cases, recipe, named)
 
 
 def test_intensity_statistics_are_those_of_all_clipped_voxels(tmp_path):
@@ -292,15 +286,3 @@ def test_intensity_statistics_are_those_of_all_clipped_voxels(tmp_path):
     assert intensity_statistics([case.cached for case in cases]) == pytest.approx(
         (voxels.mean(), voxels.std())
     )
-
-
-def test_the_shared_data_set_is_understood():
-    if not SHARED.is_dir():
-        return
-    found = {case.name: case for case in find_training_cases(SHARED / "ct")[0]}
-    cases = {name: case for name, case in found.items() if not case.left_out}
-    left_out = {name: case for name, case in found.items() if case.left_out}
-    assert cases["amos_0018"].annotated == tuple(range(1, 14))
-    assert cases["amos_0018"].window_hu == (-160, 240)
-    assert left_out["chaos"].annotated == (1,)
-    assert left_out["amos_0013"].annotated == tuple(range(1, 14))

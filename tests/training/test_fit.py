@@ -4,6 +4,8 @@ import csv
 import errno
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +29,6 @@ from training.recipe import Recipe, learning_rate_at
 from training.tables import read_scores
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 PAPER = ("--recipe", "paper")
 NO_HELD_OUT = {"held_out_fraction": 0}
 EVERYTHING = {
@@ -67,32 +68,18 @@ def saved(run: Path, name: str = "last.pt") -> dict:
     return torch.load(run / name, weights_only=True)
 
 
-def started(data: Path, run: Path, *options, code="") -> subprocess.Popen:
-    """A training in a process of its own, after some code."""
-    (run.parent / "worker.py").write_text(
-        "import sys\nimport torch\nfrom training import fit\nfrom training.__main__ import main\n"
-        "torch.set_num_threads(1)\nfit._STATISTICS_BATCHES = 1\n"
-        f"{code}\nsys.exit(main(sys.argv[1:]))\n"
-    )
-    tiny = settings(base_channels=4, log_interval=1, precision="fp32")
-    command = [run.parent / "worker.py", "fit", "--data", data, "--output", run, "--device", "cpu"]
-    command = [sys.executable, *command, *PAPER, *tiny, *options]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([str(part) for part in command], cwd=ROOT, env=ENVIRONMENT, **pipes)
-
-
 @pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_exactly(phantoms, tmp_path):
     """Though a step after the checkpoint was lost."""
     whole, broken, best = tmp_path / "whole", tmp_path / "broken", ("--recipe", "best", "--steps")
     phantoms = f"{phantoms}=complete"
-    assert fit(phantoms, whole, *best, 8, **EVERYTHING) == 0
-    assert fit(phantoms, broken, *best, 3, **EVERYTHING) == 0
+    assert fit(phantoms, whole, *best, 4, **EVERYTHING) == 0
+    assert fit(phantoms, broken, *best, 2, **EVERYTHING) == 0
     checkpoint = (broken / "last.pt").read_bytes()
-    assert fit(phantoms, broken, *best, 4, **EVERYTHING) == 0
+    assert fit(phantoms, broken, *best, 3, **EVERYTHING) == 0
     (broken / "last.pt").write_bytes(checkpoint)
-    assert fit(phantoms, broken, *best, 8, **EVERYTHING) == 0
-    assert len(losses(whole)) == 8
+    assert fit(phantoms, broken, *best, 4, **EVERYTHING) == 0
+    assert len(losses(whole)) == 4
     assert losses(broken) == losses(whole)
     for name, weights in saved(whole)["weights"].items():
         assert torch.equal(weights, saved(broken)["weights"][name]), name
@@ -119,22 +106,18 @@ def test_another_run_is_not_resumed_and_steps_done_are_kept(data, tmp_path, caps
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
-def test_a_signal_saves_a_checkpoint_after_the_step(data, tmp_path, number):
-    code = f"""
-import os
-loss, steps = fit.deep_supervision_loss, []
-def signalled(*arguments, **named):
-    steps.append(1)
-    if len(steps) == 3:
-        os.kill(os.getpid(), {int(number)})
-    return loss(*arguments, **named)
-fit.deep_supervision_loss = signalled
-"""
-    process = started(data, tmp_path / "run", "--steps", 9, "--held-out", "b", code=code)
-    process.communicate(timeout=120)
-    assert process.returncode == 128 + number
-    assert saved(tmp_path / "run")["step"] == 3
-    assert max(losses(tmp_path / "run")) == 3
+def test_a_signal_saves_a_checkpoint_after_the_step(data, tmp_path, monkeypatch, number):
+    loss, steps = fit_module.deep_supervision_loss, []
+
+    def signalled(*arguments, **named):
+        steps.append(1)
+        if len(steps) == 3:
+            os.kill(os.getpid(), number)
+        return loss(*arguments, **named)
+
+    monkeypatch.setattr(fit_module, "deep_supervision_loss", signalled)
+    assert fit(data, tmp_path, *PAPER, "--steps", 9, "--held-out", "b") == 128 + number
+    assert saved(tmp_path)["step"] == max(losses(tmp_path)) == 3
 
 
 def test_a_second_signal_and_one_before_the_loop_end_at_once():
@@ -148,10 +131,13 @@ def test_a_second_signal_and_one_before_the_loop_end_at_once():
     assert stop.signal == signal.SIGHUP
 
 
-FIXED_STATISTICS = """
+WORKER = """
+import sys, torch
 from inference.network import model
+from training import fit
+from training.__main__ import main
 
-class Network(model.AttentionUNet):
+class FixedStatistics(model.AttentionUNet):
     def train(self, mode=True):
         super().train(mode)
         for module in self.modules():
@@ -159,25 +145,26 @@ class Network(model.AttentionUNet):
                 module.eval()
         return self
 
-fit.AttentionUNet = Network
+torch.set_num_threads(1)
+fit._STATISTICS_BATCHES, fit.AttentionUNet = 1, FixedStatistics
+sys.exit(main(sys.argv[1:]))
 """
 
 
 @pytest.mark.slow
 def test_two_processes_get_the_weights_of_one(data, tmp_path):
     """Batch statistics are held fixed: on a CPU torch cannot share them between processes."""
+    (tmp_path / "worker.py").write_text(WORKER)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    options = ["--data", data, "--device", "cpu", "--steps", 3, "--batch-size", 4, *PAPER]
+    options += ["--learning-rate", 0.001, "--held-out", "b"]
+    options += settings(base_channels=4, log_interval=1, precision="fp32")
     weights = []
-    for count in (1, 2):
-        run = tmp_path / f"run{count}"
-        options = ["--steps", 3, "--batch-size", 4, "--learning-rate", 0.001, "--held-out", "b"]
-        process = started(data, run, *options, code=FIXED_STATISTICS)
-        if count == 2:
-            process.kill()
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-            command += ["--nproc-per-node=2", *process.args[1:]]
-            process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT)
-        process.communicate(timeout=240)
-        assert process.returncode == 0
+    for launcher in ((), ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")):
+        run = tmp_path / f"run{len(launcher)}"
+        command = [sys.executable, *launcher, tmp_path / "worker.py", "fit", *options]
+        command = [*map(str, command), "--output", str(run)]
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=240)
         weights.append(saved(run)["network"])
         assert len(losses(run)) == 3
     torch.manual_seed(0)
@@ -291,41 +278,40 @@ def test_wrong_usage_is_one_line_and_writes_nothing(
 @pytest.mark.parametrize("damaged", ["loss", "score"])
 def test_what_fails_costs_no_step_and_the_advice_works_there(data, tmp_path, monkeypatch, damaged):
     """Weights that are not finite are never saved; what fails in scoring is scored next time."""
-    options = (*PAPER, "--held-out", "b")
+    options, numbers = (*PAPER, "--held-out", "b"), {"log_interval": 50}
     assert fit(data, tmp_path, *options, "--steps", 2) == 0
-    before = (tmp_path / "last.pt").read_bytes()
+    loss = fit_module.deep_supervision_loss
     with monkeypatch.context() as patched:
         if damaged == "loss":
-            loss = fit_module.deep_supervision_loss
-            patched.setattr(
-                fit_module, "deep_supervision_loss", lambda *a, **b: loss(*a, **b) * np.nan
-            )
+            nan = lambda *a, **b: loss(*a, **b) * np.nan  # noqa: E731
+            patched.setattr(fit_module, "deep_supervision_loss", nan)
+            assert fit(data, tmp_path, *options, "--steps", 4, **numbers) == 1
         else:
             patched.setattr(fit_module, "score_cases", lambda *_, **__: 1 / 0)
-        if damaged == "loss":
-            assert fit(data, tmp_path, *options, "--steps", 4, log_interval=50) == 1
-        else:
             with pytest.raises(ZeroDivisionError):
-                fit(data, tmp_path, *options, "--steps", 4, log_interval=50)
+                fit(data, tmp_path, *options, "--steps", 4, **numbers)
     assert saved(tmp_path)["step"] == (2 if damaged == "loss" else 4)
-    assert ((tmp_path / "last.pt").read_bytes() == before) == (damaged == "loss")
     options = (*options, "--steps", 4, "--learning-rate", 1e-6)
-    assert fit(data, tmp_path, *options, gradient_clip=1, log_interval=50) == 0
+    assert fit(data, tmp_path, *options, gradient_clip=1, **numbers) == 0
     assert {score.step for score in read_scores(tmp_path / "held_out.csv")} == {2, 4}
+
+
+@pytest.fixture(scope="module")
+def one_step(data, tmp_path_factory) -> Path:
+    """A run of one step, to copy."""
+    run = tmp_path_factory.mktemp("runs") / "one"
+    assert fit(data, run, *PAPER, "--steps", 1, **NO_HELD_OUT) == 0
+    return run
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
-    [
-        lambda content: content[:-999],
-        lambda content: content[: min(5000, len(content) // 2)],
-        lambda content: b"x" * 300,
-    ],
+    [lambda content: content[: min(5000, len(content) // 2)], lambda content: b"x" * 300],
 )
 @pytest.mark.parametrize("name", ["last.pt", "run.json"])
-def test_a_damaged_file_of_a_run_is_one_line(data, tmp_path, capsys, name, damage):
-    assert fit(data, tmp_path, *PAPER, "--steps", 1, **NO_HELD_OUT) == 0
+def test_a_damaged_file_of_a_run_is_one_line(data, one_step, tmp_path, capsys, name, damage):
+    shutil.copytree(one_step, tmp_path, dirs_exist_ok=True)
     path = tmp_path / name
     path.write_bytes(damage(path.read_bytes()))
     capsys.readouterr()
@@ -337,24 +323,25 @@ def test_a_damaged_file_of_a_run_is_one_line(data, tmp_path, capsys, name, damag
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(data, tmp_path):
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(data, tmp_path, capsys):
     """By a limit on the size of files, which holds for root as well."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     for limit in (10_000, 60_000):  # the cache; the checkpoint
-        code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
-        process = started(data, tmp_path / "run", "--steps", 2, "--held-out", "b", code=code)
-        _, error = process.communicate(timeout=120)
-        assert process.returncode == 1, error
-        assert len(error.splitlines()) == 1
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            code = fit(data, tmp_path / "run", *PAPER, "--steps", 2, "--held-out", "b")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert (code, len(capsys.readouterr().err.splitlines())) == (1, 1)
         assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".partial")]
     assert not (tmp_path / "run" / "last.pt").exists()
 
 
 @pytest.mark.slow
-def test_two_runs_in_one_folder_are_refused(data, tmp_path, capsys):
-    assert fit(data, tmp_path, *PAPER, "--steps", 1, **NO_HELD_OUT) == 0
+def test_two_runs_in_one_folder_are_refused(data, one_step, tmp_path, capsys):
+    shutil.copytree(one_step, tmp_path, dirs_exist_ok=True)
     before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     with locked(tmp_path / "last.pt", wait=False):
-        capsys.readouterr()
         assert fit(data, tmp_path, *PAPER, "--steps", 2, **NO_HELD_OUT) == 1
         assert len(capsys.readouterr().err.splitlines()) == 1
         assert {path: path.read_bytes() for path in before} == before

@@ -17,10 +17,10 @@ from training import TrainingError, evaluation, pictures
 from training.__main__ import main
 from training.cache import describe as describe_arrays
 from training.cases import CachedVolume, Case, CaseFiles
-from training.comparison import comparison_table
 from training.evaluation import score_cases
 from training.recipe import Recipe
-from training.tables import Metrics, Score, mean_by_label, write_table
+from training.run_folder import Metrics
+from training.tables import Score, comparison_table, write_table
 
 NAN = float("nan")
 NETWORK = AttentionUNet(base_channels=4, attention="none")
@@ -55,13 +55,6 @@ def test_a_stack_is_scored_without_largest_components(tmp_path, monkeypatch):
     assert np.isnan(stack[0].nsd)
     volume = {score.label: score.dsc for score in scores if score.case == "volume"}
     assert volume == {1: pytest.approx(2 / 3, abs=1e-4), 2: 1.0}  # 16 of 32 pixels; both empty
-
-
-def test_means_leave_out_the_surfaces_that_stacks_do_not_have():
-    rows = (("a", 1, 0.5, NAN), ("b", 1, 1.0, 0.8), ("a", 2, 0.5, NAN))
-    means = mean_by_label([Score(0, "set", *row) for row in rows])
-    assert means[1] == (0.75, 0.8, 2)
-    assert means[2][0] == 0.5 and np.isnan(means[2][1])
 
 
 def test_left_out_cases_are_scored_by_data_set(tmp_path):

@@ -43,17 +43,6 @@ def test_marginal_cross_entropy_against_a_loop_over_pixels():
     np.testing.assert_allclose(gradient.numpy(), expected / len(terms), atol=1e-14)
 
 
-def test_with_every_label_annotated_it_is_plain_cross_entropy():
-    logits, labels, _ = random_case(1)
-    every = torch.ones((3, 15), dtype=torch.bool)
-    oracle = functional.cross_entropy(logits, labels.long(), ignore_index=IGNORED)
-    loss = marginal_cross_entropy(logits.softmax(1), labels, every)
-    assert loss.item() == pytest.approx(oracle.item(), rel=1e-12)
-    torch.testing.assert_close(
-        torch.autograd.grad(loss, logits)[0], torch.autograd.grad(oracle, logits)[0]
-    )
-
-
 def test_plain_cross_entropy_teaches_unmarked_labels_as_background():
     logits, labels, annotated = random_case(7)
     found = deep_supervision_loss([logits], labels, annotated, cross_entropy="plain", dice_weight=0)

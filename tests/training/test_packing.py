@@ -10,6 +10,7 @@ from small_data import cached, describe, fit, read, write_case
 from training import packing
 from training.__main__ import main
 from training.cases import find_training_cases
+from training.recipe import Recipe
 from training.slices import Slices
 
 CLIP = (-400, 240)  # of the recipe slim
@@ -69,8 +70,7 @@ def test_a_packed_set_is_read_back_to_the_same_slices(
             assert case.cached.spacing == known.cached.spacing
     original, found = cached(data, tmp_path / "cache"), cached(packed, tmp_path / "none")
     one, other = (
-        Slices(part, [], seed=0, label_balanced_fraction=0.5, synthetic_fraction=0)
-        for part in (original, found)
+        Slices(part, [], Recipe(label_balanced_fraction=0.5)) for part in (original, found)
     )
     assert original[0].cached.shape == (6, 50, 40)
     assert found[0].cached.shape == (6, 33, 26)  # 25 x 18 pixels of body and 4 of air on each side

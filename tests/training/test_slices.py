@@ -9,12 +9,13 @@ from small_data import cached, describe, labelled, write_case
 
 from training.cases import annotated_mask
 from training.loss import IGNORED
+from training.recipe import Recipe
 from training.slices import Slice, Slices, collate
 
 
 def slices_of(cases, synthetic=(), **named):
-    numbers = {"seed": 0, "label_balanced_fraction": 0.0, "synthetic_fraction": 0.0, **named}
-    return Slices(list(cases), list(synthetic), **numbers)
+    device = named.pop("device", None)
+    return Slices(list(cases), list(synthetic), Recipe(**named), device)
 
 
 def test_slices_depend_on_seed_and_position_alone(tmp_path):

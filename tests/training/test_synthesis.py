@@ -14,13 +14,12 @@ from training.anatomies import (
     LABELS,
     LEFT_MEDULLA,
     RIGHT_MEDULLA,
-    STOMACH_CONTENT,
     VOXEL_MM,
     load_anatomy_map,
     phantom_anatomy,
     read_anatomy,
 )
-from training.synthesis import _add_lesions, draw_slice, smooth_noise, synthetic_cases
+from training.synthesis import _add_lesions, draw_slice, synthetic_cases
 
 ATLAS = SHARED / "template" / "anatomy_spl.nii.gz"
 
@@ -39,11 +38,9 @@ def write_balls(path: Path, spacing: float = 3.0) -> None:
     shape = np.array([80, 80, 50])
     affine = np.diag([spacing, spacing, spacing, 1.0])
     affine[:3, 3] = -(shape - 1) / 2 * spacing
-    grid = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), axis=-1)
-    points = grid * spacing + affine[:3, 3]
+    points = np.moveaxis(np.indices(shape), 0, -1) * spacing + affine[:3, 3]
     label_map = np.zeros(shape, np.uint8)
-    for number, _, (right, anterior, superior), radius in BALLS:
-        centre = (right, anterior, superior)
+    for number, _, centre, radius in BALLS:
         label_map[np.linalg.norm(points - centre, axis=-1) < radius] = number
     nib.save(nib.Nifti1Image(label_map, affine), path)
 
@@ -70,22 +67,6 @@ def test_organs_of_a_file_keep_their_place_and_size(balls):
         centre = (np.argwhere(mask).mean(axis=0) - middle) * VOXEL_MM
         assert centre == pytest.approx([superior, -anterior, -right], abs=1.5)
         assert set(balls.slices_with[label]) == set(np.flatnonzero(mask.any(axis=(1, 2))))
-
-
-@pytest.mark.slow
-def test_kidneys_and_stomach_have_insides_of_the_same_label(patients):
-    for anatomy in patients:
-        for inside, label in (
-            (RIGHT_MEDULLA, 2),
-            (LEFT_MEDULLA, 13),
-            (STOMACH_CONTENT, 11),
-        ):
-            core = anatomy.structures == inside
-            assert core.any()
-            grown = np.zeros_like(core)
-            grown[:, 1:-1, 1:-1] = core[:, :-2, 1:-1] | core[:, 2:, 1:-1]
-            # What touches an inside in a slice is the same organ: the rim is closed.
-            assert set(np.unique(LABELS[anatomy.structures[grown]])) == {label}
 
 
 def test_a_slice_depends_on_its_generator_alone(balls):
@@ -156,18 +137,6 @@ def test_deformation_keeps_areas_on_average(balls):
     assert np.mean(areas) == pytest.approx(expected, rel=0.2)
 
 
-def test_smooth_noise_has_unit_deviation():
-    fields = [
-        smooth_noise(np.random.default_rng(seed), 200, step)
-        for seed in range(20)
-        for step in (8.0, 25.0)
-    ]
-    assert np.mean([field.mean() for field in fields]) == pytest.approx(0, abs=0.1)
-    assert np.sqrt(np.mean([np.square(field).mean() for field in fields])) == pytest.approx(
-        1, abs=0.1
-    )
-
-
 @pytest.mark.slow
 def test_synthetic_cases_come_from_the_cache(tmp_path):
     write_balls(tmp_path / "balls.nii.gz")
@@ -185,15 +154,6 @@ def test_synthetic_cases_come_from_the_cache(tmp_path):
     assert len({case.cached.window for case in first}) == 4
     images = [case.cached.hu for case in first]
     assert (images[0] != images[1]).any() and (images[2] != images[3]).any()
-
-
-@pytest.mark.parametrize("what", ["numbers", "organs"])
-def test_what_is_no_anatomy_is_refused(tmp_path, what):
-    label_map = np.full((8, 8, 8), 200 if what == "numbers" else 51, np.uint8)
-    path = tmp_path / "map.nii.gz"
-    nib.save(nib.Nifti1Image(label_map, np.eye(4)), path)
-    with pytest.raises(TrainingError, match="TotalSegmentator" if what == "numbers" else "organs"):
-        read_anatomy(path, load_anatomy_map("totalsegmentator"))
 
 
 @pytest.mark.slow
@@ -253,21 +213,21 @@ def test_a_map_says_what_a_file_s_numbers_are_and_which_labels_it_does_not_tell_
     assert {1, 2, 3, 5} <= shown
     assert not shown & {11, 12}
     mapping.write_text(json.dumps({**about, "structures": {"liver": [50]}}))
-    with pytest.raises(
-        TrainingError, match=r"not a label map in tens: it holds \[10, 20, 40, 520\]"
-    ):
+    with pytest.raises(TrainingError, match=r"tens: it holds \[10, 20, 40, 520\]"):
         read_anatomy(path, load_anatomy_map(str(mapping)))
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [("{}", "KeyError"), ('{"description": "x", "structures": {"horn": [1]}}', "horn")],
-)
-def test_a_map_that_cannot_be_read_is_refused(tmp_path, content, reason):
-    path = tmp_path / "map.json"
-    path.write_text(content)
+@pytest.mark.parametrize(("number", "reason"), [(200, "TotalSegmentator"), (51, "organs")])
+def test_what_is_no_anatomy_is_refused(tmp_path, number, reason):
+    path = tmp_path / "map.nii.gz"
+    nib.save(nib.Nifti1Image(np.full((8, 8, 8), number, np.uint8), np.eye(4)), path)
     with pytest.raises(TrainingError, match=reason):
-        load_anatomy_map(str(path))
+        read_anatomy(path, load_anatomy_map("totalsegmentator"))
+    path = tmp_path / "map.json"
+    for content in ("{}", '{"description": "x", "structures": {"horn": [1]}}'):
+        path.write_text(content)
+        with pytest.raises(TrainingError, match=str(path)):
+            load_anatomy_map(str(path))
     with pytest.raises(TrainingError, match="spl, totalsegmentator"):
         load_anatomy_map("unknown")
 

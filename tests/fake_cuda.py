@@ -300,6 +300,7 @@ class FakeCuda(TorchDispatchMode):
             "Event": Event,
         }.items():
             monkeypatch.setattr(torch.cuda, name, value)
+        monkeypatch.setattr(torch.cuda.memory, "is_initialized", lambda: True, raising=False)
         monkeypatch.setattr(torch.cuda.memory, "_lazy_init", lambda: None, raising=False)
         for name, value in {
             "_cuda_setMemoryFraction": limit,

@@ -226,11 +226,8 @@ def draw_patient(rng: np.random.Generator) -> Patient:
         for step, n, limit in steps
     ]
     fat = float(rng.uniform(4, 24))
-    fat_mm = (
-        fat * chance.size(0.3),
-        6 + 0.5 * fat * chance.size(0.3),
-        3 + 0.6 * fat * chance.size(0.3),
-    )
+    anterior, posterior, side = (chance.size(0.3) for _ in range(3))
+    fat_mm = fat * anterior, 6 + 0.5 * fat * posterior, 3 + 0.6 * fat * side
 
     domes = _domes(chance)
     liver = _liver(chance, domes[0])

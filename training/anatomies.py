@@ -84,12 +84,7 @@ class Anatomy:
     spacing: tuple[float, float, float]  # (slice, row, column), mm
     boxes: dict[int, tuple[np.ndarray, np.ndarray]]  # by organ: centre, voxels; half its size, mm
     slices_with: dict[int, np.ndarray]  # by label, 1 to 14, the slices that show it
-    unknown_labels: tuple[int, ...] = ()  # that its structures do not tell apart
-
-    @property
-    def annotated(self) -> tuple[int, ...]:
-        """The labels known wherever they are, without 0."""
-        return tuple(label for label in range(1, NUM_LABELS) if label not in self.unknown_labels)
+    annotated: tuple[int, ...]  # the labels known wherever they are, without 0
 
 
 def _anatomy(
@@ -121,7 +116,8 @@ def _anatomy(
             middle = np.array([(part.start + part.stop - 1) / 2 for part in box])
             size = np.array([part.stop - part.start for part in box]) * spacing
             boxes[label] = middle, np.maximum(size / 2, 8.0)
-    return Anatomy(structures, hull_mm, spacing, boxes, slices_with, unknown_labels)
+    annotated = tuple(label for label in range(1, NUM_LABELS) if label not in unknown_labels)
+    return Anatomy(structures, hull_mm, spacing, boxes, slices_with, annotated)
 
 
 def _refined(label_map: np.ndarray, spacing: Sequence[float]) -> np.ndarray:

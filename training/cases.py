@@ -89,11 +89,6 @@ class CachedVolume:
         return np.load(self.labels, "r") if isinstance(self.labels, Path) else self.labels
 
     @property
-    def pixel_mm(self) -> float:
-        """The size of a pixel in plane, mm."""
-        return (self.spacing[1] * self.spacing[2]) ** 0.5
-
-    @property
     def present(self) -> tuple[int, ...]:
         """The labels in the volume, without 0."""
         mask = np.bitwise_or.reduce(np.array(self.slice_labels, np.int64))

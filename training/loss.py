@@ -32,7 +32,7 @@ def marginal_cross_entropy(probabilities: Tensor, labels: Tensor, annotated: Ten
     unmarked[:, 0] = 1
     background = torch.einsum("nc,nchw->nhw", unmarked, probabilities)
     known = labels != IGNORED
-    marked = _of_label(probabilities, labels, known)
+    marked = probabilities.gather(1, labels.where(known, 0).long()[:, None])[:, 0]
     agreeing = torch.where(labels == 0, background, marked)
     terms = agreeing.clamp(min=_LEAST_PROBABILITY).log().where(known, 0)
     return -terms.sum() / known.sum().clamp(min=1)
@@ -51,7 +51,7 @@ def soft_dice_loss(probabilities: Tensor, labels: Tensor, annotated: Tensor) -> 
     classes = probabilities.shape[1]
     known = labels != IGNORED
     places = labels.where(known, 0).long()
-    marked = _of_label(probabilities, labels, known).where(known, 0)
+    marked = probabilities.gather(1, places[:, None])[:, 0].where(known, 0)
     # On a CPU, which adds one value after another, nothing waits.
     parts = labels.shape[0] * labels.shape[1] if labels.is_cuda else 1
     overlap = _sum_by_label(marked, places, classes, parts)
@@ -77,11 +77,6 @@ def _sum_by_label(values: Tensor, labels: Tensor, classes: int, parts: int) -> T
     return sums.view(parts, classes).sum(dim=0)
 
 
-def _of_label(probabilities: Tensor, labels: Tensor, known: Tensor) -> Tensor:
-    """Return the probability of each pixel's own label, (N, H, W); of 0 where it is not known."""
-    return probabilities.gather(1, labels.where(known, 0).long()[:, None])[:, 0]
-
-
 def deep_supervision_loss(
     outputs: list[Tensor],
     labels: Tensor,
@@ -92,11 +87,8 @@ def deep_supervision_loss(
 ) -> Tensor:
     """Return the mean over the final and the four supervised logits (paper section 2.2).
 
-    Args:
-        outputs: logits (N, C, H, W), in any precision; the losses are computed in fp32.
-        labels, annotated: as in this module's head.
-        cross_entropy: "marginal" or "plain"; the plain one takes unmarked labels as background.
-        dice_weight: of the soft Dice loss added to each cross-entropy.
+    Logits (N, C, H, W) may have any precision; the losses are computed in fp32. A "plain"
+    cross-entropy, not "marginal", takes unmarked labels as background.
     """
     known = annotated if cross_entropy == "marginal" else torch.ones_like(annotated)
     total = torch.zeros((), device=labels.device)

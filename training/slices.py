@@ -116,8 +116,8 @@ class Slices:
         else:
             known = annotated_only(case.cached.label_map[index], case.annotated)
             hu, labels = torch.from_numpy(np.array(case.cached.hu[index])), torch.from_numpy(known)
-        annotated = annotated_mask(case.annotated)
-        return Slice(hu, labels, annotated, case.cached.window, case.cached.pixel_mm)
+        annotated, (_, row_mm, column_mm) = annotated_mask(case.annotated), case.cached.spacing
+        return Slice(hu, labels, annotated, case.cached.window, (row_mm * column_mm) ** 0.5)
 
 
 def collate(slices: list[Slice], multiple: int) -> Batch:

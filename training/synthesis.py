@@ -98,15 +98,6 @@ def _scanner(image: np.ndarray, rng: np.random.Generator, pixel_mm: float) -> np
     return image
 
 
-def _choose_level(anatomy: Anatomy, rng: np.random.Generator) -> float:
-    """Return the slice, in voxels, around which to cut: 60 % by label, as rare organs need."""
-    if rng.random() < 0.6:
-        labels = sorted(anatomy.slices_with)
-        slices = anatomy.slices_with[labels[rng.integers(len(labels))]]
-        return float(slices[rng.integers(len(slices))])
-    return rng.uniform(0, anatomy.structures.shape[0] - 1)
-
-
 def _deformed_slab(
     anatomy: Anatomy, rng: np.random.Generator, size: int, pixel_mm: float
 ) -> tuple[np.ndarray, np.ndarray | None]:
@@ -134,7 +125,11 @@ def _deformed_slab(
 
     shape = np.array(anatomy.structures.shape)
     centre = (shape - 1) / 2
-    centre[0] = _choose_level(anatomy, rng)
+    if rng.random() < 0.6:  # of the slices, around one that shows a label, as rare organs need
+        labels = sorted(anatomy.slices_with)
+        centre[0] = rng.choice(anatomy.slices_with[labels[rng.integers(len(labels))]])
+    else:
+        centre[0] = rng.uniform(0, shape[0] - 1)
     changed = rng.permutation(sorted(anatomy.boxes))[:4]
     for label in changed:
         middle, half = anatomy.boxes[label]

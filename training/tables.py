@@ -26,11 +26,6 @@ class Score(NamedTuple):
     dsc: float
     nsd: float
 
-    @property
-    def name(self) -> str:
-        """The label's name."""
-        return LABEL_NAMES[self.label]
-
 
 def write_table(
     path: Path, kind: type[Metrics | Score], rows: Sequence[Metrics] | Sequence[Score]
@@ -41,9 +36,10 @@ def write_table(
         OSError: the file cannot be written.
     """
     content = StringIO()
-    columns = (*kind._fields, "name") if kind is Score else kind._fields
     writer = csv.writer(content, lineterminator="\n")
-    writer.writerows([columns, *([getattr(row, name) for name in columns] for row in rows)])
+    writer.writerow(kind._fields + ("name",) * (kind is Score))
+    for row in rows:
+        writer.writerow((*row, LABEL_NAMES[row.label]) if isinstance(row, Score) else row)
     write_atomically(path, content.getvalue().encode(errors="surrogateescape"))
 
 

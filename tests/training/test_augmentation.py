@@ -1,5 +1,6 @@
 """What happens to a batch before the network, against independent computations."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -206,6 +207,14 @@ def test_contrast_turns_around_the_mean_of_the_body():
     values = images[0, 0].numpy()
     assert values[body].mean() == pytest.approx(part.hu[body].mean(), abs=0.1)
     assert values[body].std() == pytest.approx(1.4 * part.hu[body].std(), rel=1e-3)
+
+
+def test_one_number_of_the_augmentation_leaves_the_other_draws():
+    slices = [blocks(seed=seed) for seed in range(2)]
+    recipe = Recipe(matrix_reduction=2, slice_size=64, intensity_probability=1, contrast=(0.5, 2))
+    plain, _ = prepared(slices, recipe)
+    again, _ = prepared(slices, dataclasses.replace(recipe, window_probability=1e-9, scale=(1, 1)))
+    assert torch.equal(plain, again)
 
 
 def test_a_soft_tissue_window_looks_like_a_data_set_that_lost_the_rest():

@@ -5,7 +5,7 @@ import multiprocessing
 import resource
 import signal
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Generator, Hashable, Mapping
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ def in_processes(
     start: str = "fork",
     memory: int | None = None,
     seconds: float | None = None,
-) -> Iterator[tuple[Key, Any]]:
+) -> Generator[tuple[Key, Any], None, None]:
     """Call a function for every job, some at once, and yield the results as they come.
 
     Args:

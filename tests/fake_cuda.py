@@ -288,13 +288,9 @@ class FakeCuda(TorchDispatchMode):
         for name, value in {
             "is_available": lambda: True,
             "device_count": lambda: 1,
-            "is_initialized": lambda: True,
             "_lazy_init": lambda: None,
-            "init": lambda: None,
-            "current_device": lambda: 0,
             "set_device": lambda device: None,
             "get_device_name": lambda device=None: "Fake Card",
-            "get_device_capability": lambda device=None: (8, 6),
             "is_bf16_supported": lambda including_emulation=True: True,
             "cudart": lambda: SimpleNamespace(cudaMemGetInfo=memory_info),
             "synchronize": lambda device=None: self._wait("synchronize"),
@@ -302,18 +298,14 @@ class FakeCuda(TorchDispatchMode):
                 synchronize=lambda: self._wait("stream")
             ),
             "Event": Event,
-            "default_generators": (torch.Generator(),),
         }.items():
             monkeypatch.setattr(torch.cuda, name, value)
         monkeypatch.setattr(torch.cuda.memory, "is_initialized", lambda: True, raising=False)
         monkeypatch.setattr(torch.cuda.memory, "_lazy_init", lambda: None, raising=False)
         for name, value in {
             "_cuda_setMemoryFraction": limit,
-            "_cuda_emptyCache": lambda *pool: None,
             "_cuda_memoryStats": stats,
             "_cuda_resetPeakMemoryStats": check,
-            "_cuda_resetAccumulatedMemoryStats": check,
-            "_cuda_isCurrentStreamCapturing": lambda: False,
         }.items():
             monkeypatch.setattr(torch._C, name, value, raising=False)
 

@@ -130,7 +130,7 @@ def code_revision() -> str:
     """Return the git revision of this code, with "+" if files were changed, or "unknown"."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
     try:
-        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip()
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, encoding="utf-8").strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -19,6 +19,7 @@ report marks it so. Every structure is beside the number of references that have
 
 import argparse
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,23 +123,23 @@ def score_folder(
     report.mkdir(parents=True, exist_ok=True)
     use_for_temporary_files(report)
     scored: dict[Path, CaseScores] = {}
-    results = in_processes(score_case, jobs, workers or cpu_limit())
-    for done, (path, result) in enumerate(results, start=1):
-        if isinstance(result, LabelMapError):
-            unscored[path.name] = f"reference: {result}"
-            show(f"[{done}/{len(jobs)}] {path.name}: not scored, reference: {result}")
-            continue
-        if isinstance(result, Exception):
-            reason = f"{type(result).__name__}: {result}"
-            if isinstance(result, WorkerDiedError):
-                reason = f"{result}; with little memory, lower --workers"
-            result = failed_case(path.name, jobs[path][2], reason)
-        if annotated and case_name(path) in annotated.stacks:
-            result.warnings.append("a stack of slices that do not touch: its NSD means little")
-        scored[path] = result
-        cases = [scored[path] for path in pairs if path in scored]
-        write_atomically(report / PER_CASE_CSV, Scoring(cases, protocol).csv())
-        show(f"[{done}/{len(jobs)}] {_progress(result)}")
+    with closing(in_processes(score_case, jobs, workers or cpu_limit())) as results:
+        for done, (path, result) in enumerate(results, start=1):
+            if isinstance(result, LabelMapError):
+                unscored[path.name] = f"reference: {result}"
+                show(f"[{done}/{len(jobs)}] {path.name}: not scored, reference: {result}")
+                continue
+            if isinstance(result, Exception):
+                reason = f"{type(result).__name__}: {result}"
+                if isinstance(result, WorkerDiedError):
+                    reason = f"{result}; with little memory, lower --workers"
+                result = failed_case(path.name, jobs[path][2], reason)
+            if annotated and case_name(path) in annotated.stacks:
+                result.warnings.append("a stack of slices that do not touch: its NSD means little")
+            scored[path] = result
+            cases = [scored[path] for path in pairs if path in scored]
+            write_atomically(report / PER_CASE_CSV, Scoring(cases, protocol).csv())
+            show(f"[{done}/{len(jobs)}] {_progress(result)}")
     if not scored:
         show("no reference could be used")
         return False

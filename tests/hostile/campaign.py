@@ -83,19 +83,16 @@ def _compare(source: Path, target: Path, volume: Volume, label_map: np.ndarray) 
         labels = np.asanyarray(written.dataobj)
     except Exception as error:
         return "nibabel cannot read the label map", str(error)
+    wanted, read = as_stored(label_map), as_stored(volume.voxels)
     if written.shape != before.shape:
         return "another shape", f"{written.shape}, not {before.shape}"
-    if not np.array_equal(written.affine, before.affine):
-        return "another affine", str(written.affine)
-    if labels.dtype != np.uint8 or written.get_data_dtype() != np.uint8:
-        return "another type", str(labels.dtype)
-    wanted = as_stored(label_map)
-    if not np.array_equal(labels.reshape(wanted.shape), wanted):
-        return "other labels", ""
-    read = as_stored(volume.voxels)
-    if not np.array_equal(voxels.reshape(read.shape), read, equal_nan=read.dtype.kind == "f"):
-        return "other voxels", ""
-    return OK, ""
+    is_right = {
+        "another affine": np.array_equal(written.affine, before.affine),
+        "another type": labels.dtype == written.get_data_dtype() == np.uint8,
+        "other labels": np.array_equal(labels.reshape(wanted.shape), wanted),
+        "other voxels": np.array_equal(voxels.reshape(read.shape), read, read.dtype.kind == "f"),
+    }
+    return next((name for name, right in is_right.items() if not right), OK), ""
 
 
 def campaign(

@@ -24,6 +24,7 @@ from inference.startup import CANNOT_START
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 WINDOW = (-400.0, 500.0)
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +154,19 @@ def test_fused_kernels_that_compute_wrongly_are_not_used(network, hu, expected, 
 # Memory.
 
 
+def sizes_of_batches(predictor, most, error=OUT_OF_MEMORY):
+    """The sizes of the batches that the network sees from now on; larger ones raise the error."""
+    sizes = []
+
+    def refuse(module, inputs):
+        sizes.append(len(inputs[0]))
+        if len(inputs[0]) > most:
+            raise error
+
+    predictor.network.register_forward_pre_hook(refuse)
+    return sizes
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -166,14 +180,7 @@ def test_fused_kernels_that_compute_wrongly_are_not_used(network, hu, expected, 
 def test_memory_pressure_halves_the_batch(network, hu, expected, cuda_device, error):
     cuda_device()
     predictor = predictor_of(network, CUDA, batch_size=7)
-    sizes = []
-
-    def refuse_more_than_two(module, inputs):
-        sizes.append(len(inputs[0]))
-        if len(inputs[0]) > 2:
-            raise error
-
-    predictor.network.register_forward_pre_hook(refuse_more_than_two)
+    sizes = sizes_of_batches(predictor, 2, error)
     done = []
     labels = predictor.predict(hu, window=WINDOW, on_slices=done.append)
     assert sizes == [7, 3] + [1] * 7
@@ -184,14 +191,7 @@ def test_memory_pressure_halves_the_batch(network, hu, expected, cuda_device, er
 def test_a_lack_of_memory_is_remembered_for_slices_of_that_size(network, hu, cuda_device):
     cuda_device()
     predictor = predictor_of(network, CUDA, batch_size=6)
-    sizes = []
-
-    def refuse_more_than_two(module, inputs):
-        sizes.append(len(inputs[0]))
-        if len(inputs[0]) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-    predictor.network.register_forward_pre_hook(refuse_more_than_two)
+    sizes = sizes_of_batches(predictor, 2)
     for voxels, expected in (
         (hu[:4], [4, 2, 2]),  # a short volume says nothing of longer ones,
         (hu[:6], [6, 3, 1, 1, 1, 1, 1, 1]),
@@ -213,13 +213,11 @@ def test_a_fault_of_folding_is_not_the_devices(network, cuda_device, monkeypatch
 def test_another_error_is_not_taken_for_a_lack_of_memory(network, hu, cuda_device):
     cuda_device()
     predictor = predictor_of(network, CUDA, batch_size=7)
-
-    def fail(module, inputs):
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    predictor.network.register_forward_pre_hook(fail)
+    error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    sizes = sizes_of_batches(predictor, 0, error)
     with pytest.raises(RuntimeError, match="illegal"):
         predictor.predict(hu, window=WINDOW)
+    assert sizes == [7]
 
 
 def test_memory_is_freed_when_nothing_holds_the_batch(network, hu, cuda_device, monkeypatch):

@@ -23,8 +23,8 @@ _LEVELS = 4  # decoders, and supervised maps that the fusion reads, one after an
 _EPSILON = 1e-5  # of batch normalisation
 
 # Standard deviation of z. The attention bends larger ones: 0.07 is the largest, in hundredths, with
-# which all maps correlate with the narrow network's by 0.999. Smaller ones are lost in bfloat16, whose steps above
-# 1/2 are 1/256, and make the function more sensitive to a step of training.
+# which all maps correlate with the narrow network's by 0.999. Smaller ones are lost in bfloat16,
+# whose steps above 1/2 are 1/256, and make the function more sensitive to a step of training.
 _SPREAD = 0.07
 
 # Share of log(scale) that batch normalisation takes; convolutions take the rest. Adam's steps are
